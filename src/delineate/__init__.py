@@ -1,0 +1,39 @@
+"""delineate outlines what a person names in a medical image.
+
+    from delineate import Segmenter, read_scan
+
+    proposals = Segmenter.load()(read_scan("ct.nii.gz"), ["liver", "left kidney"], n=8)
+    proposals["liver"].consensus()      # bool, on the scan's own voxels
+
+Names are imported when first used, so that nothing waits for torch that does not need it.
+"""
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "DelineateError": "delineate.errors",
+    "Outcome": "delineate.proposals",
+    "Prompt": "delineate.prompt",
+    "Proposals": "delineate.proposals",
+    "Scan": "delineate.scan",
+    "Segmenter": "delineate.segmenter",
+    "TargetProposals": "delineate.proposals",
+    "Vocabulary": "delineate.prompt",
+    "open_dataset": "delineate.data.dataset",
+    "read_scan": "delineate.scan",
+}
+
+__all__ = ["__version__", *_HOME]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'delineate' has no attribute '{name}'")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

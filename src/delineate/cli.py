@@ -1,0 +1,417 @@
+"""The command line. Everything heavy is imported inside the command that needs it."""
+
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from delineate import __version__
+from delineate.errors import DelineateError, PromptError
+from delineate.systems import PRESETS, SYSTEMS
+
+EXIT_CODES = """Exit codes: 0 done; 1 some cases failed, or `check` found errors; 2 wrong usage; 3 unreadable scan;
+4 unknown prompt; 5 dataset not as it should be; 6 model missing or damaged; 7 training cannot go on;
+75 stopped on request, the same command goes on."""
+
+app = typer.Typer(
+    help="Name a target in a medical image; get several plausible masks, their consensus, and where they disagree. "
+    "A research tool, not a medical device.\n\n" + EXIT_CODES,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+out = Console()
+err = Console(stderr=True)
+
+ModelOption = Annotated[
+    Path | None, typer.Option("--model", "-m", help="Model folder. Without it the model that ships with delineate.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts instead of text.")]
+SeedOption = Annotated[int, typer.Option(help="Proposal k depends on model, scan, prompt, seed and k alone.")]
+ThreadsOption = Annotated[int | None, typer.Option(min=1, help="CPU threads; recorded, since results depend on it.")]
+TargetOption = Annotated[
+    list[str] | None,
+    typer.Option("--target", help='What the masks of an images/ + masks/ folder show, such as "breast lesion".'),
+]
+ModalityOption = Annotated[
+    str | None, typer.Option(help="CT, MR, US, …; for datasets it overrides what dataset.json says.")
+]
+SystemArgument = Annotated[str, typer.Argument(help=f"A named system: {', '.join(SYSTEMS)}.")]
+DatasetArgument = Annotated[Path, typer.Argument(help="Dataset folder: nnU-Net/MSD layout, or images/ + masks/.")]
+DatasetsArgument = Annotated[list[Path], typer.Argument(help="One or more dataset folders.")]
+PresetOption = Annotated[str, typer.Option(help=f"Size: {', '.join(PRESETS)}. tiny is for CPU, base for a GPU.")]
+MinutesOption = Annotated[float | None, typer.Option(help="Train for this much wall time (default 10).")]
+ImagesOption = Annotated[
+    int | None, typer.Option(help="Train on this many images instead; only this repeats to the bit.")
+]
+
+
+def main() -> None:
+    """Run the command line; problems of the user's end in one line and an exit code."""
+    try:
+        app()
+    except DelineateError as error:
+        _say(f"delineate: {' '.join(str(error).split())}")
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        sys.exit(0)
+
+
+def _say(text: str) -> None:
+    err.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _print_json(value: Any) -> None:
+    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        out.print(__version__, highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def _top(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def segment(
+    path: Annotated[Path, typer.Argument(help="A scan (NIfTI, PNG, JPEG, TIFF), or a folder of scans.")],
+    prompt: Annotated[list[str], typer.Option("--prompt", "-p", help="A target in words; repeat for several.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write to; a subfolder for each case.")],
+    proposals: Annotated[int, typer.Option("--proposals", "-n", min=1, max=64, help="Masks for each target.")] = 8,
+    model: ModelOption = None,
+    seed: SeedOption = 0,
+    consensus: Annotated[str, typer.Option(help="How proposals are fused: mean, majority or staple.")] = "mean",
+    maps: Annotated[bool, typer.Option("--maps", help="Also write probability and doubt maps.")] = False,
+    modality: Annotated[str | None, typer.Option(help="CT, MR, US, …; CT in HU is windowed if you say so.")] = None,
+    volume: Annotated[int | None, typer.Option(min=0, help="Which volume of a 4-D file.")] = None,
+    pictures: Annotated[bool, typer.Option(help="Write montage.png for each case.")] = True,
+    resume: Annotated[bool, typer.Option("--resume", help="Skip cases that are finished with the same request.")] = False,
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Outline what you name in a scan, or in every scan of a folder."""
+    from delineate.cohort import Request, find_scans
+    from delineate.fusion import FUSIONS
+    from delineate.model_folder import check_model, fingerprint, read_vocabulary
+    from delineate.prompt import Prompt, unknown_prompt_message
+
+    if consensus not in FUSIONS:
+        raise typer.BadParameter(f"--consensus is one of {', '.join(FUSIONS)}")
+    scans = find_scans(path)
+    folder, _ = check_model(model)
+    vocabulary = read_vocabulary(folder)
+    where = f"--model {model}" if model else ""
+    matches = {p: vocabulary.match(Prompt(p).text) for p in prompt}
+    unknown = [unknown_prompt_message(p, m.nearest, where) for p, m in matches.items() if m.concept is None]
+    if len(unknown) == len(matches):
+        raise PromptError(" ".join(unknown))
+
+    from delineate.cohort import run_cohort
+    from delineate.segmenter import Segmenter
+
+    _set_threads(threads)
+    request = Request(tuple(prompt), proposals, seed, consensus, maps, modality, volume, pictures)
+    with _progress(quiet=as_json) as bar:
+        bar.start("loading the model")
+        segmenter = Segmenter.load(folder)
+        number = 0
+
+        def on_case(index: int, scan: Path) -> None:
+            nonlocal number
+            number = index
+            bar.start(f"{scan.name} ({index + 1} of {len(scans)})", done=index / len(scans))
+
+        report = run_cohort(
+            segmenter,
+            scans,
+            request,
+            output,
+            model_hash=fingerprint(folder),
+            resume=resume,
+            on_case=on_case,
+            on_step=lambda share: bar.update((number + share) / len(scans)),
+        )
+    if as_json:
+        _print_json(report)
+    else:
+        _print_run(report, output)
+    for line in unknown:
+        _say(f"delineate: {line}")
+    failed = [c for c in report["cases"] if c["status"] == "failed"]
+    for case in failed:
+        _say(f"delineate: {case['reason']}")
+    if failed:
+        raise typer.Exit(3 if len(scans) == 1 else 1)
+    if unknown:
+        raise typer.Exit(PromptError.exit_code)
+
+
+def _print_run(report: dict[str, Any], folder: Path) -> None:
+    table = Table("case", "target", "outcome", "score", "consensus", "spread of proposals", box=None, pad_edge=False)
+    for case in report["cases"]:
+        if case["status"] == "failed":
+            table.add_row(case["case"], "", "failed", "", "", "")
+            continue
+        for target in case["targets"]:
+            unit = "pixels" if "consensus_pixels" in target else "ml"
+            volumes = target.get(f"proposals_{unit}", [])
+            digits = 0 if unit == "pixels" else 1
+            table.add_row(
+                case["case"],
+                target["target"] or target["prompt"],
+                target["outcome"],
+                f"{target['score']:.2f}" if "score" in target else "",
+                f"{target[f'consensus_{unit}']:.{digits}f} {unit}" if volumes else "",
+                f"{min(volumes):.{digits}f} to {max(volumes):.{digits}f}" if volumes else "",
+            )
+    out.print(table)
+    out.print(f"{folder / 'run.json'}", highlight=False)
+    for case in report["cases"]:
+        if "montage.png" in case.get("written", ()):
+            out.print(f"{folder / case['case'] / 'montage.png'}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def prompts(model: ModelOption = None, as_json: JsonOption = False) -> None:
+    """List what a model can be asked for: names, synonyms and modalities."""
+    from delineate.model_folder import read_vocabulary
+
+    vocabulary = read_vocabulary(model)
+    if as_json:
+        _print_json(vocabulary.to_json())
+        return
+    table = Table("name", "modality", "also", box=None, pad_edge=False)
+    for concept in vocabulary.concepts:
+        table.add_row(concept.name, ", ".join(concept.modalities), ", ".join(concept.synonyms))
+    out.print(table)
+
+
+@app.command()
+def systems(as_json: JsonOption = False) -> None:
+    """List the named systems that can be trained."""
+    if as_json:
+        _print_json({name: {"summary": e.summary, "source": e.source} for name, e in SYSTEMS.items()})
+        return
+    table = Table("system", "what it is", "after", box=None, pad_edge=False)
+    for name, entry in SYSTEMS.items():
+        table.add_row(name, entry.summary, entry.source)
+    out.print(table)
+
+
+@app.command()
+def check(
+    dataset: DatasetArgument, target: TargetOption = None, modality: ModalityOption = None, as_json: JsonOption = False
+) -> None:
+    """Look at every file of a dataset and say what is wrong, why, and what to do."""
+    from delineate.data.check import check_dataset
+
+    with _progress(quiet=as_json) as bar:
+        bar.start("checking")
+        report = check_dataset(
+            dataset, targets=target or None, modality=modality, progress=lambda done, total: bar.update(done / total)
+        )
+    if as_json:
+        _print_json(report.to_json())
+    else:
+        out.print(f"{report.name}: {report.cases} cases", highlight=False)
+        table = Table("target", "cases", "voxels", box=None, pad_edge=False)
+        for name, counts in report.targets.items():
+            table.add_row(name, *(str(v) for v in counts.values()))
+        out.print(table)
+        for problem in report.problems:
+            _say(f"{problem.severity}: {problem.file}: {problem.what} {problem.fix}")
+        if not report.problems:
+            out.print("nothing wrong")
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+@app.command()
+def pretrain(
+    datasets: DatasetsArgument,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the foundation (Stable Diffusion layout).")],
+    preset: PresetOption = "tiny",
+    codec: Annotated[str, typer.Option(help="unshuffle (lossless) or vae (latents of an autoencoder).")] = "unshuffle",
+    minutes: MinutesOption = None,
+    images: ImagesOption = None,
+    seed: Annotated[int, typer.Option(help="Of the whole training.")] = 0,
+    target: TargetOption = None,
+    modality: ModalityOption = None,
+    threads: ThreadsOption = None,
+) -> None:
+    """Train a foundation: a text-to-image model of scans and masks, for `train progidiff --foundation`."""
+    from delineate.running import pretrain_foundation
+
+    _set_threads(threads)
+    settings = {"preset": _preset(preset), "codec": codec, "seed": seed, "target": target, "modality": modality}
+    with _progress() as bar:
+        pretrain_foundation(datasets, output, **settings, **_budget(minutes, images), watch=bar)
+    out.print(f"foundation: {output}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def train(
+    system: SystemArgument,
+    datasets: DatasetsArgument,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Model folder to write.")],
+    preset: PresetOption = "tiny",
+    minutes: MinutesOption = None,
+    images: ImagesOption = None,
+    foundation: Annotated[
+        Path | None, typer.Option(help="Stable Diffusion folder for progidiff; without it one is pre-trained first.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the whole training.")] = 0,
+    target: TargetOption = None,
+    modality: ModalityOption = None,
+    threads: ThreadsOption = None,
+) -> None:
+    """Train a system on the train split of one or several datasets; run again to go on after a stop."""
+    from delineate.running import train_system
+
+    if system not in SYSTEMS:
+        raise typer.BadParameter(f"SYSTEM is one of {', '.join(SYSTEMS)}; got '{system}'")
+    _set_threads(threads)
+    settings = {
+        "preset": _preset(preset),
+        "foundation": foundation,
+        "seed": seed,
+        "target": target,
+        "modality": modality,
+    }
+    with _progress() as bar:
+        curves = train_system(system, datasets, output, **settings, **_budget(minutes, images), watch=bar)
+    out.print(f"model:  {output}\ncurves: {curves}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def evaluate(
+    dataset: DatasetArgument,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for report.json, rows.csv and dice.png.")],
+    model: ModelOption = None,
+    split: Annotated[str, typer.Option(help="train, val, test or all; only test is a result.")] = "test",
+    proposals: Annotated[int, typer.Option("--proposals", "-n", min=1, max=64, help="Masks for each target.")] = 8,
+    seed: SeedOption = 0,
+    target: TargetOption = None,
+    modality: ModalityOption = None,
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Score a model on the held-out subjects of a dataset, in 3-D: Dice, IoU, HD95 (mm), NSD."""
+    from delineate.report import print_summary
+    from delineate.running import evaluate_model
+
+    _set_threads(threads)
+    with _progress(quiet=as_json) as bar:
+        summary = evaluate_model(
+            dataset, output, model, split=split, n=proposals, seed=seed, target=target, modality=modality, watch=bar
+        )
+    if as_json:
+        _print_json(summary)
+    else:
+        print_summary(summary, out)
+        out.print(f"{output / 'report.json'}  {output / 'dice.png'}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write to.")] = Path("demo"),
+    data: Annotated[
+        Path | None, typer.Option(help="Dataset to show; without it a phantom is made. Its test split is used.")
+    ] = None,
+    minutes: Annotated[float, typer.Option(help="Length of the short training.")] = 2.0,
+    threads: ThreadsOption = None,
+) -> None:
+    """See it work: segment with the house model, train a small model, compare both with a U-Net."""
+    from delineate.demo import run_demo
+
+    _set_threads(threads)
+    with _progress() as bar:
+        lines = run_demo(output, data, minutes=minutes, watch=bar, console=out)
+    for line in lines:
+        out.print(line, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def doctor(as_json: JsonOption = False) -> None:
+    """Say whether this installation is sound: versions, threads, the house model, a trial write."""
+    from delineate.doctor import examine
+
+    findings = examine()
+    if as_json:
+        _print_json([finding.__dict__ for finding in findings])
+    else:
+        for finding in findings:
+            mark = "ok  " if finding.ok else "BAD "
+            out.print(f"{mark} {finding.what}", highlight=False, soft_wrap=True)
+    if not all(finding.ok for finding in findings):
+        raise typer.Exit(1)
+
+
+def _preset(name: str) -> str:
+    if name not in PRESETS:
+        raise typer.BadParameter(f"--preset is one of {', '.join(PRESETS)}; got '{name}'")
+    return name
+
+
+def _budget(minutes: float | None, images: int | None) -> dict[str, Any]:
+    if minutes is not None and images is not None:
+        raise typer.BadParameter("give --minutes or --images, not both")
+    return {"minutes": 10.0 if minutes is None and images is None else minutes, "images": images}
+
+
+def _set_threads(threads: int | None) -> None:
+    import torch
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
+class Bar:
+    """One progress line with the time to go."""
+
+    def __init__(self, progress: Any):
+        self._progress = progress
+        self._task = progress.add_task("", total=1.0, note="")
+
+    def start(self, what: str, done: float = 0.0) -> None:
+        """Begin a stretch of work."""
+        self._progress.update(self._task, description=what, completed=done)
+
+    def update(self, done: float, note: str = "") -> None:
+        """Tell which share is done."""
+        self._progress.update(self._task, completed=done, note=note)
+
+    def each(self, items: Iterable[Any], total: int) -> Iterator[Any]:
+        """Iterate with progress."""
+        for number, item in enumerate(items):
+            yield item
+            self.update((number + 1) / total)
+
+
+@contextmanager
+def _progress(quiet: bool = False) -> Iterator[Bar]:
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=err, transient=True, disable=quiet) as progress:
+        yield Bar(progress)

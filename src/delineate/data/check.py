@@ -1,0 +1,282 @@
+"""Every fault of a dataset folder in one pass, each with the file it is in and what to do about it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from delineate.data.dataset import Dataset, grid_difference
+from delineate.data.layout import (
+    SPLITS,
+    Files,
+    choose_targets,
+    declared_labels,
+    declared_modality,
+    find_files,
+    read_json,
+    read_splits,
+    read_subjects,
+    split_faults,
+    summary,
+)
+from delineate.errors import DatasetError, ScanError
+from delineate.files import sha256_of
+from delineate.scan import Scan, read_labels, read_scan
+
+OUTLIER_FACTOR = 3.0  # a spacing this many times the median of its axis, or a third of it, is remarked on
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One fault: the file (relative to the dataset), what is wrong, what to do, and whether it can stay."""
+
+    file: str
+    what: str
+    fix: str
+    severity: Literal["error", "warning"]
+
+
+@dataclass
+class CheckReport:
+    """What a check saw.
+
+    Attributes:
+        name: The dataset's folder.
+        cases: How many images have a label file.
+        targets: For every target, how many cases hold it ("cases") and in how many voxels ("voxels").
+        problems: Errors first, then by file.
+    """
+
+    name: str
+    cases: int = 0
+    targets: dict[str, dict[str, int]] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is no error; warnings may remain."""
+        return not any(problem.severity == "error" for problem in self.problems)
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as plain values for a JSON file."""
+        return {**asdict(self), "ok": self.ok}
+
+
+def check_dataset(
+    path: str | Path,
+    *,
+    targets: Mapping[str, int] | Sequence[str] | None = None,
+    modality: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> CheckReport:
+    """Read every file of a dataset folder and report all that is wrong with it; never stop at the first.
+
+    Args:
+        path: A folder in one of the layouts of `delineate.data.layout`.
+        targets: As in `open_dataset`.
+        modality: As in `open_dataset`.
+        progress: Called with (images done, images in all).
+
+    Raises:
+        DatasetError: The folder has neither layout, so that there is nothing to check.
+    """
+    root = Path(path).resolve()
+    files = find_files(root)
+    report = CheckReport(root.name, cases=len(files.images.keys() & files.labels.keys()))
+    checks = _Checks(root, files, report)
+    checks.pairs()
+    dataset = checks.description(targets, modality)
+    report.targets.update({name: {"cases": 0, "voxels": 0} for name in dataset.labels})
+    for number, (name, image) in enumerate(files.images.items(), start=1):
+        checks.case(dataset, image, files.labels.get(name))
+        if progress is not None:
+            progress(number, len(files.images))
+    checks.spacings()
+    checks.splits_and_duplicates(dataset)
+    checks.unseen(dataset)
+    report.problems.sort(key=lambda problem: (problem.severity, problem.file, problem.what))
+    return report
+
+
+@dataclass
+class _Checks:
+    """The state of one check: what was found so far."""
+
+    root: Path
+    files: Files
+    report: CheckReport
+    spacing_of: dict[Path, tuple[float, ...]] = field(default_factory=dict)
+    subjects: dict[str, str] = field(default_factory=dict)
+
+    def add(self, file: Path, what: str, fix: str, severity: Literal["error", "warning"] = "error") -> None:
+        """Note a problem; inside the dataset files are named from its root."""
+        name = str(file.relative_to(self.root)) if file.is_relative_to(self.root) else str(file)
+        what = what.removeprefix(f"{file}: ")
+        self.report.problems.append(Problem(name, what, fix, severity))
+
+    def pairs(self) -> None:
+        """Ambiguous names, images without labels and labels without images."""
+        images, labels = self.files.images, self.files.labels
+        for file, fault in self.files.faults:
+            what, _, fix = fault.partition("; ")
+            self.add(file, what, fix)
+        for name in images.keys() - labels.keys():
+            self.add(
+                images[name],
+                f"no label file '{name}.*' in {self.files.label_folder}",
+                "label it or remove it",
+            )
+        for name in labels.keys() - images.keys():
+            self.add(
+                labels[name], f"no image '{name}' in {self.files.image_folder}", "add the image or remove it"
+            )
+        if not images:
+            self.add(self.root / self.files.image_folder, "no image in this folder", "put the images there")
+
+    def description(self, targets: Mapping[str, int] | Sequence[str] | None, modality: str | None) -> Dataset:
+        """The dataset as far as its JSON files can be understood; each that cannot is one problem."""
+        source = self.root / "dataset.json"
+        described = self._try(source, read_json, source) or {}
+        declared = self._try(source, declared_labels, described, self.root)
+        chosen = None
+        if declared is not None:
+            chosen = self._try(source, choose_targets, declared, targets, self.root)
+        labels, others = chosen or ({}, frozenset())
+        stated = self._try(source, declared_modality, described, self.root)
+        subjects = self._try(self.root / "subjects.json", read_subjects, self.root, self.files.images) or {}
+        self.subjects = {name: subjects.get(name, name) for name in self.files.images}
+        splits = self._try(self.root / "splits.json", read_splits, self.root) or {}
+        return Dataset(self.root, self.root.name, modality or stated, labels, (), splits, others)
+
+    def _try(self, file: Path, read: Callable, *arguments):
+        """What `read` returns, or None and a problem."""
+        try:
+            return read(*arguments)
+        except DatasetError as error:
+            self.add(file, str(error), "correct the file as said")
+            return None
+
+    def _read(self, file: Path, read: Callable[[Path], Scan], whole: str) -> Scan | None:
+        try:
+            return read(file)
+        except ScanError as error:
+            self.add(file, str(error), whole)
+            return None
+
+    def case(self, dataset: Dataset, image: Path, labels: Path | None) -> None:
+        """One image and its labels."""
+        scan = self._read(image, read_scan, "replace the file by a good copy, or remove the case")
+        if scan is not None:
+            for note in scan.notes:
+                if "NaN" in note or "finite" in note:
+                    self.add(image, note, "export the image without NaN if that is not intended", "warning")
+            if scan.voxels.size and scan.voxels.min() == scan.voxels.max():
+                self.add(
+                    image, f"every voxel is {scan.voxels.flat[0]:g}", "export the image again, or remove it"
+                )
+            if scan.has_spacing:
+                self.spacing_of[image] = scan.spacing_mm
+        if labels is None:
+            return
+        drawn = self._read(labels, read_labels, "labels are whole numbers, one a voxel: export them as such")
+        if drawn is None:
+            return
+        if scan is not None and (difference := grid_difference(scan, drawn)):
+            self.add(
+                labels, f"not on the grid of its image: {difference}", "export the labels on the image's grid"
+            )
+        self.values(dataset, labels, drawn)
+
+    def values(self, dataset: Dataset, file: Path, drawn: Scan) -> None:
+        """The ids in one label file."""
+        values, voxels = np.unique(drawn.voxels, return_counts=True)
+        if not (values != 0).any():
+            self.add(
+                file, "no voxel is labelled", "fine where the image shows no target; else label it", "warning"
+            )
+        if not dataset.declared_ids:  # nobody could say what the ids mean: that is a problem already
+            return
+        ids, unknown = dataset.ids_of(drawn.voxels)
+        counts = dict(zip(values.tolist(), voxels.tolist(), strict=True))
+        if unknown:
+            self.add(
+                file, f"undeclared ids: {summary(unknown)}", self._advice(dataset, file, unknown, counts)
+            )
+        for name, number in dataset.labels.items():
+            if seen := int((ids == number).sum()):
+                self.report.targets[name]["cases"] += 1
+                self.report.targets[name]["voxels"] += seen
+
+    def _advice(self, dataset: Dataset, file: Path, unknown: list[int], counts: dict[int, int]) -> str:
+        if file.suffix.lower() in {".jpg", ".jpeg"}:
+            return "JPEG changes mask values: export the mask again as PNG"
+        declared = summary(sorted(dataset.declared_ids))
+        if 255 in unknown:
+            return f"masks of 0 and 255 are for datasets of one target; here write the ids {declared}"
+        many = f" ({sum(counts[number] for number in unknown)} voxels)"
+        return f"name them in dataset.json, or change them{many} to 0 or one of {declared}"
+
+    def spacings(self) -> None:
+        """Spacings far from the dataset's own median, axis by axis."""
+        if len(self.spacing_of) < 4:  # a median of fewer says little
+            return
+        middle = np.median(list(self.spacing_of.values()), axis=0)
+        for file, spacing in self.spacing_of.items():
+            ratio = np.asarray(spacing) / middle
+            if ratio.max() > OUTLIER_FACTOR or ratio.min() < 1 / OUTLIER_FACTOR:
+                here, usual = (" × ".join(f"{mm:.3g}" for mm in numbers) for numbers in (spacing, middle))
+                self.add(
+                    file,
+                    f"spacing {here} mm where {usual} mm is usual",
+                    "see that its header is right",
+                    "warning",
+                )
+
+    def splits_and_duplicates(self, dataset: Dataset) -> None:
+        """Faults of the splits; images with the same bytes, which are a leak where two splits hold them."""
+        source = (
+            self.root / "splits.json"
+            if (self.root / "splits.json").exists()
+            else self.root.parent / "splits.json"
+        )
+        home: dict[str, str] = {
+            subject: name for name, members in dataset.splits.items() for subject in members
+        }
+        for fault in split_faults(dataset.splits, set(self.subjects.values())):
+            self.add(source, fault, "name every subject once, in one split")
+        outside = sorted(set(self.subjects.values()) - set(home)) if dataset.splits else []
+        if outside:
+            names = ", ".join(outside[:8]) + ", …" * (len(outside) > 8)
+            what = f"{len(outside)} subjects are in no split: {names}"
+            self.add(source, what, "add them to a split, or leave them unused", "warning")
+        for wanted in SPLITS:
+            if not dataset.splits or wanted in dataset.splits:
+                continue
+            self.add(source, f"no split '{wanted}'", "add it, empty if it is meant to be", "warning")
+        first: dict[str, str] = {}
+        for name, image in self.files.images.items():
+            digest = sha256_of(image)
+            if (twin := first.setdefault(digest, name)) == name:
+                continue
+            splits = [home.get(self.subjects[one]) for one in (twin, name)]
+            what = f"the same bytes as {self.files.images[twin].name}"
+            if splits[0] != splits[1] and None not in splits:
+                self.add(
+                    image, f"{what}, which is in '{splits[0]}' while this is in '{splits[1]}'", "remove one"
+                )
+            else:
+                self.add(image, what, "remove one", "warning")
+
+    def unseen(self, dataset: Dataset) -> None:
+        """Targets that no label file holds."""
+        for name, number in dataset.labels.items():
+            if self.files.labels and not self.report.targets[name]["cases"]:
+                what = f"'{name}' (id {number}) is in no label file"
+                self.add(
+                    self.root / "dataset.json",
+                    what,
+                    "remove the name, or see that its id is right",
+                    "warning",
+                )

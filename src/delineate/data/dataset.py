@@ -1,0 +1,228 @@
+"""A folder of scans with masks as a `Dataset` of named targets, with splits by subject."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from delineate.data.layout import (
+    SPLITS,
+    choose_targets,
+    declared_labels,
+    declared_modality,
+    find_files,
+    read_json,
+    read_splits,
+    read_subjects,
+    split_faults,
+    summary,
+)
+from delineate.errors import DatasetError
+from delineate.files import write_json
+from delineate.prompt import Vocabulary
+from delineate.scan import SCAN_SUFFIXES, Scan, read_labels, read_scan
+
+
+@dataclass(frozen=True)
+class Case:
+    """One image, whose it is, and the file that labels it (None where nobody has)."""
+
+    name: str
+    subject: str
+    image: Path
+    labels: Path | None
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A folder of cases with named targets.
+
+    Attributes:
+        root: The folder, resolved.
+        name: What `dataset.json` calls it, else the folder's name.
+        modality: "CT", "MR", or another word as given; None where unknown.
+        labels: Target name (`prompt.canonical_name`) to its id in the label files (background left out).
+        cases: Sorted by name.
+        splits: Subjects of "train", "val" and "test"; empty where there is no `splits.json`.
+        other_ids: Declared ids that `targets` left out; `read` turns them into background.
+    """
+
+    root: Path
+    name: str
+    modality: str | None
+    labels: dict[str, int]
+    cases: tuple[Case, ...]
+    splits: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    other_ids: frozenset[int] = frozenset()
+
+    def split(self, name: str) -> tuple[Case, ...]:
+        """The cases of "train", "val" or "test", or "all" of them.
+
+        Raises:
+            DatasetError: There are no splits, or they cannot be trusted (`split_faults` lists why).
+        """
+        if name == "all":
+            return self.cases
+        if not self.splits:
+            raise DatasetError(
+                f"{self.root} has no splits: put a splits.json with train, val and test lists of subjects "
+                f"there, or write one with delineate.data.write_splits(dataset)."
+            )
+        if name not in self.splits:
+            raise DatasetError(f"No split '{name}' in {self.root}; there are: all, {', '.join(self.splits)}.")
+        if faults := split_faults(self.splits, {case.subject for case in self.cases}):
+            more = f" (and {len(faults) - 1} more; see delineate check)" if len(faults) > 1 else ""
+            raise DatasetError(f"The splits of {self.root} cannot be trusted: {faults[0]}{more}.")
+        subjects = set(self.splits[name])
+        return tuple(case for case in self.cases if case.subject in subjects)
+
+    def read(self, case: Case) -> tuple[Scan, np.ndarray]:
+        """The scan of a case and its labels.
+
+        In a dataset with one declared target, a label file whose only foreground value is 255 (or 1) means
+        that target: masks drawn by image programs are 0/255. With more targets every value must be a
+        declared id.
+
+        Returns:
+            The scan, and an int32 array of `scan.shape`, (I, J, K), that holds 0 and ids of `labels`.
+
+        Raises:
+            DatasetError: No label file, grids that disagree (both files named), or undeclared ids.
+            ScanError: A file cannot be read.
+        """
+        if case.labels is None:
+            raise DatasetError(f"{case.image} has no label file; remove it or label it.")
+        scan, drawn = read_scan(case.image, modality=self.modality), read_labels(case.labels)
+        if difference := grid_difference(scan, drawn):
+            raise DatasetError(
+                f"{case.image} and {case.labels} must share one grid: {difference}. "
+                f"Export the labels on the image's grid."
+            )
+        ids, unknown = self.ids_of(drawn.voxels)
+        if unknown:
+            raise DatasetError(
+                f"{case.labels} holds {summary(unknown)}, which {self.root.name} does not declare "
+                f"(declared: {summary(sorted(self.declared_ids))}). Correct the file, or add the names."
+            )
+        return scan, ids
+
+    @property
+    def declared_ids(self) -> frozenset[int]:
+        """Every id that a label file may hold, apart from 0."""
+        return self.other_ids.union(self.labels.values())
+
+    def ids_of(self, values: np.ndarray) -> tuple[np.ndarray, list[int]]:
+        """Values of a label file as int32 ids of `labels`, and those that are no declared id (made 0)."""
+        present = {int(value) for value in np.unique(values)} - {0}
+        if len(self.declared_ids) == 1 and present in ({1}, {255}):
+            return (values != 0).astype(np.int32) * next(iter(self.declared_ids)), []
+        wanted = set(self.labels.values())
+        ids = values.astype(np.int32)
+        if present - wanted:
+            ids = np.where(np.isin(ids, sorted(wanted)), ids, 0).astype(np.int32)
+        return ids, sorted(present - self.declared_ids)
+
+    def vocabulary(self) -> Vocabulary:
+        """What a model trained on this dataset can be asked for."""
+        return Vocabulary.from_names(self.labels, self.modality)
+
+
+def open_dataset(
+    path: str | Path,
+    *,
+    targets: Mapping[str, int] | Sequence[str] | None = None,
+    modality: str | None = None,
+    splits: Path | None = None,
+) -> Dataset:
+    """The dataset in a folder; nothing but names and JSON is read.
+
+    Args:
+        path: The folder.
+        targets: With a `dataset.json`: the names to keep, or {name: declared id} to keep and rename. Without
+            one: the names of ids 1, 2, …, or {name: id}.
+        modality: Overrides what `dataset.json` says.
+        splits: A splits file to use instead of the folder's `splits.json` or its parent's.
+
+    Raises:
+        DatasetError: The folder is not laid out as described above; the message says what to change.
+    """
+    root = Path(path).resolve()
+    files = find_files(root)
+    if files.faults:
+        raise DatasetError(f"{files.faults[0][0]}: {files.faults[0][1]}.")
+    if not files.images:
+        raise DatasetError(f"{root / files.image_folder} holds no image ({', '.join(SCAN_SUFFIXES)}).")
+    if not files.labels.keys() & files.images.keys():
+        name = next(iter(files.images))
+        raise DatasetError(
+            f"No image in {root / files.image_folder} has a label of the same name in "
+            f"{root / files.label_folder}: image '{name}' needs '{name}.*' there."
+        )
+    description = read_json(root / "dataset.json")
+    labels, other_ids = choose_targets(declared_labels(description, root), targets, root)
+    subjects = read_subjects(root, files.images)
+    cases = tuple(
+        Case(name, subjects.get(name, name), image, files.labels.get(name))
+        for name, image in files.images.items()
+    )
+    name = description.get("name")
+    return Dataset(
+        root=root,
+        name=name if isinstance(name, str) and name.strip() else root.name,
+        modality=modality or declared_modality(description, root),
+        labels=labels,
+        cases=cases,
+        splits=read_splits(root, splits),
+        other_ids=other_ids,
+    )
+
+
+def write_splits(
+    dataset: Dataset, fractions: tuple[float, float, float] = (0.7, 0.1, 0.2), seed: int = 0
+) -> Dataset:
+    """Divide the subjects at random into train, val and test, write `splits.json`, return the new dataset.
+
+    Every split with a positive fraction gets at least one subject. An existing split is never replaced.
+
+    Raises:
+        DatasetError: The dataset has splits, the fractions do not sum to 1, or there are too few subjects.
+    """
+    path = dataset.root / "splits.json"
+    if dataset.splits or path.exists():
+        raise DatasetError(f"{dataset.root} has splits already; remove {path} to draw new ones.")
+    if min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6 or fractions[0] == 0:
+        raise DatasetError(f"Fractions of train, val, test must be positive and sum to 1, not {fractions}.")
+    subjects = sorted({case.subject for case in dataset.cases})
+    counts = [max(1, round(part * len(subjects))) if part else 0 for part in fractions[1:]]
+    if sum(counts) >= len(subjects):
+        raise DatasetError(f"{len(subjects)} subjects are too few for fractions {fractions}.")
+    order = [subjects[index] for index in np.random.default_rng(seed).permutation(len(subjects))]
+    ends = len(order) - sum(counts), len(order) - counts[1]
+    parts = order[: ends[0]], order[ends[0] : ends[1]], order[ends[1] :]
+    drawn = {name: tuple(sorted(part)) for name, part in zip(SPLITS, parts, strict=True)}
+    write_json(path, drawn)
+    return replace(dataset, splits=drawn)
+
+
+def grid_difference(scan: Scan, labels: Scan) -> str:
+    """How the voxel grids of an image and its labels differ, in words; empty where they agree.
+
+    World positions may differ by a tenth of a voxel at any corner: programs round affines differently. They
+    are compared only where both files state a spacing (a PNG has none).
+    """
+    if scan.shape != labels.shape:
+        return f"shape {_times(scan.shape)} against {_times(labels.shape)} voxels"
+    if not (scan.has_spacing and labels.has_spacing):
+        return ""
+    corners = np.array([[i, j, k, 1.0] for i in (0, 1) for j in (0, 1) for k in (0, 1)])
+    corners[:, :3] *= np.array(scan.shape) - 1
+    apart_mm = np.linalg.norm((corners @ (scan.affine - labels.affine).T)[:, :3], axis=1).max()
+    if apart_mm <= 0.1 * min(scan.spacing_mm):
+        return ""
+    spacings = [" × ".join(f"{mm:.3g}" for mm in grid.spacing_mm) for grid in (scan, labels)]
+    return f"corners lie up to {apart_mm:.3g} mm apart (spacing {spacings[0]} against {spacings[1]} mm)"
+
+
+def _times(shape: Sequence[int]) -> str:
+    return " × ".join(map(str, shape))

@@ -1,0 +1,234 @@
+"""What lies in a dataset folder, and what its JSON files say: labels, modality, subjects, splits.
+
+Layout 1, nnU-Net v2 and Medical Segmentation Decathlon (MSD): `dataset.json`, `imagesTr/NAME_0000.nii.gz` (or
+`imagesTr/NAME.nii.gz`), `labelsTr/NAME.nii.gz`. Layout 2: `images/NAME.*` and `masks/NAME.*` (also
+`NAME_mask.*`, `NAME_segmentation.*`). Files are found by listing the folders; no path comes from a JSON file.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from delineate.errors import DatasetError
+from delineate.prompt import canonical_name
+from delineate.scan import is_scan_file, stem_of
+
+SPLITS = ("train", "val", "test")
+_LAYOUTS = (("imagesTr", "labelsTr"), ("images", "masks"))
+_MASK_SUFFIXES = ("_mask", "_segmentation")
+_MR_SEQUENCE = re.compile(
+    r"(cine[- ]?)?mri?([- ].*)?|t[12]([- ]?(w|c|ce|gd|spir|star)\b.*)?|t1gd|t1ce|flair|adc|dwi|swi|pd"
+)
+_NO_MODALITY = {"", "r", "g", "b", "rgb", "zscore", "nonorm", "rescale_to_0_1", "rgb_to_0_1"}
+
+
+@dataclass(frozen=True)
+class Files:
+    """What lies in the two folders of a dataset: name to path, sorted; (file, fault) where ambiguous."""
+
+    image_folder: str
+    label_folder: str
+    images: dict[str, Path]
+    labels: dict[str, Path]
+    faults: tuple[tuple[Path, str], ...]
+
+
+def find_files(root: Path) -> Files:
+    """List the images and labels of a dataset folder; raise DatasetError where it has neither layout."""
+    if not root.is_dir():
+        raise DatasetError(f"{root} is not a folder.")
+    layout = next((layout for layout in _LAYOUTS if all((root / part).is_dir() for part in layout)), None)
+    if layout is None:
+        raise DatasetError(
+            f"{root} must hold imagesTr/ and labelsTr/ (nnU-Net, MSD) or images/ and masks/; it has neither."
+        )
+    faults: list[tuple[Path, str]] = []
+    images, labels = (_by_stem(root / part, faults) for part in layout)
+    if layout == _LAYOUTS[0] and _is_numbered(root, images):
+        for stem, path in list(images.items()):
+            if not re.search(r"_\d{4}$", stem):
+                faults.append((path, "an nnU-Net image must be named NAME_0000; rename it"))
+            elif not stem.endswith("_0000"):
+                del images[stem]
+                faults.append((path, "a second channel; one is read: keep the _0000 files of one sequence"))
+        images = {stem.removesuffix("_0000"): path for stem, path in images.items()}
+    if layout == _LAYOUTS[1]:
+        for stem in [stem for stem in labels if stem not in images]:
+            name = next((stem.removesuffix(end) for end in _MASK_SUFFIXES if stem.endswith(end)), stem)
+            if name not in images:
+                continue
+            if name in labels:
+                faults.append(
+                    (labels[stem], f"a second mask of '{name}', beside {labels[name].name}; keep one")
+                )
+            labels.setdefault(name, labels.pop(stem))
+    return Files(*layout, dict(sorted(images.items())), dict(sorted(labels.items())), tuple(faults))
+
+
+def _by_stem(folder: Path, faults: list[tuple[Path, str]]) -> dict[str, Path]:
+    """Files of a known ending by name without it. Hidden files (macOS writes `._NAME`) do not count."""
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if not (is_scan_file(path) and path.is_file()):
+            continue
+        stem = stem_of(path)
+        if stem in found:
+            faults.append((path, f"the same name as {found[stem].name}; keep one of the two"))
+        found.setdefault(stem, path)
+    return found
+
+
+def _is_numbered(root: Path, images: Mapping[str, Path]) -> bool:
+    """Whether image names end with a channel's number: nnU-Net v2 (`channel_names`), or v1, by the names."""
+    try:
+        if "channel_names" in read_json(root / "dataset.json"):
+            return True
+    except DatasetError:  # damaged: whoever needs its content complains
+        pass
+    return bool(images) and all(re.search(r"_000\d$", stem) for stem in images)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; {} where there is no file."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as problem:
+        raise DatasetError(f"{path} is not readable JSON: {problem}.") from problem
+    if not isinstance(value, dict):
+        raise DatasetError(f"{path} must hold a JSON object ({{…}}), not a {type(value).__name__}.")
+    return value
+
+
+def declared_labels(description: Mapping[str, Any], root: Path) -> dict[str, int]:
+    """Name to id from `dataset.json`, in nnU-Net form {"liver": 6} or MSD form {"6": "liver"}; else {}."""
+    declared = description.get("labels", {})
+    source = root / "dataset.json"
+    if not isinstance(declared, dict):
+        raise DatasetError(f'{source}: \'labels\' must be an object such as {{"background": 0, "liver": 1}}.')
+    found: dict[str, int] = {}
+    for key, value in declared.items():
+        name, number = (value, key) if isinstance(value, str) and not value.isdigit() else (key, value)
+        if isinstance(number, list):
+            raise DatasetError(
+                f"{source}: '{name}' is a region of ids {number}; regions are not read. Give each id its own "
+                f'name, as in {{"edema": 1, "tumour core": 2}}, and put them together after segmentation.'
+            )
+        if isinstance(number, bool) or not re.fullmatch(r"\d{1,9}", str(number)):
+            raise DatasetError(f"{source}: the id of '{name}' must be a whole number ≥ 0, not {number!r}.")
+        if (name := canonical_name(name)) == "ignore":
+            raise DatasetError(f"{source}: nnU-Net's 'ignore' label is not supported; set those voxels to 0.")
+        if int(number) and (name in {"", "background"} or name in found or int(number) in found.values()):
+            raise DatasetError(
+                f"{source}: '{name}' = {number} must be a name and an id used once; background is 0."
+            )
+        if int(number):
+            found[name] = int(number)
+    return found
+
+
+def choose_targets(
+    declared: dict[str, int], targets: Mapping[str, int] | Sequence[str] | None, root: Path
+) -> tuple[dict[str, int], frozenset[int]]:
+    """The wanted name-to-id table and the declared ids that are left out of it."""
+    if isinstance(targets, str):
+        targets = [targets]
+    if not targets:
+        if declared:
+            return declared, frozenset()
+        raise DatasetError(
+            f'{root} does not say what its masks show: give the target\'s name (--target "breast lesion", '
+            f'targets=["breast lesion"]) or write a dataset.json with "labels".'
+        )
+    if isinstance(targets, Mapping):
+        chosen = {canonical_name(name): int(number) for name, number in targets.items()}
+        allowed = f"ids {summary(sorted(declared.values()))}"
+        wrong = [str(number) for number in chosen.values() if declared and number not in declared.values()]
+    else:
+        names = [canonical_name(name) for name in targets]
+        chosen = {
+            name: declared.get(name, 0) if declared else place for place, name in enumerate(names, start=1)
+        }
+        allowed = ", ".join(declared)
+        wrong = [f"'{name}'" for name, number in chosen.items() if not number]
+    if wrong:
+        raise DatasetError(f"{root / 'dataset.json'} declares no {', '.join(wrong)}; it declares {allowed}.")
+    if len(chosen) != len(targets) or len(set(chosen.values())) != len(chosen) or min(chosen.values()) < 1:
+        raise DatasetError(f"Targets must be different names with different ids above 0, not {targets}.")
+    return chosen, frozenset(declared.values()) - set(chosen.values())
+
+
+def declared_modality(description: Mapping[str, Any], root: Path) -> str | None:
+    """The modality that `dataset.json` states: "CT", "MR" (for MRI, T2, FLAIR, …), another word, or None."""
+    stated = description.get("channel_names", description.get("modality"))
+    channels = [str(text) for text in (stated.values() if isinstance(stated, dict) else [stated or ""])]
+    if len(channels) > 1 and [text.lower() for text in channels] != ["r", "g", "b"]:
+        raise DatasetError(
+            f"{root / 'dataset.json'} has {len(channels)} channels ({', '.join(channels)}); one is read. "
+            f"Keep the _0000 files of one of them and only that one in 'channel_names'."
+        )
+    text = (channels or [""])[0].strip()
+    word = text.lower().replace("_", "-")
+    if text.lower() in _NO_MODALITY:
+        return None
+    return "CT" if word == "ct" else "MR" if _MR_SEQUENCE.fullmatch(word) else text
+
+
+def read_subjects(root: Path, names: Mapping[str, Path]) -> dict[str, str]:
+    """{case: subject} from `subjects.json`; {} without one. Both eyes of a person are one subject."""
+    subjects = read_json(root / "subjects.json")
+    for name, subject in subjects.items():
+        if name not in names or not isinstance(subject, str) or not subject:
+            raise DatasetError(
+                f"{root / 'subjects.json'} must map case names to subjects; wrong: {name!r}: {subject!r}."
+            )
+    return subjects
+
+
+def read_splits(root: Path, given: Path | None = None) -> dict[str, tuple[str, ...]]:
+    """The splits given, else the folder's, else its parent's entry under the folder's name; {} without."""
+    if given is not None and not Path(given).is_file():
+        raise DatasetError(f"{given} is not a splits file.")
+    for path in [Path(given)] if given is not None else [root / "splits.json", root.parent / "splits.json"]:
+        value = read_json(path)
+        if isinstance(value.get(root.name), dict):
+            value = value[root.name]
+        elif path.parent != root and given is None:  # a splits file of other datasets
+            continue
+        if not value:
+            continue
+        lists = value.values()
+        if not all(
+            isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists
+        ):
+            raise DatasetError(
+                f'{path} must hold {{"train": [subjects], "val": [...], "test": [...]}} of strings.'
+            )
+        return {name: tuple(names) for name, names in value.items()}
+    return {}
+
+
+def split_faults(splits: Mapping[str, Sequence[str]], subjects: set[str]) -> list[str]:
+    """Why splits cannot be trusted: a subject named twice, in two splits (a leak), or not in the dataset."""
+    faults = []
+    home: dict[str, str] = {}
+    for split, members in splits.items():
+        for subject in members:
+            if home.get(subject) == split:
+                faults.append(f"subject '{subject}' is named twice in '{split}'")
+            elif subject in home:
+                faults.append(f"subject '{subject}' is in both '{home[subject]}' and '{split}'")
+            elif subject not in subjects:
+                faults.append(f"subject '{subject}' of '{split}' has no case")
+            home[subject] = split
+    return faults
+
+
+def summary(numbers: Sequence[int], most: int = 12) -> str:
+    """Numbers in words, shortened: "1, 2, 3" or "1, 2, 3, … (200 values)"."""
+    text = ", ".join(map(str, numbers[:most]))
+    return text if len(numbers) <= most else f"{text}, … ({len(numbers)} values)"

@@ -1,0 +1,150 @@
+"""Figures of a segmenter on the held-out subjects of a dataset, in 3-D, on each scan's own voxels."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+
+from delineate.data.dataset import Case, Dataset
+from delineate.fusion import FUSIONS
+from delineate.metrics import bootstrap_mean, dice, score
+from delineate.proposals import Outcome
+from delineate.segmenter import Segmenter
+
+
+@dataclass(frozen=True)
+class Row:
+    """One target in one case.
+
+    Attributes:
+        case: the case's name.
+        target: the vocabulary's name.
+        present: whether the truth has any voxel of it.
+        outcome: what the segmenter said.
+        score: its presence score.
+        single: `delineate.metrics.score` of proposal 0, plus `mean_dice` over all proposals taken singly.
+        consensus: the same scores of each fusion.
+        oracle: Dice of the best proposal, which needs the truth to be found; an upper bound, never a result.
+        wrong: mean Dice of the *other* prompts' consensus against this target; low when the prompt is heeded.
+    """
+
+    case: str
+    target: str
+    present: bool
+    outcome: str
+    score: float
+    single: dict[str, Any]
+    consensus: dict[str, dict[str, Any]]
+    oracle: float
+    wrong: float
+
+
+def evaluate(
+    segmenter: Segmenter,
+    dataset: Dataset,
+    *,
+    split: str = "test",
+    n: int = 8,
+    seed: int = 0,
+    fusions: Sequence[str] = tuple(FUSIONS),
+    on_step: Callable[[float], None] = lambda share: None,
+) -> list[Row]:
+    """Score every target that the dataset annotates and the model knows, in every case of `split`."""
+    names = [name for name in dataset.labels if name in segmenter.vocabulary.names]
+    cases = dataset.split(split)
+    rows = []
+    for done, case in enumerate(cases):
+
+        def report(share: float, done: int = done) -> None:
+            on_step((done + share) / len(cases))
+
+        rows += _case_rows(segmenter, dataset, case, names, n, seed, fusions, report)
+    return rows
+
+
+def _case_rows(
+    segmenter: Segmenter,
+    dataset: Dataset,
+    case: Case,
+    names: list[str],
+    n: int,
+    seed: int,
+    fusions: Sequence[str],
+    on_step: Callable[[float], None],
+) -> list[Row]:
+    scan, labels = dataset.read(case)
+    seen = segmenter.look(scan)
+    fused: dict[str, np.ndarray] = {}
+    partial = []
+    for done, name in enumerate(names):
+        truth = labels == dataset.labels[name]
+        answer = segmenter(seen, [name], n=n, seed=seed)[name]
+        consensus = {how: answer.consensus(how) for how in fusions}
+        fused[name] = consensus[fusions[0]]
+        singles = [dice(answer.choose(k), truth) for k in range(len(answer))]
+        single = score(answer.choose(0), truth, scan.spacing_mm)
+        scores = {how: score(mask, truth, scan.spacing_mm) for how, mask in consensus.items()}
+        partial.append((name, truth, answer, {**single, "mean_dice": fmean(singles)}, scores, max(singles)))
+        on_step((done + 1) / len(names))
+    rows = []
+    for name, truth, answer, single, scores, best in partial:
+        others = [dice(mask, truth) for other, mask in fused.items() if other != name]
+        wrong = fmean(others) if others else 0.0
+        rows.append(
+            Row(case.name, name, bool(truth.any()), answer.outcome.value, answer.score, single, scores, best, wrong)
+        )
+    return rows
+
+
+def summarise(rows: Sequence[Row]) -> dict[str, Any]:
+    """Means over cases, for each target and over the targets, and what can be said of absent ones.
+
+    Dice, IoU, HD95 and NSD are means over the cases in which the target is present; those in which it is absent
+    count in `absent` alone (a Dice there is 1 or 0 by convention and would drown the rest). The interval is a
+    bootstrap over cases of the mean over targets.
+    """
+    present = [r for r in rows if r.present]
+    absent = [r for r in rows if not r.present]
+    first = next(iter(rows[0].consensus)) if rows else "mean"
+    targets = {}
+    for name in dict.fromkeys(r.target for r in present):
+        own = [r for r in present if r.target == name]
+        targets[name] = {"n": len(own), **_means(own, first)}
+    overall: dict[str, Any] = {}
+    if targets:
+        overall = {k: fmean(t[k] for t in targets.values()) for k in next(iter(targets.values())) if k != "n"}
+        cases = list(dict.fromkeys(r.case for r in present))
+        by_case = [fmean(r.consensus[first]["dice"] for r in present if r.case == c) for c in cases]
+        if len(cases) > 1:
+            overall["consensus_dice_interval"] = list(bootstrap_mean(np.array(by_case)))
+        overall["right_minus_wrong"] = overall["consensus_dice"] - overall["wrong_prompt_dice"]
+    found = Outcome.FOUND.value
+    return {
+        "cases": len({r.case for r in rows}),
+        "fusion": first,
+        "targets": targets,
+        "mean": overall,
+        "absent": {
+            "n": len(absent),
+            "said_found": sum(r.outcome == found for r in absent),
+            "false_voxels": sum(r.consensus[first]["emptiness"] == "truth_empty" for r in absent),
+        },
+        "present": {"n": len(present), "said_absent": sum(r.outcome != found for r in present)},
+    }
+
+
+def _means(rows: list[Row], first: str) -> dict[str, float]:
+    means = {
+        "single_dice": fmean(r.single["mean_dice"] for r in rows),
+        "consensus_dice": fmean(r.consensus[first]["dice"] for r in rows),
+        "oracle_dice": fmean(r.oracle for r in rows),
+        "iou": fmean(r.consensus[first]["iou"] for r in rows),
+        "hd95_mm": fmean(r.consensus[first]["hd95_mm"] for r in rows),
+        "nsd": fmean(r.consensus[first]["nsd"] for r in rows),
+        "wrong_prompt_dice": fmean(r.wrong for r in rows),
+    }
+    return means | {f"{how}_dice": fmean(r.consensus[how]["dice"] for r in rows) for how in rows[0].consensus}
+
+

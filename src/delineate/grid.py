@@ -1,0 +1,122 @@
+"""From a scan to the square working grid of a network, and back.
+
+A scan becomes a stack of axial slices seen as a radiologist sees them; each is scaled, by its spacing to square
+pixels, so that its longer side is `size` pixels, and padded to a square. Intensities go to [-1, 1].
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from delineate.scan import Scan, canonical_spacing, from_canonical, orientation_of, to_canonical
+
+CT_WINDOW_HU = (-125.0, 275.0)  # abdominal soft tissue, as in TransUNet's BTCV preparation and SDSeg
+PERCENTILES = (0.5, 99.5)  # clips hot vessels and padding in MR, ultrasound and photographs
+
+
+def normalise(voxels: np.ndarray, modality: str | None) -> np.ndarray:
+    """Intensities as float32 in [-1, 1].
+
+    CT in Hounsfield units (values below -150 occur) is windowed to `CT_WINDOW_HU`. Everything else, CT that
+    comes windowed included, is clipped at the 0.5th and 99.5th percentile of the scan.
+    """
+    voxels = np.asarray(voxels, dtype=np.float32)
+    if modality == "CT" and voxels.min() < -150:
+        low, high = CT_WINDOW_HU
+    else:
+        thinned = voxels.reshape(-1)[:: max(1, voxels.size // 2_000_000)]
+        low, high = (float(v) for v in np.percentile(thinned, PERCENTILES))
+        if high <= low:
+            low, high = float(voxels.min()), float(voxels.max())
+    if high <= low:
+        return np.full_like(voxels, -1.0)
+    return np.clip((voxels - low) * (2 / (high - low)) - 1, -1, 1).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How slices (H, W) lie on a square grid of `size` pixels: scaled to `inner`, padded around."""
+
+    shape: tuple[int, int]
+    inner: tuple[int, int]
+    size: int
+
+    @classmethod
+    def of(cls, shape: tuple[int, int], spacing_mm: tuple[float, float], size: int) -> "Fit":
+        """The fit of slices with this shape (rows, columns) and spacing."""
+        extent = (shape[0] * spacing_mm[0], shape[1] * spacing_mm[1])
+        pixel = max(extent) / size
+        rows, columns = (min(size, max(1, round(e / pixel))) for e in extent)
+        return cls(shape, (rows, columns), size)
+
+    @property
+    def _padding(self) -> tuple[int, int, int, int]:
+        rows, columns = self.size - self.inner[0], self.size - self.inner[1]
+        return columns // 2, columns - columns // 2, rows // 2, rows - rows // 2
+
+    def to_grid(self, slices: Tensor, fill: float = -1.0) -> Tensor:
+        """Slices (B, C, H, W) on the grid, (B, C, size, size), anti-aliased."""
+        scaled = F.interpolate(slices, self.inner, mode="bilinear", antialias=True)
+        return F.pad(scaled, self._padding, value=fill)
+
+    def labels_to_grid(self, labels: Tensor, ids: list[int]) -> Tensor:
+        """Label slices (B, H, W) on the grid as label ids (B, size, size).
+
+        Each id is scaled as a soft mask and the largest share wins, background being what is left: nearest-neighbour
+        sampling would lose thin structures at half resolution.
+        """
+        shares = torch.stack([(labels == i).float() for i in ids], dim=1)
+        shares = self.to_grid(shares, fill=0.0)
+        best, index = shares.max(dim=1)
+        background = 1 - shares.sum(dim=1)
+        table = torch.tensor(ids, dtype=torch.uint8)
+        return torch.where(best >= background, table[index], table.new_zeros(()))
+
+    def from_grid(self, values: Tensor) -> Tensor:
+        """Grid values (B, C, size, size) on the slices' own pixels, (B, C, H, W)."""
+        left, right, top, bottom = self._padding
+        inner = values[..., top : self.size - bottom, left : self.size - right]
+        return F.interpolate(inner, self.shape, mode="bilinear", antialias=False)
+
+
+def canonical_fit(scan: Scan, size: int) -> Fit:
+    """The fit of a scan's axial slices on a grid of `size` pixels."""
+    orientation = orientation_of(scan.affine)
+    rows_columns = to_canonical(np.empty(scan.shape, dtype=np.bool_), orientation).shape[1:3]
+    return Fit.of(rows_columns, canonical_spacing(scan.affine, orientation)[1:], size)
+
+
+def stack_of(scan: Scan, size: int) -> Tensor:
+    """The scan's axial slices on the grid: float32 (slices, 3, size, size) in [-1, 1].
+
+    The three channels are the colours of a colour image, and for a grey scan the slice below, the slice and
+    the slice above (at the ends, and in flat images, the slice itself): a 2-D network sees a little depth.
+    """
+    canonical = to_canonical(normalise(scan.voxels, scan.modality), orientation_of(scan.affine))
+    fit = canonical_fit(scan, size)
+    slices = torch.from_numpy(np.ascontiguousarray(canonical))
+    if scan.is_colour:
+        return fit.to_grid(slices.permute(0, 3, 1, 2))
+    grid = torch.cat([fit.to_grid(chunk[:, None]) for chunk in slices.split(32)])
+    return with_neighbours(grid[:, 0])
+
+
+def with_neighbours(slices: Tensor) -> Tensor:
+    """Grey slices (S, H, W) as (S, 3, H, W): the one below, itself, the one above."""
+    below = torch.cat([slices[:1], slices[:-1]])
+    above = torch.cat([slices[1:], slices[-1:]])
+    return torch.stack([below, slices, above], dim=1)
+
+
+def to_scan_grid(values: Tensor, scan: Scan) -> np.ndarray:
+    """Grid values (N, slices, size, size) on the scan's own voxels: float16 (N, I, J, K)."""
+    fit = canonical_fit(scan, values.shape[-1])
+    orientation = orientation_of(scan.affine)
+    out = np.empty((len(values), *scan.shape), dtype=np.float16)
+    for k, proposal in enumerate(values):
+        back = fit.from_grid(proposal[:, None].float())[:, 0].clamp(0, 1)
+        out[k] = from_canonical(back.numpy().astype(np.float16), orientation)
+    return out

@@ -1,0 +1,137 @@
+"""A trained model on disk: all that `segment` needs, and the hash of every part.
+
+    config.json       system, versions, modalities, how it was trained
+    vocabulary.json   what can be asked
+    *.safetensors     weights; foundation/ holds a Stable Diffusion folder where the system has one
+    card.md           for people: data, licences, figures, limits
+    manifest.json     SHA-256 of every file above
+"""
+
+import json
+import shutil
+import tempfile
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from delineate.errors import ModelError
+from delineate.files import sha256_of, write_json, write_text
+from delineate.prompt import Vocabulary
+
+if TYPE_CHECKING:
+    from delineate.segmenter import Segmenter
+
+FORMAT = 1
+HOUSE = "house"
+
+
+def house_folder() -> Path:
+    """Where the model that ships with the package lies."""
+    return Path(str(files("delineate"))) / HOUSE
+
+
+def save_model(folder: Path, segmenter: "Segmenter", system_name: str, *, training: dict[str, Any], card: str) -> None:
+    """Write a model folder, whole or not at all; an older model of the same name is replaced.
+
+    Args:
+        folder: where to.
+        segmenter: what to save.
+        system_name: its name in `SYSTEMS`.
+        training: data, seed, images seen, seconds: whatever tells how it came about; JSON values.
+        card: Markdown for people.
+
+    Raises:
+        ModelError: `folder` exists and is something other than a model folder.
+    """
+    from delineate import __version__
+    from delineate.systems import SYSTEMS
+
+    folder = Path(folder)
+    if folder.exists() and not (folder / "manifest.json").exists() and any(folder.iterdir()):
+        raise ModelError(f"{folder}: exists and is not a model folder; choose another name for the model")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    building = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder.parent))
+    try:
+        system_config = SYSTEMS[system_name].save(segmenter.system, building)
+        config = {
+            "format": FORMAT,
+            "delineate": __version__,
+            "system": system_name,
+            "modalities": list(segmenter.modalities),
+            "system_config": system_config,
+            "training": training,
+        }
+        write_json(building / "config.json", config)
+        write_json(building / "vocabulary.json", segmenter.vocabulary.to_json())
+        write_text(building / "card.md", card)
+        write_json(building / "manifest.json", _hashes(building))
+        building.chmod(0o755)
+        if folder.exists():
+            shutil.rmtree(folder)
+        building.rename(folder)
+    finally:
+        if building.exists():
+            shutil.rmtree(building)
+
+
+def check_model(folder: Path | str | None) -> tuple[Path, dict[str, Any]]:
+    """The folder and its configuration, every file compared with its hash; the house model for None.
+
+    Raises:
+        ModelError: no such folder, a missing, added or changed file, or a format of a newer release.
+    """
+    folder = house_folder() if folder is None else Path(folder)
+    if not (folder / "manifest.json").is_file():
+        hint = "train one with: delineate train" if folder.is_dir() else "check the path"
+        raise ModelError(f"{folder}: not a model folder (no manifest.json); {hint}")
+    try:
+        expected = json.loads((folder / "manifest.json").read_text())
+    except ValueError as error:
+        raise ModelError(f"{folder}/manifest.json: not JSON; copy the model again") from error
+    found = _hashes(folder)
+    for name in sorted(expected.keys() | found.keys()):
+        if name not in found:
+            raise ModelError(f"{folder}: '{name}' is missing; copy the model again")
+        if name not in expected:
+            raise ModelError(f"{folder}: '{name}' is not part of the model; remove it or copy the model again")
+        if expected[name] != found[name]:
+            raise ModelError(f"{folder}: '{name}' was changed or damaged since it was saved; copy the model again")
+    config = json.loads((folder / "config.json").read_text())
+    if config["format"] != FORMAT:
+        raise ModelError(f"{folder}: model format {config['format']}, this release reads {FORMAT}; update delineate")
+    return folder, config
+
+
+def load_model(folder: Path | str | None) -> "Segmenter":
+    """The segmenter of a checked model folder; the house model for None."""
+    from delineate.segmenter import Segmenter
+    from delineate.systems import SYSTEMS
+
+    folder, config = check_model(folder)
+    if config["system"] not in SYSTEMS:
+        raise ModelError(f"{folder}: system '{config['system']}' is not known here; known: {', '.join(SYSTEMS)}")
+    system = SYSTEMS[config["system"]].load(folder, config["system_config"], read_vocabulary(folder))
+    return Segmenter(system, tuple(config["modalities"]))
+
+
+def read_vocabulary(folder: Path | str | None) -> Vocabulary:
+    """What a model can be asked, without loading it (and without torch)."""
+    folder = house_folder() if folder is None else Path(folder)
+    path = folder / "vocabulary.json"
+    if not path.is_file():
+        raise ModelError(f"{folder}: not a model folder (no vocabulary.json); check the path")
+    return Vocabulary.from_json(json.loads(path.read_text()))
+
+
+def fingerprint(folder: Path | str | None) -> str:
+    """The SHA-256 of a model folder's manifest: names the model in reports and adapters."""
+    folder = house_folder() if folder is None else Path(folder)
+    return sha256_of(folder / "manifest.json")
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    return {
+        path.relative_to(folder).as_posix(): sha256_of(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != "manifest.json" and not path.name.startswith(".")
+    }

@@ -1,0 +1,73 @@
+"""The control: what steers a frozen foundation from a scan to the mask of a prompted target.
+
+A ControlNet (Zhang et al., 2023) whose stock hint network is replaced by an image encoder of its own, the
+"custom encoder" of ProGiDiff. The encoder looks at the scan once; per prompt a *hint* on the latent grid is made
+once; only the ControlNet itself runs at every step. Its residuals, and the direct one from the hint to the clean
+estimate, leave through zero-initialised convolutions: at step 0 they are exactly 0 and the foundation is untouched.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from diffusers import ControlNetModel, UNet2DConditionModel
+from torch import Tensor, nn
+
+from delineate.codec import Codec
+from delineate.networks.encoder import ConceptHead, Features, ImageEncoder
+from delineate.networks.text import Encoded
+
+
+@dataclass(frozen=True, eq=False)
+class Hint:
+    """What a (slice, prompt) pair tells the denoiser: `grid` for the ControlNet, `direct` for the clean estimate."""
+
+    grid: Tensor
+    direct: Tensor
+
+    def __getitem__(self, index: Tensor | slice) -> "Hint":
+        return Hint(self.grid[index], self.direct[index])
+
+
+class Control(nn.Module):
+    """Image encoder, concept head, hint and ControlNet for one foundation.
+
+    Built from the foundation's U-Net, whose encoder half the ControlNet copies. `state_dict` holds all of it, the
+    custom encoder included (diffusers' own `save_pretrained` loses it silently).
+    """
+
+    def __init__(self, unet: UNet2DConditionModel, widths: tuple[int, ...], codec_channels: int, text_width: int):
+        super().__init__()
+        self.encoder = ImageEncoder(widths)
+        self.head = ConceptHead(widths[0], text_width)
+        hint = int(unet.config["block_out_channels"][0])
+        self.from_features = nn.Conv2d(widths[2], hint, 1)
+        self.from_estimate = nn.Conv2d(codec_channels, hint, 3, padding=1)
+        self.from_text = nn.Linear(text_width, 2 * hint)
+        self.mix = nn.Sequential(
+            nn.GroupNorm(8, hint), nn.SiLU(), nn.Conv2d(hint, hint, 3, padding=1), nn.SiLU(), nn.Conv2d(hint, hint, 1)
+        )
+        self.net: ControlNetModel = ControlNetModel.from_unet(unet, conditioning_channels=3)
+        self.net.controlnet_cond_embedding = nn.Identity()  # the hint arrives made
+        self.direct = nn.Conv2d(hint + codec_channels, codec_channels, 1)
+        nn.init.zeros_(self.direct.weight)
+        nn.init.zeros_(self.direct.bias)  # type: ignore[arg-type]
+
+    def estimate(self, features: Features, pooled: Tensor) -> Tensor:
+        """The encoder's own logits of the prompted targets: (B, P, S, S) for P texts, (B, P, width) or (P, width)."""
+        return self.head(features.fine, pooled)
+
+    def hint(self, features: Features, logit: Tensor, pooled: Tensor, codec: Codec) -> Hint:
+        """The hint of (slice, prompt) pairs: features of B pairs, logits (B, 1, S, S), pooled texts (B, width)."""
+        estimate = codec.encode(logit.sigmoid())
+        scale, shift = self.from_text(pooled)[:, :, None, None].chunk(2, dim=1)
+        grid = self.from_features(features.coarse) * (1 + scale) + shift + self.from_estimate(estimate)
+        grid = grid + self.mix(grid)
+        return Hint(grid, self.direct(torch.cat([grid, estimate], dim=1)))
+
+    def residuals(self, x_t: Tensor, t: Tensor, text: Encoded, hint: Hint) -> tuple[list[Tensor], Tensor]:
+        """What is added to the U-Net's skips and middle at (x_t, t)."""
+        down, middle = self.net(
+            x_t, t, encoder_hidden_states=text.tokens, controlnet_cond=hint.grid, return_dict=False
+        )
+        return down, middle
+

@@ -1,0 +1,63 @@
+"""Losses. Each returns a scalar tensor."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def grouped_dice_loss(probability: Tensor, mask: Tensor, group: Tensor, smooth: float = 1.0) -> Tensor:
+    """One minus soft Dice, counted over all samples of a group together, averaged over the groups present.
+
+    Counting a target over the whole batch keeps slices without it from contributing a Dice of an empty mask,
+    which is 0 or 1 by a hair (the "batch Dice" of nnU-Net).
+
+    Args:
+        probability: (B, ...) in [0, 1].
+        mask: (B, ...) in {0, 1}.
+        group: (B,) integers, the target each sample shows.
+        smooth: in voxels.
+    """
+    groups, index = torch.unique(group, return_inverse=True)
+    count = len(groups)
+
+    def total(x: Tensor) -> Tensor:
+        return x.new_zeros(count).index_add(0, index, x.flatten(1).sum(1))
+
+    both, predicted, true = total(probability * mask), total(probability), total(mask)
+    return (1 - (2 * both + smooth) / (predicted + true + smooth)).mean()
+
+
+def segmentation_loss(logit: Tensor, mask: Tensor, group: Tensor) -> Tensor:
+    """Dice plus binary cross entropy of logits (B, ...) against masks (B, ...)."""
+    return F.binary_cross_entropy_with_logits(logit, mask) + grouped_dice_loss(logit.sigmoid(), mask, group)
+
+
+def denoising_loss(
+    x0_hat: Tensor, x0: Tensor, decoded: Tensor, mask: Tensor, group: Tensor, dice_weight: float = 0.5
+) -> Tensor:
+    """Squared error of the clean estimate in latent units, plus Dice of the mask it decodes to.
+
+    Args:
+        x0_hat: (B, C, h, w) the estimate.
+        x0: (B, C, h, w) the truth.
+        decoded: (B, 1, H, W) the estimate decoded, unclamped.
+        mask: (B, 1, H, W) in {0, 1}.
+        group: (B,) the target each sample shows.
+        dice_weight: weight of the Dice term; the squared error is divided by the latents' mean square so that
+            one weight serves every codec.
+    """
+    error = (x0_hat - x0).square().mean() / x0.square().mean().clamp(min=1e-6)
+    return error + dice_weight * grouped_dice_loss(decoded.clamp(0, 1), mask, group)
+
+
+def contrast_loss(embedding: Tensor, group: Tensor, temperature: float = 0.1) -> Tensor:
+    """Embeddings (B, D) of one group drawn together, those of different groups pushed apart.
+
+    The supervised contrastive loss of Khosla et al. (2020), Eq. 2; every group needs two members or more.
+    """
+    unit = F.normalize(embedding, dim=1)
+    similarity = unit @ unit.T / temperature
+    itself = torch.eye(len(unit), dtype=torch.bool, device=unit.device)
+    log_share = similarity - similarity.masked_fill(itself, -torch.inf).logsumexp(dim=1, keepdim=True)
+    partner = (group[:, None] == group[None, :]) & ~itself
+    return -(log_share * partner).sum(dim=1).div(partner.sum(dim=1)).mean()

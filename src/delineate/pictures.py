@@ -1,0 +1,114 @@
+"""Pictures: what people would look at rather than read. All are PNG, drawn without a display."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from delineate.files import replacing
+from delineate.geometry import canonical_spacing, orientation_of, to_canonical
+from delineate.grid import normalise
+from delineate.proposals import Outcome, Proposals, TargetProposals
+
+# Okabe and Ito's colours: told apart by the colour-blind.
+COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
+CONSENSUS = "#D55E00"
+
+
+def montage(proposals: Proposals, path: Path, *, how: str = "mean") -> Path:
+    """One row a target: the scan, the contours of every proposal, the consensus, the doubt.
+
+    The slice shown is the one where the consensus is largest, or most probable where there is none.
+    """
+    scan = proposals.scan
+    orientation = orientation_of(scan.affine)
+    picture = (to_canonical(normalise(scan.voxels, scan.modality), orientation) + 1) / 2
+    _, row_mm, column_mm = canonical_spacing(scan.affine, orientation)
+    rows = len(proposals.targets)
+    figure = _figure(12.4, 3.2 * rows + 0.1)
+    axes = figure.subplots(rows, 4, squeeze=False)
+    for line, target in zip(axes, proposals, strict=True):
+        for axis in line:
+            axis.axis("off")
+        if target.probabilities is None:
+            near = f"\nnearest: {', '.join(target.nearest)}" if target.nearest else ""
+            text = f"'{target.prompt.text}': unknown prompt{near}"
+            line[0].text(0.0, 0.5, text, transform=line[0].transAxes, fontsize=11)
+            continue
+        _draw_target(line, target, picture, orientation, row_mm / column_mm, how)
+    return _write(figure, path)
+
+
+def _draw_target(line: Any, target: TargetProposals, picture: np.ndarray, orientation: Any, aspect: float, how: str):
+    consensus = to_canonical(target.consensus(how), orientation)
+    mean = to_canonical(target.probability(), orientation)
+    area = consensus.sum(axis=(1, 2))
+    k = int(area.argmax()) if area.any() else int(mean.reshape(len(mean), -1).max(axis=1).argmax())
+    doubt = to_canonical(target.disagreement(), orientation)[k]
+    for axis in line[:3]:
+        axis.imshow(picture[k], cmap="gray", vmin=0, vmax=1, aspect=aspect)
+    slice_text = f", slice {k + 1} of {len(picture)}" if len(picture) > 1 else ""
+    line[0].set_title(f"{target.name}{slice_text}", fontsize=10)
+    for number in range(len(target)):
+        contour(line[1], to_canonical(target.choose(number), orientation)[k], COLOURS[number % len(COLOURS)], 0.8)
+    line[1].set_title(f"{len(target)} proposal{'s' if len(target) != 1 else ''}", fontsize=10)
+    contour(line[2], consensus[k], CONSENSUS, 1.6)
+    colour = "black" if target.outcome is Outcome.FOUND else "#B00020"
+    line[2].set_title(f"consensus: {target.outcome.value}, score {target.score:.2f}", fontsize=10, color=colour)
+    line[3].imshow(doubt, cmap="magma", vmin=0, vmax=1, aspect=aspect)
+    line[3].set_title("doubt (bits)", fontsize=10)
+
+
+def contour(axis: Axes, mask: np.ndarray, colour: str, width: float) -> None:
+    """Outline a 2-D bool mask on `axis`; an empty one leaves no mark."""
+    if mask.any():
+        axis.contour(np.pad(mask, 1).astype(float)[1:-1, 1:-1], levels=[0.5], colors=[colour], linewidths=width)
+
+
+def training_curves(logs: dict[str, Sequence[dict[str, float]]], path: Path) -> Path:
+    """The loss of every stage against images seen, with a running mean."""
+    figure = _figure(4.2 * len(logs), 3.2)
+    axes = figure.subplots(1, len(logs), squeeze=False)[0]
+    for axis, (stage, log) in zip(axes, logs.items(), strict=True):
+        images = np.array([e["images"] for e in log])
+        loss = np.array([e["loss"] for e in log])
+        axis.plot(images, loss, color="#BBBBBB", linewidth=0.6)
+        if len(loss) >= 10:
+            window = max(5, len(loss) // 25)
+            smooth = np.convolve(loss, np.ones(window) / window, mode="valid")
+            axis.plot(images[window - 1 :], smooth, color=COLOURS[4])
+        axis.set(title=stage, xlabel="images seen", ylabel="loss")
+        axis.grid(alpha=0.3)
+    return _write(figure, path)
+
+
+def dice_chart(summaries: dict[str, dict[str, Any]], path: Path) -> Path:
+    """Dice of the consensus for each target, one bar for each named evaluation; dots mark the single proposal."""
+    names = list(dict.fromkeys(t for s in summaries.values() for t in s["targets"]))
+    figure = _figure(max(5.0, 0.8 * len(names) + 2), 3.6)
+    axis = figure.subplots()
+    width = 0.8 / len(summaries)
+    for number, (label, summary) in enumerate(summaries.items()):
+        at = np.arange(len(names)) + (number - (len(summaries) - 1) / 2) * width
+        bars = [summary["targets"].get(n, {}).get("consensus_dice", np.nan) for n in names]
+        dots = [summary["targets"].get(n, {}).get("single_dice", np.nan) for n in names]
+        axis.bar(at, bars, width, color=COLOURS[number % len(COLOURS)], label=label)
+        axis.plot(at, dots, "k.", markersize=4)
+    axis.set_xticks(range(len(names)), names, rotation=35, ha="right", fontsize=8)
+    axis.set(ylabel="Dice (dot: single proposal)", ylim=(0, 1))
+    axis.grid(axis="y", alpha=0.3)
+    axis.legend(fontsize=8)
+    return _write(figure, path)
+
+
+def _figure(width: float, height: float) -> Figure:
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _write(figure: Figure, path: Path) -> Path:
+    with replacing(Path(path)) as temporary:
+        figure.savefig(temporary, dpi=100, format="png")
+    return Path(path)

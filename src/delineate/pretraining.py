@@ -1,0 +1,127 @@
+"""Pre-training of a foundation: pictures of scans and of masks, each with its caption."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn import functional as F
+
+from delineate.checkpoint import TrainState, new_state
+from delineate.data.slices import Batch, SliceBank
+from delineate.networks.foundation import Foundation
+from delineate.objectives import grouped_dice_loss
+from delineate.prompt import Vocabulary, captions, scan_captions
+from delineate.training import Budget, Hyperparameters, train, use_average
+
+AUTOENCODER_SHARE = 0.25  # of the budget; the rest trains the U-Net and the text encoder
+PRETRAIN_SHARE = 0.2  # of a whole ProGiDiff training that makes its own foundation
+
+
+def caption_corpus(vocabulary: Vocabulary, modalities: tuple[str | None, ...]) -> list[str]:
+    """Every caption that training may use: what the tokenizer's merges are learnt from."""
+    corpus = [text for c in vocabulary.concepts for m in modalities for text in captions(c, m)]
+    names = list(vocabulary.names)
+    return corpus + [text for m in modalities for text in scan_captions(names, m)]
+
+
+def pick(options: tuple[str, ...], generator: Generator) -> str:
+    """One of `options`, drawn evenly."""
+    return options[int(torch.randint(len(options), (), generator=generator))]
+
+
+def pretrain(
+    foundation: Foundation,
+    bank: SliceBank,
+    *,
+    budget: Budget,
+    folder: Path,
+    seed: int = 0,
+    on_step: Callable[[str, TrainState, float], None] = lambda stage, state, spent: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Foundation:
+    """Train all parts of a new foundation and return it frozen.
+
+    First the autoencoder (L1 plus a little KL), on scans and masks alike; then the U-Net together with the text
+    encoder, by denoising (Ho et al., 2020, in the parameterisation of the foundation's scheduler). Half of
+    the pictures are scans, half are ±1 masks of one concept.
+    """
+    autoencoder = new_state(foundation.vae.requires_grad_(True), seed=seed)
+    train(
+        autoencoder,
+        lambda size, generator: _autoencoder_loss(foundation, bank, size, generator),
+        budget=budget.share(AUTOENCODER_SHARE),
+        folder=folder / "autoencoder",
+        on_step=lambda state, spent: on_step("autoencoder", state, spent),
+        should_stop=should_stop,
+    )
+    use_average(autoencoder)
+    foundation.frozen()
+    if foundation.codec_name == "vae":
+        masks = bank.draw(64, 1, Generator().manual_seed(seed)).masks
+        foundation.codec.measure(masks)  # type: ignore[union-attr]
+    learns = nn.ModuleDict({"unet": foundation.unet, "text_encoder": foundation.text_encoder})
+    denoiser = new_state(learns.requires_grad_(True), seed=seed + 1)
+    train(
+        denoiser,
+        lambda size, generator: _denoiser_loss(foundation, bank, size, generator),
+        budget=budget.share(1 - AUTOENCODER_SHARE),
+        folder=folder / "denoiser",
+        hyper=Hyperparameters(batch_size=32),
+        on_step=lambda state, spent: on_step("denoiser", state, spent),
+        should_stop=should_stop,
+    )
+    use_average(denoiser)
+    seen = autoencoder.images_seen + denoiser.images_seen
+    foundation.pretraining = f"pre-trained here on {len(bank)} slices and their masks, {seen} pictures seen"
+    return foundation.frozen()
+
+
+def _pictures(bank: SliceBank, batch: Batch, generator: Generator) -> tuple[Tensor, list[str], Tensor]:
+    """Scans in the even places, masks in the odd ones: (B, 1, S, S) in [-1, 1], captions, and who is a mask."""
+    is_mask = torch.arange(len(batch.image)) % 2 == 1
+    texts = []
+    for i, concept in enumerate(batch.concepts[:, 0].tolist()):
+        modality = bank.modalities[int(batch.dataset[i])]
+        if is_mask[i]:
+            options = captions(bank.vocabulary.concepts[concept], modality)
+        else:
+            shown = [bank.vocabulary.names[int(v) - 1] for v in batch.labels[i].unique() if v > 0]
+            options = scan_captions(shown, modality)
+        texts.append(pick(options, generator))
+    grey = batch.image.mean(dim=1, keepdim=True)
+    return torch.where(is_mask[:, None, None, None], 2 * batch.masks - 1, grey), texts, is_mask
+
+
+def _autoencoder_loss(
+    foundation: Foundation, bank: SliceBank, size: int, generator: Generator
+) -> tuple[Tensor, dict[str, float]]:
+    batch = bank.draw(size, 1, generator)
+    picture, _, _ = _pictures(bank, batch, generator)
+    # The mean over a crop is the mean over the picture: crops cost less and show as much.
+    top, left = (int(v) * 8 for v in torch.randint(picture.shape[-1] // 16 + 1, (2,), generator=generator))
+    half = picture.shape[-1] // 16 * 8
+    picture = picture[..., top : top + half, left : left + half].expand(-1, 3, -1, -1)
+    posterior = foundation.vae.encode(picture).latent_dist  # type: ignore[union-attr]
+    noise = torch.randn(posterior.mean.shape, generator=generator)
+    back = foundation.vae.decode(posterior.mean + posterior.std * noise).sample  # type: ignore[union-attr]
+    error, kl = F.l1_loss(back, picture), posterior.kl().mean() / picture[0].numel()
+    return error + 1e-3 * kl, {"error": error.item(), "kl": kl.item()}
+
+
+def _denoiser_loss(
+    foundation: Foundation, bank: SliceBank, size: int, generator: Generator
+) -> tuple[Tensor, dict[str, float]]:
+    batch = bank.draw(size, 1, generator)
+    picture, texts, is_mask = _pictures(bank, batch, generator)
+    x0 = foundation.codec.encode_picture(picture)
+    t = torch.randint(1000, (size,), generator=generator)
+    noise = torch.randn(x0.shape, generator=generator)
+    x_t = foundation.schedule.add_noise(x0, noise, t)
+    text = foundation.encode_text(texts)
+    output = foundation.unet(x_t, t, encoder_hidden_states=text.tokens).sample
+    x0_hat = foundation.schedule.to_x0(output, x_t, t)
+    error = (x0_hat - x0).square().mean() / x0.square().mean()
+    decoded = foundation.codec.decode(x0_hat[is_mask]).clamp(0, 1)
+    dice = grouped_dice_loss(decoded, batch.masks[is_mask], batch.concepts[is_mask, 0])
+    return error + 0.2 * dice, {"error": error.item(), "dice": dice.item()}

@@ -1,0 +1,62 @@
+"""Figures as tables: CSV for spreadsheets, text for the screen."""
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from delineate.files import write_text
+
+if TYPE_CHECKING:
+    from delineate.evaluation import Row
+
+
+def write_rows(rows: Sequence["Row"], path: Path) -> None:
+    """One line a target and case."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    first = next(iter(rows[0].consensus))
+    fused = list(rows[0].consensus)
+    writer.writerow(
+        ["case", "target", "present", "outcome", "score", "single_dice", "mean_single_dice", "oracle_dice"]
+        + [f"{how}_dice" for how in fused]
+        + ["iou", "hd95_mm", "nsd", "emptiness", "wrong_prompt_dice"]
+    )
+    for row in rows:
+        scores = row.consensus[first]
+        numbers = [row.score, row.single["dice"], row.single["mean_dice"], row.oracle]
+        numbers += [row.consensus[how]["dice"] for how in fused]
+        numbers += [scores["iou"], scores["hd95_mm"], scores["nsd"]]
+        cells = [f"{v:.4f}" for v in numbers]
+        head = [row.case, row.target, str(row.present), row.outcome]
+        writer.writerow([*head, *cells, str(scores["emptiness"]), f"{row.wrong:.4f}"])
+    write_text(path, text.getvalue())
+
+
+def print_summary(summary: dict[str, Any], console: Console) -> None:
+    """The table of a `delineate.evaluation.summarise`."""
+    table = Table(box=None, pad_edge=False)
+    for heading in ("target", "n", "single", "consensus", "oracle", "HD95 mm", "NSD", "wrong prompt"):
+        table.add_column(heading, justify="left" if heading == "target" else "right")
+    for name, t in [*summary["targets"].items(), ("mean", summary["mean"])]:
+        if not t:
+            continue
+        table.add_row(
+            name,
+            str(t.get("n", "")),
+            *(f"{t[k]:.3f}" for k in ("single_dice", "consensus_dice", "oracle_dice")),
+            f"{t['hd95_mm']:.1f}",
+            f"{t['nsd']:.3f}",
+            f"{t['wrong_prompt_dice']:.3f}",
+        )
+    console.print(table)
+    absent, present = summary["absent"], summary["present"]
+    console.print(
+        f"absent targets: {absent['n']}, of which called found: {absent['said_found']}; "
+        f"present targets: {present['n']}, of which called likely absent: {present['said_absent']}",
+        highlight=False,
+    )

@@ -1,0 +1,263 @@
+"""Whole jobs on datasets: pre-train, train, evaluate. The command line and the recipes call these."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from delineate.checkpoint import TrainState
+from delineate.data.dataset import Dataset, open_dataset
+from delineate.data.slices import SliceBank, build_slices
+from delineate.errors import DatasetError, DelineateError
+from delineate.evaluation import evaluate, summarise
+from delineate.files import write_json
+from delineate.model_folder import fingerprint, load_model, save_model
+from delineate.networks.foundation import Foundation
+from delineate.pictures import dice_chart, training_curves
+from delineate.pretraining import caption_corpus, pretrain
+from delineate.report import write_rows
+from delineate.segmenter import Segmenter
+from delineate.systems import PRESETS, SYSTEMS
+from delineate.training import Budget, polite_stop
+
+
+class Watch(Protocol):
+    """Who is told how far a job is: a progress bar, or nobody."""
+
+    def start(self, what: str, done: float = 0.0) -> None: ...  # noqa: D102
+    def update(self, done: float, note: str = "") -> None: ...  # noqa: D102
+
+
+class Nobody:
+    """A `Watch` that looks away."""
+
+    def start(self, what: str, done: float = 0.0) -> None:
+        """Ignored."""
+
+    def update(self, done: float, note: str = "") -> None:
+        """Ignored."""
+
+
+def open_all(paths: Sequence[Path], target: Sequence[str] | None, modality: str | None) -> list[Dataset]:
+    """The datasets at `paths`; those without a train split are refused with the way out."""
+    datasets = [open_dataset(path, targets=target or None, modality=modality) for path in paths]
+    for dataset in datasets:
+        if not dataset.splits:
+            raise DatasetError(
+                f"{dataset.root}: no splits.json, so nothing says which subjects are held out; write one as "
+                '{"train": [...], "val": [...], "test": [...]}, or call delineate.data.dataset.write_splits'
+            )
+    return datasets
+
+
+def read_bank(datasets: Sequence[Dataset], size: int, watch: Watch) -> SliceBank:
+    """The train split of every dataset, with progress."""
+
+    def progress(items: Any, total: int) -> Iterator[Any]:
+        for done, item in enumerate(items):
+            watch.update(done / total)
+            yield item
+
+    watch.start("reading the training scans")
+    return build_slices(datasets, "train", size, progress=progress)
+
+
+def train_system(
+    system: str,
+    paths: Sequence[Path],
+    output: Path,
+    *,
+    preset: str = "tiny",
+    minutes: float | None = None,
+    images: int | None = None,
+    foundation: Path | None = None,
+    seed: int = 0,
+    target: Sequence[str] | None = None,
+    modality: str | None = None,
+    watch: Watch = Nobody(),  # noqa: B008: has no state
+) -> Path:
+    """Train a system and write its model folder; returns the picture of its training curves.
+
+    Checkpoints live in `<output>-training/`. After a stop the same call goes on from there; a call with other
+    settings is refused.
+    """
+    settings = {
+        "system": system,
+        "datasets": [str(Path(p).resolve()) for p in paths],
+        "preset": preset,
+        "minutes": minutes,
+        "images": images,
+        "foundation": None if foundation is None else str(Path(foundation).resolve()),
+        "seed": seed,
+        "target": list(target or ()),
+        "modality": modality,
+    }
+    work = _work_folder(output, settings)
+    datasets = open_all(paths, target, modality)
+    bank = read_bank(datasets, PRESETS[preset], watch)
+    return train_on(system, bank, output, work, settings, [d.name for d in datasets], watch=watch)
+
+
+def train_on(
+    system: str,
+    bank: SliceBank,
+    output: Path,
+    work: Path,
+    settings: dict[str, Any],
+    dataset_names: Sequence[str],
+    *,
+    card: str | None = None,
+    watch: Watch = Nobody(),  # noqa: B008: has no state
+) -> Path:
+    """Train on slices at hand; `settings` as in `train_system`. Returns the picture of the training curves."""
+    logs: dict[str, list[dict[str, float]]] = {}
+    with polite_stop() as should_stop:
+        trained = SYSTEMS[system].train(
+            bank,
+            settings["preset"],
+            budget=Budget(settings["images"], settings["minutes"]),
+            folder=work,
+            seed=settings["seed"],
+            foundation=settings["foundation"],
+            on_step=_reporter(logs, watch),
+            should_stop=should_stop,
+        )
+    segmenter = Segmenter(trained, tuple(dict.fromkeys(bank.modalities)))
+    training = {k: v for k, v in settings.items() if k not in ("datasets", "foundation")} | {
+        "datasets": list(dataset_names),
+        "slices": len(bank),
+        "stages": {stage: {k: log[-1][k] for k in ("images", "seconds")} for stage, log in logs.items() if log},
+    }
+    save_model(output, segmenter, system, training=training, card=card or plain_card(system, training, segmenter))
+    curves = training_curves(logs, Path(f"{output}-training") / "curves.png")
+    write_json(curves.with_name("log.json"), logs)
+    for stage in work.rglob("checkpoint-*"):
+        shutil.rmtree(stage, ignore_errors=True)
+    (work / "settings.json").unlink(missing_ok=True)
+    return curves
+
+
+def pretrain_foundation(
+    paths: Sequence[Path],
+    output: Path,
+    *,
+    preset: str = "tiny",
+    codec: str = "unshuffle",
+    minutes: float | None = None,
+    images: int | None = None,
+    seed: int = 0,
+    target: Sequence[str] | None = None,
+    modality: str | None = None,
+    watch: Watch = Nobody(),  # noqa: B008: has no state
+) -> Foundation:
+    """Train a foundation on the train split of datasets and write it as a Stable Diffusion folder."""
+    from delineate.codec import CODECS
+
+    if codec not in CODECS:
+        raise DelineateError(f"--codec is one of {', '.join(CODECS)}; got '{codec}'")
+    output = Path(output)
+    if output.exists() and any(output.iterdir()) and not (output / "delineate.json").exists():
+        raise DelineateError(f"{output}: exists and is not a foundation made here; choose another folder")
+    settings = {"datasets": [str(Path(p).resolve()) for p in paths], "preset": preset, "codec": codec}
+    work = _work_folder(output, {**settings, "minutes": minutes, "images": images, "seed": seed})
+    bank = read_bank(open_all(paths, target, modality), PRESETS[preset], watch)
+    foundation = Foundation.make(preset, codec, caption_corpus(bank.vocabulary, bank.modalities), seed=seed)
+    logs: dict[str, list[dict[str, float]]] = {}
+    with polite_stop() as should_stop:
+        pretrain(
+            foundation,
+            bank,
+            budget=Budget(images, minutes),
+            folder=work,
+            seed=seed,
+            on_step=_reporter(logs, watch),
+            should_stop=should_stop,
+        )
+    building = output.with_name(f".writing-{output.name}")
+    shutil.rmtree(building, ignore_errors=True)
+    foundation.save(building)
+    shutil.rmtree(output, ignore_errors=True)
+    building.rename(output)
+    training_curves(logs, Path(f"{output}-training") / "curves.png")
+    for stage in work.rglob("checkpoint-*"):
+        shutil.rmtree(stage, ignore_errors=True)
+    (work / "settings.json").unlink(missing_ok=True)
+    return foundation
+
+
+def evaluate_model(
+    path: Path,
+    output: Path,
+    model: Path | None,
+    *,
+    split: str = "test",
+    n: int = 8,
+    seed: int = 0,
+    target: Sequence[str] | None = None,
+    modality: str | None = None,
+    watch: Watch = Nobody(),  # noqa: B008: has no state
+) -> dict[str, Any]:
+    """Score a model on a split of a dataset; writes report.json, rows.csv and dice.png, returns the report."""
+    dataset = open_dataset(path, targets=target or None, modality=modality)
+    segmenter = load_model(model)
+    watch.start(f"scoring the {split} split of {dataset.name}")
+    rows = evaluate(segmenter, dataset, split=split, n=n, seed=seed, on_step=watch.update)
+    if not rows:
+        raise DatasetError(
+            f"{dataset.root}: the model knows none of its targets ({', '.join(dataset.labels)}); "
+            "see what it knows with: delineate prompts"
+        )
+    report = {
+        "dataset": dataset.name,
+        "split": split,
+        "model_sha256": fingerprint(model),
+        "proposals": n,
+        "seed": seed,
+        **summarise(rows),
+    }
+    output.mkdir(parents=True, exist_ok=True)
+    write_rows(rows, output / "rows.csv")
+    dice_chart({dataset.name: report}, output / "dice.png")
+    write_json(output / "report.json", report)
+    return report
+
+
+def plain_card(system: str, training: dict[str, Any], segmenter: Segmenter) -> str:
+    """What every model says of itself."""
+    foundation = getattr(segmenter.system, "foundation", None)
+    stages = "\n".join(f"- {s}: {v['images']} images, {v['seconds']:.0f} s" for s, v in training["stages"].items())
+    lines = [
+        f"# {system}",
+        SYSTEMS[system].summary + f" ({SYSTEMS[system].source}).",
+        f"Trained on the train split of {', '.join(training['datasets'])}: {training['slices']} slices.",
+        stages,
+        *([f"Foundation: {foundation.pretraining}."] if foundation is not None else []),
+        f"Targets: {', '.join(segmenter.vocabulary.names)}.",
+        "Not a medical device. Outcomes are not calibrated.",
+    ]
+    return "\n\n".join(lines) + "\n"
+
+
+def _reporter(logs: dict[str, list], watch: Watch) -> Callable[[str, TrainState, float], None]:
+    def on_step(stage: str, state: TrainState, spent: float) -> None:
+        if stage not in logs:
+            watch.start(f"training: {stage}")
+        logs[stage] = state.log
+        recent = state.log[-20:]
+        watch.update(min(1.0, spent), f"loss {sum(e['loss'] for e in recent) / len(recent):.3f}")
+
+    return on_step
+
+
+def _work_folder(output: Path, settings: dict[str, Any]) -> Path:
+    """The folder of an unfinished training's checkpoints; made, or found with the same settings."""
+    work = Path(f"{output}-training")
+    written = work / "settings.json"
+    if written.exists() and json.loads(written.read_text()) != settings:
+        raise DelineateError(
+            f"{work}: holds an unfinished training with other settings; repeat those to go on, or remove the folder"
+        )
+    work.mkdir(parents=True, exist_ok=True)
+    write_json(written, settings)
+    return work

@@ -1,0 +1,114 @@
+"""The door: a scan and prompts in, proposals out. It has no memory; what is worth keeping is a value (`Seen`)."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from delineate.errors import ModelError
+from delineate.grid import stack_of, to_scan_grid
+from delineate.prompt import Concept, Match, Prompt, Vocabulary, captions
+from delineate.proposals import Outcome, Proposals, TargetProposals, presence
+from delineate.scan import Scan
+from delineate.systems.system import System, Target
+
+FOUND_FROM = 0.6  # presence score from which a target counts as found; not calibrated
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """A scan that a segmenter has looked at: ask it as many prompts as you like."""
+
+    scan: Scan
+    features: Any
+
+
+class Segmenter:
+    """A trained system behind one door, whatever the system.
+
+    Example:
+        >>> segmenter = Segmenter.load()                                    # doctest: +SKIP
+        >>> proposals = segmenter(read_scan("ct.nii.gz"), ["liver"], n=8)   # doctest: +SKIP
+        >>> proposals["liver"].consensus().sum()                            # doctest: +SKIP
+    """
+
+    def __init__(self, system: System, modalities: tuple[str | None, ...] = (None,)):
+        self.system = system
+        self.modalities = modalities
+
+    @classmethod
+    def load(cls, folder: Path | str | None = None) -> "Segmenter":
+        """The segmenter in a model folder, verified by its hashes; the house model where no folder is given.
+
+        Raises:
+            ModelError: the folder is missing, damaged, or of a system that is not known here.
+        """
+        from delineate.model_folder import load_model
+
+        return load_model(folder)
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """What can be asked."""
+        return self.system.vocabulary
+
+    def look(self, scan: Scan) -> Seen:
+        """Encode a scan once."""
+        if min(scan.shape) < 1:
+            raise ModelError(f"{scan.source}: the scan is empty")
+        return Seen(scan, self.system.see(stack_of(scan, self.system.size)))
+
+    def __call__(
+        self,
+        scan: Scan | Seen,
+        prompts: Sequence[Prompt | str],
+        *,
+        n: int = 8,
+        seed: int = 0,
+        on_step: Callable[[float], None] = lambda share: None,
+    ) -> Proposals:
+        """Proposals for every prompt, in the order asked.
+
+        Args:
+            scan: a scan, or one that was looked at.
+            prompts: targets in words. An unknown one is answered with the outcome *unknown prompt*.
+            n: proposals a target. A deterministic system gives one.
+            seed: proposal k depends on (model, scan, prompt, seed, k) and on nothing else.
+            on_step: told the share of the work that is done.
+        """
+        seen = scan if isinstance(scan, Seen) else self.look(scan)
+        asked = [p if isinstance(p, Prompt) else Prompt(p) for p in prompts]
+        answers = []
+        for done, prompt in enumerate(asked):
+
+            def report(share: float, done: int = done) -> None:
+                on_step((done + share) / len(asked))
+
+            answers.append(self._answer(seen, prompt, self.vocabulary.match(prompt.text), n, seed, report))
+            report(1.0)
+        return Proposals(seen.scan, tuple(answers))
+
+    def _answer(
+        self, seen: Seen, prompt: Prompt, match: Match, n: int, seed: int, on_step: Callable[[float], None]
+    ) -> TargetProposals:
+        if match.concept is None:
+            return TargetProposals(prompt, None, Outcome.UNKNOWN_PROMPT, nearest=match.nearest)
+        target = Target(match.concept, caption_for(prompt, match.concept, self.modality_of(seen.scan, match.concept)))
+        drawn = to_scan_grid(self.system.propose(seen.features, target, n, seed, on_step), seen.scan)
+        score = presence(drawn.mean(axis=0, dtype="float32"))
+        outcome = Outcome.FOUND if score >= FOUND_FROM else Outcome.LIKELY_ABSENT
+        return TargetProposals(prompt, match.concept.name, outcome, score, drawn)
+
+    def modality_of(self, scan: Scan, concept: Concept) -> str | None:
+        """The modality to name in a caption: the scan's own, else the only one the concept was learnt in."""
+        if scan.modality is not None:
+            return scan.modality
+        return concept.modalities[0] if len(concept.modalities) == 1 else None
+
+
+def caption_for(prompt: Prompt, concept: Concept, modality: str | None) -> str:
+    """The words that are encoded: the concept's plain caption for a name or synonym, a free sentence as it stands."""
+    words = prompt.text.lower().replace("_", " ").split()
+    if len(words) > 1 + max(len(s.split()) for s in (concept.name, *concept.synonyms)):
+        return prompt.text
+    return captions(concept, modality)[0]

@@ -1,0 +1,115 @@
+"""The named systems. Adding one is a file in this folder and an entry in `SYSTEMS`.
+
+The table itself needs no torch: `delineate systems` and `delineate --help` read it.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from delineate.data.slices import SliceBank
+    from delineate.prompt import Vocabulary
+    from delineate.systems.system import System
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A named system: what it is, and how to train, save and load it.
+
+    Attributes:
+        summary: one line for `delineate systems`.
+        source: the paper or library it follows.
+        train: (bank, preset, **how) to a trained system; `how` is budget, folder, seed, foundation, on_step, should_stop.
+        save: (system, folder) writes its weights and returns its configuration.
+        load: (folder, configuration, vocabulary) to the system.
+    """
+
+    summary: str
+    source: str
+    train: Callable[..., "System"]
+    save: Callable[[Any, Path], dict[str, Any]]
+    load: Callable[[Path, Mapping[str, Any], "Vocabulary"], "System"]
+
+
+PRESETS = {"tiny": 128, "base": 256}  # working grid in pixels; tiny trains on two CPU cores, base wants a GPU
+
+
+def _train_unet(bank: "SliceBank", preset: str, *, foundation: Path | None = None, **how: Any) -> "System":
+    from delineate.systems import unet
+
+    widths = {"tiny": (32, 64, 128, 256), "base": (64, 128, 256, 512, 512)}[preset]
+    system = unet.build(unet.UNetConfig(PRESETS[preset], widths), bank.vocabulary, seed=how["seed"])
+    return unet.train_unet(system, bank, **how)
+
+
+def _save_unet(system: Any, folder: Path) -> dict[str, Any]:
+    from delineate.weights import save_weights
+
+    save_weights(system.network, folder / "weights.safetensors")
+    return asdict(system.config)
+
+
+def _load_unet(folder: Path, config: Mapping[str, Any], vocabulary: "Vocabulary") -> "System":
+    from delineate.systems import unet
+    from delineate.weights import load_weights
+
+    system = unet.build(unet.UNetConfig(config["size"], tuple(config["widths"])), vocabulary)
+    load_weights(system.network, folder / "weights.safetensors")
+    return system
+
+
+def _train_progidiff(bank: "SliceBank", preset: str, *, foundation: Path | None = None, **how: Any) -> "System":
+    from delineate.networks.foundation import Foundation
+    from delineate.pretraining import PRETRAIN_SHARE, caption_corpus, pretrain
+    from delineate.systems import progidiff
+
+    budget = how.pop("budget")
+    if foundation is None:
+        corpus = caption_corpus(bank.vocabulary, bank.modalities)
+        base = Foundation.make(preset, "unshuffle", corpus, seed=how["seed"])
+        base = pretrain(base, bank, **{**how, "budget": budget.share(PRETRAIN_SHARE), "folder": how["folder"] / "pretrain"})
+        budget = budget.share(1 - PRETRAIN_SHARE)
+    else:
+        base = Foundation.load(foundation)
+    config = progidiff.ProGiDiffConfig(size=PRESETS[preset], encoder=preset)
+    system = progidiff.build(config, base, bank.vocabulary, seed=how["seed"])
+    return progidiff.train_progidiff(system, bank, budget=budget, **how)
+
+
+def _save_progidiff(system: Any, folder: Path) -> dict[str, Any]:
+    from delineate.weights import save_weights
+
+    system.foundation.save(folder / "foundation")
+    save_weights(system.control, folder / "control.safetensors")
+    return asdict(system.config)
+
+
+def _load_progidiff(folder: Path, config: Mapping[str, Any], vocabulary: "Vocabulary") -> "System":
+    from delineate.networks.foundation import Foundation
+    from delineate.systems import progidiff
+    from delineate.weights import load_weights
+
+    base = Foundation.load(folder / "foundation")
+    system = progidiff.build(progidiff.ProGiDiffConfig(**config), base, vocabulary)
+    load_weights(system.control, folder / "control.safetensors")
+    return system
+
+
+SYSTEMS: dict[str, Entry] = {
+    "unet": Entry(
+        "plain 2-D U-Net, one channel a target, Dice + CE: the baseline beside every claim; one answer, no proposals",
+        "Ronneberger et al. 2015; MONAI UNet with residual units (Kerfoot et al. 2018)",
+        _train_unet,
+        _save_unet,
+        _load_unet,
+    ),
+    "progidiff": Entry(
+        "prompt-guided latent diffusion: a frozen text-to-image model steered from scan to mask by a control",
+        "Lin et al. 2026, arXiv 2601.16060",
+        _train_progidiff,
+        _save_progidiff,
+        _load_progidiff,
+    ),
+}

@@ -1,0 +1,221 @@
+"""ProGiDiff: a frozen text-to-image diffusion model, steered from a scan to the mask of the prompted target.
+
+After Lin et al. (2026), arXiv 2601.16060; what the paper leaves open was decided as follows. The image encoder is
+first trained as a segmenter of every target at once and then conditions the control (UniSegDiff does the like); the
+network predicts x0; a prompt's mask is drawn in a few trailing DDIM steps from N noise fields.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Generator, Tensor, nn
+
+from delineate.checkpoint import TrainState, new_state
+from delineate.data.slices import SliceBank
+from delineate.networks.control import Control, Hint
+from delineate.networks.encoder import ENCODER_WIDTHS, Features
+from delineate.networks.foundation import Foundation
+from delineate.networks.text import Encoded
+from delineate.objectives import denoising_loss, segmentation_loss
+from delineate.pretraining import pick
+from delineate.prompt import Vocabulary, captions
+from delineate.sampling import SAMPLERS
+from delineate.schedule import trailing_times
+from delineate.systems.system import Target
+from delineate.training import Budget, Hyperparameters, train, use_average
+
+ENCODER_SHARE = 0.65  # of the training budget; the rest trains the control
+PAIRS_AT_ONCE = 64  # (slice, proposal) pairs in one forward: bounds memory, changes nothing else
+
+
+@dataclass(frozen=True)
+class ProGiDiffConfig:
+    """What a model folder must say beside its weights."""
+
+    size: int = 128
+    encoder: str = "tiny"
+    sampler: str = "ddim"
+    steps: int = 4
+    skip_below: float = 0.02  # slices where the encoder's own estimate nowhere exceeds this are not drawn
+
+
+class ProGiDiff:
+    """A foundation, its control, and how to draw with them."""
+
+    def __init__(self, config: ProGiDiffConfig, foundation: Foundation, control: Control, vocabulary: Vocabulary):
+        self.config = config
+        self.foundation = foundation
+        self.control = control.eval()
+        self.vocabulary = vocabulary
+
+    @property
+    def size(self) -> int:
+        """Pixels along a side of the working grid."""
+        return self.config.size
+
+    @torch.no_grad()
+    def see(self, stack: Tensor) -> Features:
+        """Encode slices (S, 3, size, size) once, for any number of prompts."""
+        parts = [self.control.encoder(chunk) for chunk in stack.split(16)]
+        return Features(torch.cat([p.fine for p in parts]), torch.cat([p.coarse for p in parts]))
+
+    @torch.no_grad()
+    def estimate(self, seen: Features, target: Target) -> Tensor:
+        """The encoder's own probability of the target, (S, size, size): what the denoiser starts from."""
+        text = self.foundation.encode_text([target.caption])
+        return self._logits(seen, text).sigmoid()[:, 0]
+
+    @torch.no_grad()
+    def propose(
+        self, seen: Features, target: Target, n: int, seed: int, on_step: Callable[[float], None] = lambda share: None
+    ) -> Tensor:
+        """N probability volumes (N, S, size, size) of one target.
+
+        Proposal k uses one noise field for all slices, made from (seed, k) alone.
+        """
+        text = self.foundation.encode_text([target.caption])
+        logits = self._logits(seen, text)
+        out = torch.zeros(n, len(logits), self.size, self.size)
+        active = (logits.flatten(1).max(1).values.sigmoid() >= self.config.skip_below).nonzero()[:, 0]
+        if len(active) == 0:
+            return out
+        hint = self.control.hint(
+            seen[active], logits[active], text.pooled.expand(len(active), -1), self.foundation.codec
+        )
+        times = trailing_times(self.config.steps)
+        fields = noise_fields(n, len(times), tuple(hint.direct.shape[1:]), seed)
+        pairs = torch.cartesian_prod(torch.arange(len(active)), torch.arange(n))
+        for done, chunk in enumerate(pairs.split(PAIRS_AT_ONCE), start=1):
+            slices, proposals = chunk[:, 0], chunk[:, 1]
+            x0 = SAMPLERS[self.config.sampler](
+                self._denoiser(hint[slices], text),
+                lambda step, proposals=proposals: fields[step, proposals],
+                times,
+                self.foundation.schedule,
+            )
+            out[proposals, active[slices]] = self.foundation.codec.decode(x0)[:, 0].clamp(0, 1)
+            on_step(min(1.0, done * PAIRS_AT_ONCE / len(pairs)))
+        return out
+
+    def _logits(self, seen: Features, text: Encoded) -> Tensor:
+        return torch.cat([self.control.head(fine, text.pooled) for fine in seen.fine.split(32)])
+
+    def _denoiser(self, hint: Hint, text: Encoded) -> Callable[[Tensor, int], Tensor]:
+        tokens = Encoded(text.tokens.expand(len(hint.grid), -1, -1), text.pooled)
+        return lambda x, t: clean_estimate(self.foundation, self.control, x, torch.full((len(x),), t), tokens, hint)
+
+
+def clean_estimate(
+    foundation: Foundation, control: Control, x_t: Tensor, t: Tensor, text: Encoded, hint: Hint
+) -> Tensor:
+    """x0 of the controlled foundation at (x_t, t): the U-Net's, steered by residuals, plus the hint's direct part."""
+    down, middle = control.residuals(x_t, t, text, hint)
+    output = foundation.unet(
+        x_t,
+        t,
+        encoder_hidden_states=text.tokens,
+        down_block_additional_residuals=down,
+        mid_block_additional_residual=middle,
+    ).sample
+    return foundation.schedule.to_x0(output, x_t, t) + hint.direct
+
+
+def noise_fields(n: int, steps: int, shape: tuple[int, ...], seed: int) -> Tensor:
+    """Noise (steps, n, *shape): field [i, k] depends on (seed, k, i) and on nothing else."""
+    fields = [
+        torch.randn((steps, *shape), generator=Generator().manual_seed((seed * 1_000_003 + k) * 2 + 1))
+        for k in range(n)
+    ]
+    return torch.stack(fields, dim=1)
+
+
+def build(config: ProGiDiffConfig, foundation: Foundation, vocabulary: Vocabulary, *, seed: int = 0) -> ProGiDiff:
+    """A system whose control is untrained: it draws what its foundation draws."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        control = Control(
+            foundation.unet,
+            ENCODER_WIDTHS[config.encoder],
+            foundation.codec.channels,
+            int(foundation.text_encoder.config.hidden_size),
+        )
+    return ProGiDiff(config, foundation, control, vocabulary)
+
+
+def train_progidiff(
+    system: ProGiDiff,
+    bank: SliceBank,
+    *,
+    budget: Budget,
+    folder: Path,
+    seed: int = 0,
+    on_step: Callable[[str, TrainState, float], None] = lambda stage, state, spent: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> ProGiDiff:
+    """Train the control: first its encoder as a segmenter of all targets, then the rest with the encoder frozen.
+
+    The foundation is not touched.
+    """
+    control, foundation = system.control, system.foundation
+    looks = nn.ModuleDict({"encoder": control.encoder, "head": control.head})
+    steers = nn.ModuleDict({n: m for n, m in control.named_children() if n not in looks})
+
+    def encoder_loss(size: int, generator: Generator) -> tuple[Tensor, dict[str, float]]:
+        batch = bank.draw(size, min(len(bank.vocabulary.concepts), 13), generator)
+        text = draw_texts(foundation, bank, generator)
+        pooled = text.pooled[batch.concepts]
+        logit = control.estimate(control.encoder(batch.image), pooled)
+        loss = segmentation_loss(logit.flatten(0, 1), batch.masks.flatten(0, 1), batch.concepts.flatten())
+        return loss, {}
+
+    def control_loss(size: int, generator: Generator) -> tuple[Tensor, dict[str, float]]:
+        batch = bank.draw(size, 4, generator)
+        text = draw_texts(foundation, bank, generator)
+        with torch.no_grad():
+            features = control.encoder(batch.image)
+            logit = control.estimate(features, text.pooled[batch.concepts])
+        prompts = batch.concepts.shape[1]
+        image = torch.arange(size).repeat_interleave(prompts)
+        concept = batch.concepts.flatten()
+        mask = batch.masks.flatten(0, 1)[:, None]
+        pairs = text[concept]
+        hint = control.hint(features[image], logit.flatten(0, 1)[:, None], pairs.pooled, foundation.codec)
+        x0 = foundation.codec.encode(mask)
+        t = torch.randint(1000, (len(x0),), generator=generator)
+        x_t = foundation.schedule.add_noise(x0, torch.randn(x0.shape, generator=generator), t)
+        x0_hat = clean_estimate(foundation, control, x_t, t, pairs, hint)
+        loss = denoising_loss(x0_hat, x0, foundation.codec.decode(x0_hat), mask, concept)
+        return loss, {}
+
+    stages = [
+        ("encoder", looks, encoder_loss, ENCODER_SHARE, Hyperparameters(batch_size=16)),
+        ("control", steers, control_loss, 1 - ENCODER_SHARE, Hyperparameters(batch_size=16)),
+    ]
+    for number, (name, module, loss_of, share, hyper) in enumerate(stages):
+        control.requires_grad_(False)
+        state = new_state(module.requires_grad_(True), seed=seed + number)
+        train(
+            state,
+            loss_of,
+            budget=budget.share(share),
+            folder=folder / name,
+            hyper=hyper,
+            on_step=lambda s, spent, name=name: on_step(name, s, spent),
+            should_stop=should_stop,
+        )
+        use_average(state)
+    control.requires_grad_(False).eval()
+    return system
+
+
+@torch.no_grad()
+def draw_texts(foundation: Foundation, bank: SliceBank, generator: Generator) -> Encoded:
+    """One caption for each concept of the vocabulary, drawn among its many, encoded."""
+    texts = []
+    for i, concept in enumerate(bank.vocabulary.concepts):
+        shown_in = [m for d, m in enumerate(bank.modalities) if bank.annotated[d, i]]
+        modality = shown_in[int(torch.randint(len(shown_in), (), generator=generator))]
+        texts.append(pick(captions(concept, modality), generator))
+    return foundation.encode_text(texts)

@@ -1,0 +1,171 @@
+"""The training loop: one function for every system and every stage."""
+
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Generator, Tensor
+
+from delineate.checkpoint import TrainState, load_checkpoint, save_checkpoint
+from delineate.errors import DelineateError
+
+
+class TrainingError(DelineateError):
+    """Training cannot go on."""
+
+    exit_code = 7
+
+
+class Interrupted(DelineateError):  # noqa: N818: not an error of anybody's
+    """Training was asked to stop, saved its state and can be resumed."""
+
+    exit_code = 75  # EX_TEMPFAIL: the same command again goes on
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long to train: a number of images, or wall time.
+
+    Only a budget in images makes a resumed run equal an uninterrupted one to the bit: the learning rate follows the
+    share of the budget that is spent, and seconds differ from run to run.
+    """
+
+    images: int | None = None
+    minutes: float | None = None
+
+    def __post_init__(self):
+        if (self.images is None) == (self.minutes is None):
+            raise ValueError("give a budget in images or in minutes, not both and not neither")
+
+    def spent(self, state: TrainState) -> float:
+        """The share of the budget that is used up."""
+        if self.images is not None:
+            return state.images_seen / max(self.images, 1)
+        return state.seconds / max(self.minutes * 60, 1e-9)  # type: ignore[operator]
+
+    def share(self, fraction: float) -> "Budget":
+        """The budget of a stage that takes `fraction` of the whole."""
+        if self.images is not None:
+            return Budget(images=round(self.images * fraction))
+        return Budget(minutes=self.minutes * fraction)  # type: ignore[operator]
+
+
+@dataclass(frozen=True)
+class Hyperparameters:
+    """What every stage chooses for itself."""
+
+    batch_size: int = 16
+    learning_rate: float = 1e-3
+    warm_up_images: int = 400
+    clip_norm: float = 1.0
+    average_halflife_images: int = 2000
+
+
+LossOf = Callable[[int, Generator], tuple[Tensor, dict[str, float]]]
+
+
+def train(
+    state: TrainState,
+    loss_of: LossOf,
+    *,
+    budget: Budget,
+    folder: Path,
+    hyper: Hyperparameters = Hyperparameters(),  # noqa: B008: frozen
+    checkpoint_seconds: float = 120.0,
+    on_step: Callable[[TrainState, float], None] = lambda state, spent: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> TrainState:
+    """Train until the budget is spent; resume from `folder` where there is something to resume.
+
+    Args:
+        state: as `new_state` makes it.
+        loss_of: (batch size, generator) to the loss and its parts. It draws everything random from the generator,
+            which is made anew for each step from (seed, images seen).
+        budget: when to stop.
+        folder: for checkpoints: every `checkpoint_seconds`, at the end, and when stopped.
+        hyper: batch size, learning rate and the like.
+        checkpoint_seconds: wall time between checkpoints.
+        on_step: told of every step; for progress bars.
+        should_stop: asked before every step.
+
+    Raises:
+        Interrupted: `should_stop` said so; the state is saved.
+        TrainingError: the loss is not finite; the last checkpoint is kept.
+    """
+    load_checkpoint(state, folder)
+    parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
+    state.module.train()
+    started, before, saved = time.monotonic(), state.seconds, time.monotonic()
+    while (spent := budget.spent(state)) < 1:
+        if should_stop():
+            save_checkpoint(state, folder)
+            raise Interrupted(f"stopped after {state.images_seen} images; the same command goes on from there")
+        generator = Generator().manual_seed(_step_seed(state.seed, state.images_seen))
+        rate = hyper.learning_rate * min(1.0, state.images_seen / hyper.warm_up_images, 5 * (1 - spent) / 4)
+        for group in state.optimizer.param_groups:
+            group["lr"] = rate
+        loss, parts = loss_of(hyper.batch_size, generator)
+        if not math.isfinite(loss.item()):
+            raise TrainingError(
+                f"the loss became {loss.item()} after {state.images_seen} images (parts: {parts}); "
+                f"lower the learning rate or check the data; the last checkpoint in {folder} is sound"
+            )
+        state.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, hyper.clip_norm)
+        state.optimizer.step()
+        state.images_seen += hyper.batch_size
+        _update_average(state, hyper)
+        state.seconds = before + time.monotonic() - started
+        entry = {"images": state.images_seen, "seconds": round(state.seconds, 1), "loss": round(loss.item(), 5)}
+        state.log.append({**entry, **{k: round(v, 5) for k, v in parts.items()}})
+        on_step(state, spent)
+        if time.monotonic() - saved > checkpoint_seconds:
+            save_checkpoint(state, folder)
+            saved = time.monotonic()
+    save_checkpoint(state, folder)
+    state.module.eval()
+    return state
+
+
+def use_average(state: TrainState) -> None:
+    """Put the averaged weights into the module."""
+    state.module.load_state_dict(state.average)
+
+
+@contextmanager
+def polite_stop() -> Iterator[Callable[[], bool]]:
+    """Within the block SIGTERM and SIGINT only raise a flag, which the yielded function reads."""
+    asked = False
+
+    def ask(number: int, frame: object) -> None:
+        nonlocal asked
+        asked = True
+
+    previous = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield lambda: asked
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _step_seed(seed: int, images_seen: int) -> int:
+    return (seed * 1_000_003 + images_seen * 7919 + 17) % (2**63)
+
+
+@torch.no_grad()
+def _update_average(state: TrainState, hyper: Hyperparameters) -> None:
+    # Early on the half-life is a quarter of what was seen, or the start would linger in a short run.
+    halflife = max(1.0, min(hyper.average_halflife_images, state.images_seen / 4))
+    keep = 0.5 ** (hyper.batch_size / halflife)
+    for name, value in state.module.state_dict().items():
+        if value.is_floating_point():
+            state.average[name].lerp_(value, 1 - keep)
+        else:
+            state.average[name].copy_(value)

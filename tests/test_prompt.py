@@ -1,0 +1,311 @@
+import subprocess
+import sys
+
+import pytest
+
+from delineate import anatomy
+from delineate.errors import DatasetError, ModelError, PromptError
+from delineate.prompt import (
+    Concept,
+    Prompt,
+    Vocabulary,
+    canonical_name,
+    captions,
+    modality_words,
+    scan_captions,
+    unknown_prompt_message,
+)
+
+LABELS = """
+spleen Right_Kidney kidney_left gallbladder esophagus liver stomach aorta postcava
+portal_vein_and_splenic_vein pancreas  adrenal_gland_right left_adrenal_gland polyp skin_lesion
+breast_lesion nuclei retinal_vessels Anterior_Hippocampus  posterior_hippocampus lung_nodule
+"""
+V = Vocabulary.from_names(LABELS.split(), "CT")
+
+KNOWN = {
+    "liver": "liver",
+    "LIVER": "liver",
+    "LiVeR": "liver",
+    "  the liver. ": "liver",
+    "livers": "liver",
+    "hepatic": "liver",
+    "lliver": "liver",
+    "lievr": "liver",
+    "liver CT": "liver",
+    "liver (MRI)": "liver",
+    "please outline the liver in this CT scan": "liver",
+    "segment the liver": "liver",
+    "could you segment out the liver for radiotherapy planning in this 54-year-old man with cirrhosis?": "liver",
+    "abdominal CT: liver": "liver",
+    "which pixels belong to the liver?": "liver",
+    "the liver's outline": "liver",
+    "the liver in this spleen CT": "liver",
+    "spleen": "spleen",
+    "Splenic": "spleen",
+    "spleeen": "spleen",
+    "where is the left kidney?": "left kidney",
+    "kidney, left": "left kidney",
+    "KIDNEY_LEFT": "left kidney",
+    "LeftKidney": "left kidney",
+    "L kidney": "left kidney",
+    "LK": "left kidney",
+    "left renal": "left kidney",
+    "left kidny": "left kidney",
+    "right renal": "right kidney",
+    "kidney right": "right kidney",
+    "right nephros": "right kidney",
+    "Rt. kidney": "right kidney",
+    "kidney on the right": "right kidney",
+    "RK": "right kidney",
+    "gall bladder": "gallbladder",
+    "gall-bladder": "gallbladder",
+    "gallblader": "gallbladder",
+    "oesophagus": "esophagus",
+    "Œsophagus": "esophagus",
+    "oesophageal": "esophagus",
+    "esophagos": "esophagus",
+    "gastric": "stomach",
+    "aortic": "aorta",
+    "IVC": "inferior vena cava",
+    "inferior vena cava": "inferior vena cava",
+    "vena cava, inferior": "inferior vena cava",
+    "postcava": "inferior vena cava",
+    "portal and splenic vein": "portal and splenic vein",
+    "portal vein and splenic vein": "portal and splenic vein",
+    "the splenic and portal veins": "portal and splenic vein",
+    "portal/splenic vein": "portal and splenic vein",
+    "pancreatic": "pancreas",
+    "pancraes": "pancreas",
+    "RAG": "right adrenal gland",
+    "right suprarenal gland": "right adrenal gland",
+    "left adrenal": "left adrenal gland",
+    "left adrenal gland": "left adrenal gland",
+    "adrenal gland left": "left adrenal gland",
+    "colon polyps": "polyp",
+    "the polyp in this colonoscopy image": "polyp",
+    "polyp in the colon": "polyp",
+    "mole": "skin lesion",
+    "naevi": "skin lesion",
+    "melanoma lesion": "skin lesion",
+    "lesion on the skin": "skin lesion",
+    "breast tumour": "breast lesion",
+    "breast tumor": "breast lesion",
+    "breast mass in an ultrasound image": "breast lesion",
+    "breast cancer lesion": "breast lesion",
+    "tumour of the breast": "breast lesion",
+    "cell nuclei": "nuclei",
+    "nucleus": "nuclei",
+    "all nuclei, please": "nuclei",
+    "blood vessels of the retina": "retinal vessels",
+    "retinal vessel": "retinal vessels",
+    "hippocampus head": "anterior hippocampus",
+    "head of the hippocampus": "anterior hippocampus",
+    "anterior hippocampus on brain MRI": "anterior hippocampus",
+    "hippocampal body and tail": "posterior hippocampus",
+    "pulmonary nodules": "lung nodule",
+}
+
+# text -> a name that must be among the nearest, or None where nothing needs to be near
+UNKNOWN = {
+    "": None,
+    "???": None,
+    "печень": None,
+    "banana": None,
+    "livr3": "liver",
+    "kidney": "left kidney",
+    "kidneys": "right kidney",
+    "both kidneys": "right kidney",
+    "left and right kidney": "left kidney",
+    "light kidney": "right kidney",
+    "left of the kidney": "left kidney",
+    "leftkidney": "left kidney",
+    "adrenal gland": "right adrenal gland",
+    "right liver": "liver",
+    "liver tumour": "liver",
+    "hepatic tumor": "liver",
+    "liver lesin": "liver",
+    "tumour of the liver": "liver",
+    "spots on the liver": "liver",
+    "cirrhotic liver": "liver",
+    "liver segment": "liver",
+    "segment 4 of the liver": "liver",
+    "left lobe of the liver": "liver",
+    "liver capsule": "liver",
+    "hepatic vein": "liver",
+    "splenic vein": "portal and splenic vein",
+    "portal vein": "portal and splenic vein",
+    "pancreatic duct": "pancreas",
+    "aortic valve": "aorta",
+    "stomach wall": "stomach",
+    "gallbladder stones": "gallbladder",
+    "left kidney stones": "left kidney",
+    "left renal artery": "left kidney",
+    "bladder": "gallbladder",
+    "breast": "breast lesion",
+    "skin": "skin lesion",
+    "nodule": "lung nodule",
+    "hippocampus": "anterior hippocampus",
+    "everything but the liver": "liver",
+    "no liver": "liver",
+    "not the liver": "liver",
+    "don't outline the liver": "liver",
+    "without the liver": "liver",
+    "all organs except liver": "liver",
+    "excpet the liver": "liver",
+    "leave out the liver": "liver",
+    "the organ next to the liver": "liver",
+    "above the liver": "liver",
+    "outside of the liver": "liver",
+    "liver and spleen": "spleen",
+    "liver or spleen": "spleen",
+    "liver and thymus": "liver",
+    "liver and lungs": "liver",
+    "lung and nodule": "lung nodule",
+    "abdominal aorta": "aorta",
+    "the thoracic aorta": "aorta",
+    "liver including tumour": "liver",
+    "heart attack": None,
+    "river": "liver",
+    "lever": "liver",
+}
+
+
+@pytest.mark.parametrize(("text", "name"), KNOWN.items())
+def test_names_one_concept(text, name):
+    match = V.match(text)
+    assert match.concept is not None, match.nearest
+    assert match.concept.name == name
+    assert match.concept == V.concepts[V.index(name)]
+
+
+@pytest.mark.parametrize(("text", "near"), UNKNOWN.items())
+def test_unknown_is_never_guessed(text, near):
+    match = V.match(text)
+    assert match.concept is None
+    assert len(match.nearest) <= 5
+    assert set(match.nearest) <= set(V.names)
+    assert near is None or near in match.nearest
+
+
+def test_a_part_matches_once_it_is_a_concept():
+    assert (
+        V.merged(Vocabulary.from_names(["liver tumor"])).match("hepatic tumours").concept.name
+        == "liver tumour"
+    )
+
+
+def test_a_known_word_is_never_corrected_into_another():
+    assert Vocabulary.from_names(["urethra"]).match("ureter").concept is None
+    assert Vocabulary.from_names(["posterior hippocampus"]).match("anterior hippocampus").concept is None
+
+
+@pytest.mark.parametrize("structure", anatomy.STRUCTURES, ids=lambda one: one.name)
+def test_the_table_knows_its_own_names(structure):
+    for name in (structure.name, *structure.synonyms):
+        for spelling in (name, name.upper(), name.replace(" ", "_")):
+            assert canonical_name(spelling) == structure.name
+
+
+def test_no_phrase_of_the_table_names_two_structures():
+    names = [structure.name for structure in anatomy.STRUCTURES]
+    assert Vocabulary.from_names(names).names == tuple(names)
+
+
+@pytest.mark.parametrize("modality", [None, *anatomy.MODALITIES, "my scanner"])
+def test_every_caption_names_its_concept(modality):
+    for concept in V.concepts:
+        lines = captions(concept, modality)
+        assert len(lines) >= 12
+        assert len(set(lines)) == len(lines)
+        assert lines[0] == concept.name
+        for line in lines if modality != "my scanner" else ():
+            assert V.match(line).concept == concept, line
+
+
+def test_captions_say_the_modality_in_words():
+    lines = captions(V.concepts[5], "CT")
+    assert "segmentation mask of the liver in a CT image" in lines
+    assert "segmentation mask of the liver in a computed tomography image" in lines
+    assert "segmentation mask of the liver in an MR image" in captions(V.concepts[5], "mri")
+    assert "hepatic segmentation" in lines
+    assert modality_words("US")[0] == "ultrasound"
+    assert modality_words(None) == ()
+
+
+def test_scan_captions():
+    assert "an abdominal CT slice showing liver and spleen" in scan_captions(["liver", "spleen"], "CT")
+    assert "an MR image of liver, spleen and pancreas" in scan_captions(["liver", "spleen", "pancreas"], "MR")
+    assert scan_captions([], "XR")[0] == "an X-ray slice"
+    assert captions(V.concepts[0], "CT", "scan") == scan_captions(["spleen"], "CT")
+
+
+def test_labels_become_canonical_names():
+    assert V.names[:3] == ("spleen", "right kidney", "left kidney")
+    assert Vocabulary.from_names(["Foo_Bar"], "CT").concepts == (Concept("foo bar", (), ("CT",)),)
+    for spelling in ("kidney_right", "Right_Kidney", "R kidney", "RightKidney", "kidney (right)"):
+        assert canonical_name(spelling) == "right kidney"
+
+
+def test_json_round_trip():
+    assert Vocabulary.from_json(V.to_json()) == V
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        {"concepts": [], "extra": 1},
+        {"concepts": [{"name": "liver", "colour": "red"}]},
+        {"concepts": [{"synonyms": []}]},
+        {"concepts": [{"name": "liver", "synonyms": "hepar"}]},
+        {"concepts": [{"name": "liver"}, {"name": "Liver"}]},
+    ],
+)
+def test_from_json_refuses(value):
+    with pytest.raises(ModelError):
+        Vocabulary.from_json(value)
+
+
+def test_merging_unites_synonyms_and_modalities():
+    other = Vocabulary((Concept("liver", ("big organ",), ("MR",)), Concept("thing")))
+    merged = V.merged(other)
+    assert merged.names == (*V.names, "thing")
+    assert merged.match("big organ").concept.modalities == ("CT", "MR")
+    assert V.merged(V) == V
+
+
+def test_clashes_are_refused():
+    with pytest.raises(DatasetError, match="'liver' would name both 'hepatoma' and 'liver'"):
+        Vocabulary((Concept("hepatoma", ("liver",)),)).merged(Vocabulary.from_names(["liver"]))
+    with pytest.raises(DatasetError, match="twice"):
+        Vocabulary.from_names(["kidney_right", "right renal"])
+    with pytest.raises(DatasetError, match="name of letters"):
+        Vocabulary.from_names(["__"])
+
+
+def test_index_of_an_unknown_name():
+    with pytest.raises(PromptError, match="nearest: liver"):
+        V.index("livers")
+
+
+def test_prompts_are_checked_at_the_door():
+    assert Prompt("liver").text == "liver"
+    with pytest.raises(PromptError, match="empty"):
+        Prompt("  ")
+    with pytest.raises(PromptError, match="200 characters; this one has 201"):
+        Prompt("x" * 201)
+
+
+def test_message():
+    assert unknown_prompt_message("a\nb", (), "--model m") == (
+        "'a b' is not in this model's vocabulary. List all with: delineate prompts --model m"
+    )
+
+
+def test_importing_is_light():
+    code = "import sys, delineate.prompt; print(sorted({'torch', 'monai', 'scipy', 'numpy', 'pydantic'} & set(sys.modules)))"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        == "[]\n"
+    )
