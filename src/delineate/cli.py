@@ -80,7 +80,9 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def _top(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     pass
 
@@ -98,7 +100,9 @@ def segment(
     modality: Annotated[str | None, typer.Option(help="CT, MR, US, …; CT in HU is windowed if you say so.")] = None,
     volume: Annotated[int | None, typer.Option(min=0, help="Which volume of a 4-D file.")] = None,
     pictures: Annotated[bool, typer.Option(help="Write montage.png for each case.")] = True,
-    resume: Annotated[bool, typer.Option("--resume", help="Skip cases that are finished with the same request.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Skip cases that are finished with the same request.")
+    ] = False,
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -242,7 +246,9 @@ def check(
 @app.command()
 def pretrain(
     datasets: DatasetsArgument,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the foundation (Stable Diffusion layout).")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder for the foundation (Stable Diffusion layout).")
+    ],
     preset: PresetOption = "tiny",
     codec: Annotated[str, typer.Option(help="unshuffle (lossless) or vae (latents of an autoencoder).")] = "unshuffle",
     minutes: MinutesOption = None,
@@ -403,7 +409,14 @@ class Bar:
 
 @contextmanager
 def _progress(quiet: bool = False) -> Iterator[Bar]:
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     columns = (
         TextColumn("{task.description}"),

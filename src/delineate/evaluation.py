@@ -49,11 +49,15 @@ def evaluate(
     n: int = 8,
     seed: int = 0,
     fusions: Sequence[str] = tuple(FUSIONS),
+    limit: int | None = None,
     on_step: Callable[[float], None] = lambda share: None,
 ) -> list[Row]:
-    """Score every target that the dataset annotates and the model knows, in every case of `split`."""
+    """Score every target that the dataset annotates and the model knows, in every case of `split`.
+
+    `limit` takes the first cases only; the first of `fusions` is the consensus that outcomes and means refer to.
+    """
     names = [name for name in dataset.labels if name in segmenter.vocabulary.names]
-    cases = dataset.split(split)
+    cases = dataset.split(split)[:limit]
     rows = []
     for done, case in enumerate(cases):
 
@@ -146,5 +150,3 @@ def _means(rows: list[Row], first: str) -> dict[str, float]:
         "wrong_prompt_dice": fmean(r.wrong for r in rows),
     }
     return means | {f"{how}_dice": fmean(r.consensus[how]["dice"] for r in rows) for how in rows[0].consensus}
-
-

@@ -1,10 +1,10 @@
 """A trained model on disk: all that `segment` needs, and the hash of every part.
 
-    config.json       system, versions, modalities, how it was trained
-    vocabulary.json   what can be asked
-    *.safetensors     weights; foundation/ holds a Stable Diffusion folder where the system has one
-    card.md           for people: data, licences, figures, limits
-    manifest.json     SHA-256 of every file above
+config.json       system, versions, modalities, how it was trained
+vocabulary.json   what can be asked
+*.safetensors     weights; foundation/ holds a Stable Diffusion folder where the system has one
+card.md           for people: data, licences, figures, limits
+manifest.json     SHA-256 of every file above
 """
 
 import json

@@ -28,8 +28,19 @@ def grouped_dice_loss(probability: Tensor, mask: Tensor, group: Tensor, smooth: 
 
 
 def segmentation_loss(logit: Tensor, mask: Tensor, group: Tensor) -> Tensor:
-    """Dice plus binary cross entropy of logits (B, ...) against masks (B, ...)."""
-    return F.binary_cross_entropy_with_logits(logit, mask) + grouped_dice_loss(logit.sigmoid(), mask, group)
+    """Dice plus binary cross entropy of P prompts on every slice.
+
+    Cross entropy is summed over the prompts of a slice, as that of a softmax over P classes is; a mean over them
+    would make it vanish beside Dice.
+
+    Args:
+        logit: (B, P, H, W).
+        mask: (B, P, H, W) in {0, 1}.
+        group: (B, P) integers, the target each prompt asks for.
+    """
+    entropy = F.binary_cross_entropy_with_logits(logit, mask) * logit.shape[1]
+    dice = grouped_dice_loss(logit.sigmoid().flatten(0, 1), mask.flatten(0, 1), group.flatten())
+    return entropy + dice
 
 
 def denoising_loss(

@@ -60,3 +60,18 @@ def print_summary(summary: dict[str, Any], console: Console) -> None:
         f"present targets: {present['n']}, of which called likely absent: {present['said_absent']}",
         highlight=False,
     )
+
+
+def print_comparison(summaries: dict[str, dict[str, Any]], console: Console) -> None:
+    """Dice of the consensus, a column for each of several evaluations of the same cases."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("Dice")
+    for label in summaries:
+        table.add_column(label, justify="right")
+    names = list(dict.fromkeys(t for s in summaries.values() for t in s["targets"]))
+    for name in names:
+        cells = [s["targets"].get(name, {}).get("consensus_dice") for s in summaries.values()]
+        table.add_row(name, *("" if c is None else f"{c:.3f}" for c in cells))
+    means = [s["mean"].get("consensus_dice") for s in summaries.values()]
+    table.add_row("mean", *("" if m is None else f"{m:.3f}" for m in means))
+    console.print(table)

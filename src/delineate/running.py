@@ -75,7 +75,7 @@ def train_system(
     seed: int = 0,
     target: Sequence[str] | None = None,
     modality: str | None = None,
-    watch: Watch = Nobody(),  # noqa: B008: has no state
+    watch: Watch = Nobody(),
 ) -> Path:
     """Train a system and write its model folder; returns the picture of its training curves.
 
@@ -108,7 +108,7 @@ def train_on(
     dataset_names: Sequence[str],
     *,
     card: str | None = None,
-    watch: Watch = Nobody(),  # noqa: B008: has no state
+    watch: Watch = Nobody(),
 ) -> Path:
     """Train on slices at hand; `settings` as in `train_system`. Returns the picture of the training curves."""
     logs: dict[str, list[dict[str, float]]] = {}
@@ -149,7 +149,7 @@ def pretrain_foundation(
     seed: int = 0,
     target: Sequence[str] | None = None,
     modality: str | None = None,
-    watch: Watch = Nobody(),  # noqa: B008: has no state
+    watch: Watch = Nobody(),
 ) -> Foundation:
     """Train a foundation on the train split of datasets and write it as a Stable Diffusion folder."""
     from delineate.codec import CODECS
@@ -196,7 +196,7 @@ def evaluate_model(
     seed: int = 0,
     target: Sequence[str] | None = None,
     modality: str | None = None,
-    watch: Watch = Nobody(),  # noqa: B008: has no state
+    watch: Watch = Nobody(),
 ) -> dict[str, Any]:
     """Score a model on a split of a dataset; writes report.json, rows.csv and dice.png, returns the report."""
     dataset = open_dataset(path, targets=target or None, modality=modality)

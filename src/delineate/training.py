@@ -21,7 +21,7 @@ class TrainingError(DelineateError):
     exit_code = 7
 
 
-class Interrupted(DelineateError):  # noqa: N818: not an error of anybody's
+class Interrupted(DelineateError):
     """Training was asked to stop, saved its state and can be resumed."""
 
     exit_code = 75  # EX_TEMPFAIL: the same command again goes on
@@ -75,7 +75,7 @@ def train(
     *,
     budget: Budget,
     folder: Path,
-    hyper: Hyperparameters = Hyperparameters(),  # noqa: B008: frozen
+    hyper: Hyperparameters = Hyperparameters(),
     checkpoint_seconds: float = 120.0,
     on_step: Callable[[TrainState, float], None] = lambda state, spent: None,
     should_stop: Callable[[], bool] = lambda: False,

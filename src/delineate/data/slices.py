@@ -114,9 +114,7 @@ def build_slices(
     split: str,
     size: int,
     *,
-    progress: Callable[
-        [Iterable[tuple[Dataset, Case]], int], Iterable[tuple[Dataset, Case]]
-    ] = lambda items, _: items,
+    progress: Callable[[Iterable[tuple[Dataset, Case]], int], Iterable[tuple[Dataset, Case]]] = lambda items, _: items,
 ) -> SliceBank:
     """Read a split of every dataset onto the working grid of `size` pixels.
 
@@ -132,9 +130,7 @@ def build_slices(
     modalities = tuple(dataset.modality for dataset in datasets)
     foreign = torch.stack(
         [
-            ~torch.stack([annotated[e] for e in range(len(datasets)) if modalities[e] == modalities[d]]).any(
-                0
-            )
+            ~torch.stack([annotated[e] for e in range(len(datasets)) if modalities[e] == modalities[d]]).any(0)
             for d in range(len(datasets))
         ]
     )
@@ -147,9 +143,7 @@ def build_slices(
         owner.append(torch.full((len(target),), datasets.index(dataset)))
         mirrored.append(torch.full((len(target),), len(target) == 1))
     all_labels = torch.cat(labels)
-    present = torch.stack(
-        [(all_labels == i + 1).flatten(1).any(1) for i in range(len(vocabulary.concepts))], dim=1
-    )
+    present = torch.stack([(all_labels == i + 1).flatten(1).any(1) for i in range(len(vocabulary.concepts))], dim=1)
     return SliceBank(
         torch.cat(images),
         all_labels,
@@ -196,9 +190,7 @@ def augmented(image: Tensor, labels: Tensor, mirrored: Tensor, generator: Genera
     rotation = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], dim=1).view(-1, 2, 2)
     linear = rotation * scale[:, None, None] * signs[:, :, None]
     shift = torch.stack([uniform(-0.16, 0.16), uniform(-0.16, 0.16)], dim=1)  # of the half-width: ±8 %
-    grid = F.affine_grid(
-        torch.cat([linear, shift[:, :, None]], dim=2), list(image.shape), align_corners=False
-    )
+    grid = F.affine_grid(torch.cat([linear, shift[:, :, None]], dim=2), list(image.shape), align_corners=False)
     image = F.grid_sample(image + 1, grid, mode="bilinear", align_corners=False) / 2  # zeros outside are air
     moved = F.grid_sample(labels[:, None].float(), grid, mode="nearest", align_corners=False)[:, 0]
     shape = (-1, 1, 1, 1)

@@ -66,8 +66,5 @@ class Control(nn.Module):
 
     def residuals(self, x_t: Tensor, t: Tensor, text: Encoded, hint: Hint) -> tuple[list[Tensor], Tensor]:
         """What is added to the U-Net's skips and middle at (x_t, t)."""
-        down, middle = self.net(
-            x_t, t, encoder_hidden_states=text.tokens, controlnet_cond=hint.grid, return_dict=False
-        )
+        down, middle = self.net(x_t, t, encoder_hidden_states=text.tokens, controlnet_cond=hint.grid, return_dict=False)
         return down, middle
-

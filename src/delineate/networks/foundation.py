@@ -8,14 +8,18 @@ stands in `delineate.json` beside it; without that file the codec is the folder'
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers.utils import logging as diffusers_logging
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
+from transformers.utils import logging as transformers_logging
 
 from delineate.codec import CODECS, STRIDE, Codec
 from delineate.errors import ModelError
@@ -122,11 +126,12 @@ class Foundation:
                     f"{folder}: not a Stable Diffusion folder, '{part}/' is missing; give a folder in diffusers' "
                     "layout, or make one with: delineate pretrain"
                 )
+        local = {"local_files_only": True, "use_safetensors": True}
         try:
-            local = {"local_files_only": True, "use_safetensors": True}
-            vae = AutoencoderKL.from_pretrained(folder / "vae", **local)
-            unet = UNet2DConditionModel.from_pretrained(folder / "unet", **local)
-            text = CLIPTextModel.from_pretrained(folder / "text_encoder", local_files_only=True, use_safetensors=True)
+            with _no_progress_bars():
+                vae = AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32, **local)
+                unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32, **local)
+                text = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32, **local)
             tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
         except (OSError, ValueError, RuntimeError) as error:
             reason = (str(error).strip().splitlines() or ["no reason given"])[0]
@@ -149,8 +154,9 @@ class Foundation:
     def save(self, folder: Path) -> None:
         """Write the Stable Diffusion folder (safetensors only)."""
         folder = Path(folder)
-        for name in ("vae", "unet", "text_encoder"):
-            getattr(self, name).save_pretrained(folder / name, safe_serialization=True)
+        with _no_progress_bars():
+            for name in ("vae", "unet", "text_encoder"):
+                getattr(self, name).save_pretrained(folder / name, safe_serialization=True)
         self.tokenizer.save_pretrained(str(folder / "tokenizer"))
         DDIMScheduler.from_config(self.scheduler_config).save_pretrained(folder / "scheduler")
         write_json(
@@ -192,3 +198,16 @@ class Foundation:
                 digest.update(f"{part}.{name}".encode())
                 digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """Silence the libraries' bars for weights that load in a blink; put back as they were."""
+    shown = [library for library in (diffusers_logging, transformers_logging) if library.is_progress_bar_enabled()]
+    for library in shown:
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library in shown:
+            library.enable_progress_bar()

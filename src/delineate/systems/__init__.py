@@ -69,7 +69,9 @@ def _train_progidiff(bank: "SliceBank", preset: str, *, foundation: Path | None 
     if foundation is None:
         corpus = caption_corpus(bank.vocabulary, bank.modalities)
         base = Foundation.make(preset, "unshuffle", corpus, seed=how["seed"])
-        base = pretrain(base, bank, **{**how, "budget": budget.share(PRETRAIN_SHARE), "folder": how["folder"] / "pretrain"})
+        base = pretrain(
+            base, bank, **{**how, "budget": budget.share(PRETRAIN_SHARE), "folder": how["folder"] / "pretrain"}
+        )
         budget = budget.share(1 - PRETRAIN_SHARE)
     else:
         base = Foundation.load(foundation)

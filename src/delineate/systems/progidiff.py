@@ -19,8 +19,8 @@ from delineate.networks.encoder import ENCODER_WIDTHS, Features
 from delineate.networks.foundation import Foundation
 from delineate.networks.text import Encoded
 from delineate.objectives import denoising_loss, segmentation_loss
-from delineate.pretraining import pick
-from delineate.prompt import Vocabulary, captions
+from delineate.pretraining import draw_captions
+from delineate.prompt import Vocabulary
 from delineate.sampling import SAMPLERS
 from delineate.schedule import trailing_times
 from delineate.systems.system import Target
@@ -164,16 +164,16 @@ def train_progidiff(
 
     def encoder_loss(size: int, generator: Generator) -> tuple[Tensor, dict[str, float]]:
         batch = bank.draw(size, min(len(bank.vocabulary.concepts), 13), generator)
-        text = draw_texts(foundation, bank, generator)
+        with torch.no_grad():
+            text = foundation.encode_text(draw_captions(bank, generator))
         pooled = text.pooled[batch.concepts]
         logit = control.estimate(control.encoder(batch.image), pooled)
-        loss = segmentation_loss(logit.flatten(0, 1), batch.masks.flatten(0, 1), batch.concepts.flatten())
-        return loss, {}
+        return segmentation_loss(logit, batch.masks, batch.concepts), {}
 
     def control_loss(size: int, generator: Generator) -> tuple[Tensor, dict[str, float]]:
         batch = bank.draw(size, 4, generator)
-        text = draw_texts(foundation, bank, generator)
         with torch.no_grad():
+            text = foundation.encode_text(draw_captions(bank, generator))
             features = control.encoder(batch.image)
             logit = control.estimate(features, text.pooled[batch.concepts])
         prompts = batch.concepts.shape[1]
@@ -208,14 +208,3 @@ def train_progidiff(
         use_average(state)
     control.requires_grad_(False).eval()
     return system
-
-
-@torch.no_grad()
-def draw_texts(foundation: Foundation, bank: SliceBank, generator: Generator) -> Encoded:
-    """One caption for each concept of the vocabulary, drawn among its many, encoded."""
-    texts = []
-    for i, concept in enumerate(bank.vocabulary.concepts):
-        shown_in = [m for d, m in enumerate(bank.modalities) if bank.annotated[d, i]]
-        modality = shown_in[int(torch.randint(len(shown_in), (), generator=generator))]
-        texts.append(pick(captions(concept, modality), generator))
-    return foundation.encode_text(texts)

@@ -40,7 +40,12 @@ class PlainUNet:
     @torch.no_grad()
     def see(self, stack: Tensor) -> Tensor:
         """Probabilities of all channels, (S, 1 + C, size, size)."""
-        return torch.cat([self.network(chunk.contiguous(memory_format=torch.channels_last)).softmax(dim=1) for chunk in stack.split(16)])
+        return torch.cat(
+            [
+                self.network(chunk.contiguous(memory_format=torch.channels_last)).softmax(dim=1)
+                for chunk in stack.split(16)
+            ]
+        )
 
     def propose(
         self, seen: Tensor, target: Target, n: int, seed: int, on_step: Callable[[float], None] = lambda share: None
@@ -79,7 +84,9 @@ def train_unet(
 
     def loss_of(size: int, generator: Generator) -> tuple[Tensor, dict[str, float]]:
         batch = bank.draw(size, 1, generator)
-        return criterion(system.network(batch.image.contiguous(memory_format=torch.channels_last)), batch.labels[:, None]), {}
+        return criterion(
+            system.network(batch.image.contiguous(memory_format=torch.channels_last)), batch.labels[:, None]
+        ), {}
 
     state = new_state(system.network.requires_grad_(True), seed=seed)
     train(
