@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from test_geometry import ALL_48, affine_with
 
-from delineate import scan as scan_module
+from delineate import nifti as nifti_module
 from delineate.errors import ScanError
 from delineate.scan import (
     FLAT_AFFINE,
@@ -306,7 +306,7 @@ def test_a_cut_or_wrong_checksum_is_seen(tmp_path):
 
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
 def test_a_small_file_that_claims_a_huge_grid_is_refused_unread(tmp_path, suffix, monkeypatch):
-    monkeypatch.setattr(scan_module, "array_from_file", lambda *_, **__: pytest.fail("voxels were touched"))
+    monkeypatch.setattr(nifti_module, "array_from_file", lambda *_, **__: pytest.fail("voxels were touched"))
     huge = [3, 32000, 32000, 32000, 1, 1, 1, 1]
     path = nifti(tmp_path / f"huge{suffix}", dim=huge)
     refusal(path, "at most 1000000000 voxels")

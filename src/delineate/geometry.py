@@ -1,11 +1,12 @@
 """Where a voxel lies: array axes, world axes (mm, RAS+), and the one order that the networks see.
 
-World coordinates exist only here and in `delineate.scan`; everything else counts voxels of a canonical array.
+World coordinates exist only here and where files are read; everything else counts voxels of a canonical array.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
+from math import prod
 from pathlib import Path
 
 import nibabel
@@ -101,6 +102,16 @@ def checked_spacing(spacing_mm: Sequence[float]) -> tuple[float, float, float]:
     return i, j, k
 
 
+def check_size(path: Path, shape: Sequence[int], max_voxels: int) -> None:
+    """A `ScanError` if a grid of this shape has more than `max_voxels`."""
+    if prod(shape) > max_voxels:
+        size = " x ".join(str(length) for length in shape)
+        raise ScanError(
+            f"{path}: at most {max_voxels} voxels are read, the header asks for {size}; crop or downsample it, "
+            "or raise max_voxels if the file is trusted"
+        )
+
+
 def affine_of_header(
     path: Path,
     header: nibabel.Nifti1Header,
@@ -114,12 +125,13 @@ def affine_of_header(
     the difference; they are refused if they differ by a voxel or more at some corner of the grid *and* name
     other axis codes or another handedness, because then left and right may be exchanged. `pixdim` counts only
     for the qform. Columns up to `MAX_SHEAR_DEGREES` from orthogonal get a note, beyond it are refused;
-    oblique is fine.
+    oblique is fine. A header in metres or micrometres is brought to mm with a note; one that names no unit is
+    taken as mm.
     """
     sform_code, qform_code = int(header["sform_code"]), int(header["qform_code"])
     notes: list[str] = []
     if sform_code > 0:
-        affine, code = np.asarray(header.get_sform(), np.float64), sform_code
+        affine, code = _in_mm(header, header.get_sform()), sform_code
         _check_affine(path, affine, "sform")
         notes += _shear_notes(path, affine)
         if qform_code > 0:
@@ -135,9 +147,23 @@ def affine_of_header(
             f"{path}: the header must say where the voxels lie, but sform_code and qform_code are both 0; "
             "write the affine into the file, or give assume_spacing_mm if the axes are known to be R, A, S"
         )
+    unit, factor = _unit_of(header)
+    if factor != 1:
+        notes.append(f"the header counts in {unit}: brought to mm, times {factor:g}")
     if assume_spacing_mm is not None:
         notes.append(f"assumed spacing {tuple(assume_spacing_mm)} not used: the file has its own geometry")
     return affine, code, notes
+
+
+def _unit_of(header: nibabel.Nifti1Header) -> tuple[str, float]:
+    """The header's unit of length, and how many mm it is (nifti1.h: the three lowest bits of xyzt_units)."""
+    return {1: ("metres", 1e3), 3: ("micrometres", 1e-3)}.get(int(header["xyzt_units"]) & 7, ("mm", 1.0))
+
+
+def _in_mm(header: nibabel.Nifti1Header, affine: np.ndarray) -> np.ndarray:
+    scaled = np.array(affine, np.float64)
+    scaled[:3] *= _unit_of(header)[1]
+    return scaled
 
 
 def _check_affine(path: Path, affine: np.ndarray, name: str) -> None:
@@ -158,11 +184,11 @@ def _qform_of(path: Path, header: nibabel.Nifti1Header) -> np.ndarray:
     sizes = [float(value) for value in pixdim[1:4]]
     if not all(np.isfinite(value) and value > 0 for value in sizes):
         raise ScanError(
-            f"{path}: pixdim must be three positive voxel sizes in mm, found {sizes}; repair the header, "
+            f"{path}: pixdim must be three positive voxel sizes, found {sizes}; repair the header, "
             "or convert the scan again from its source"
         )
     try:
-        affine = np.asarray(header.get_qform(), np.float64)
+        affine = _in_mm(header, header.get_qform())
     except ValueError as error:
         raise ScanError(
             f"{path}: the qform must hold a rotation, but its quaternion is none ({error}); repair the "

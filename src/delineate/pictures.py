@@ -1,6 +1,6 @@
 """Pictures: what people would look at rather than read. All are PNG, drawn without a display."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,7 @@ def contour(axis: Axes, mask: np.ndarray, colour: str, width: float) -> None:
         axis.contour(np.pad(mask, 1).astype(float)[1:-1, 1:-1], levels=[0.5], colors=[colour], linewidths=width)
 
 
-def training_curves(logs: dict[str, Sequence[dict[str, float]]], path: Path) -> Path:
+def training_curves(logs: Mapping[str, Sequence[dict[str, float]]], path: Path) -> Path:
     """The loss of every stage against images seen, with a running mean."""
     figure = _figure(4.2 * len(logs), 3.2)
     axes = figure.subplots(1, len(logs), squeeze=False)[0]

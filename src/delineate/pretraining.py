@@ -15,7 +15,7 @@ from delineate.prompt import Vocabulary, captions, scan_captions
 from delineate.training import Budget, Hyperparameters, train, use_average
 
 AUTOENCODER_SHARE = 0.25  # of the budget; the rest trains the U-Net and the text encoder
-PRETRAIN_SHARE = 0.2  # of a whole ProGiDiff training that makes its own foundation
+PRETRAIN_SHARE = 0.15  # of a whole ProGiDiff training that makes its own foundation
 
 
 def caption_corpus(vocabulary: Vocabulary, modalities: tuple[str | None, ...]) -> list[str]:
@@ -79,7 +79,7 @@ def pretrain(
         lambda size, generator: _denoiser_loss(foundation, bank, size, generator),
         budget=budget.share(1 - AUTOENCODER_SHARE),
         folder=folder / "denoiser",
-        hyper=Hyperparameters(batch_size=32),
+        hyper=Hyperparameters(batch_size=16),
         on_step=lambda state, spent: on_step("denoiser", state, spent),
         should_stop=should_stop,
     )

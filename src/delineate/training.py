@@ -59,9 +59,10 @@ class Budget:
 class Hyperparameters:
     """What every stage chooses for itself."""
 
-    batch_size: int = 16
+    batch_size: int = 8  # small: on a CPU more steps teach more than larger ones
     learning_rate: float = 1e-3
     warm_up_images: int = 400
+    decays: bool = True  # to 0 over the last four fifths; False where another stage goes on from here
     clip_norm: float = 1.0
     average_halflife_images: int = 2000
 
@@ -106,7 +107,8 @@ def train(
             save_checkpoint(state, folder)
             raise Interrupted(f"stopped after {state.images_seen} images; the same command goes on from there")
         generator = Generator().manual_seed(_step_seed(state.seed, state.images_seen))
-        rate = hyper.learning_rate * min(1.0, state.images_seen / hyper.warm_up_images, 5 * (1 - spent) / 4)
+        decay = 5 * (1 - spent) / 4 if hyper.decays else 1.0
+        rate = hyper.learning_rate * min(1.0, state.images_seen / hyper.warm_up_images, decay)
         for group in state.optimizer.param_groups:
             group["lr"] = rate
         loss, parts = loss_of(hyper.batch_size, generator)

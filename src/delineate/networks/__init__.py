@@ -1,0 +1,1 @@
+"""What learns, shared by the systems."""

@@ -47,7 +47,7 @@ class Control(nn.Module):
             nn.GroupNorm(8, hint), nn.SiLU(), nn.Conv2d(hint, hint, 3, padding=1), nn.SiLU(), nn.Conv2d(hint, hint, 1)
         )
         self.net: ControlNetModel = ControlNetModel.from_unet(unet, conditioning_channels=3)
-        self.net.controlnet_cond_embedding = nn.Identity()  # the hint arrives made
+        self.net.controlnet_cond_embedding = nn.Identity()  # type: ignore[assignment]  # the hint arrives made
         self.direct = nn.Conv2d(hint + codec_channels, codec_channels, 1)
         nn.init.zeros_(self.direct.weight)
         nn.init.zeros_(self.direct.bias)  # type: ignore[arg-type]

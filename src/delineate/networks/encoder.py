@@ -1,6 +1,7 @@
 """The image encoder: a residual U-Net that looks at a scan once, whatever will be asked of it."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -50,12 +51,12 @@ class ImageEncoder(nn.Module):
         self.stem = nn.Conv2d(12, widths[0], 3, padding=1)
         self.down = nn.ModuleList([ResidualBlock(widths[0], widths[0])])
         self.shrink = nn.ModuleList()
-        for a, b in zip(widths, widths[1:], strict=False):
+        for a, b in pairwise(widths):
             self.shrink.append(nn.Conv2d(a, b, 2, stride=2))
             self.down.append(ResidualBlock(b, b))
         self.grow = nn.ModuleList()
         self.up = nn.ModuleList()
-        for a, b in zip(widths[::-1], widths[-2::-1], strict=False):
+        for a, b in pairwise(widths[::-1]):
             self.grow.append(nn.ConvTranspose2d(a, b, 2, stride=2))
             self.up.append(ResidualBlock(2 * b, b))
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a quarter faster on CPU

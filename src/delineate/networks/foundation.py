@@ -80,9 +80,9 @@ class Foundation:
             torch.manual_seed(seed)
             text_encoder = build_text_encoder(tokenizer, width=chosen.text_width, layers=chosen.text_layers)
             vae = AutoencoderKL(
-                down_block_types=("DownEncoderBlock2D",) * len(chosen.vae),
-                up_block_types=("UpDecoderBlock2D",) * len(chosen.vae),
-                block_out_channels=chosen.vae,
+                down_block_types=("DownEncoderBlock2D",) * len(chosen.vae),  # type: ignore[arg-type]
+                up_block_types=("UpDecoderBlock2D",) * len(chosen.vae),  # type: ignore[arg-type]
+                block_out_channels=chosen.vae,  # type: ignore[arg-type]
                 layers_per_block=1,
                 latent_channels=4,
                 norm_num_groups=8,
@@ -126,7 +126,7 @@ class Foundation:
                     f"{folder}: not a Stable Diffusion folder, '{part}/' is missing; give a folder in diffusers' "
                     "layout, or make one with: delineate pretrain"
                 )
-        local = {"local_files_only": True, "use_safetensors": True}
+        local: dict[str, Any] = {"local_files_only": True, "use_safetensors": True}
         try:
             with _no_progress_bars():
                 vae = AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32, **local)
@@ -158,7 +158,8 @@ class Foundation:
             for name in ("vae", "unet", "text_encoder"):
                 getattr(self, name).save_pretrained(folder / name, safe_serialization=True)
         self.tokenizer.save_pretrained(str(folder / "tokenizer"))
-        DDIMScheduler.from_config(self.scheduler_config).save_pretrained(folder / "scheduler")
+        scheduler: Any = DDIMScheduler.from_config(self.scheduler_config)
+        scheduler.save_pretrained(folder / "scheduler")
         write_json(
             folder / "model_index.json",
             {

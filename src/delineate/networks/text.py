@@ -45,9 +45,9 @@ def build_text_encoder(tokenizer: CLIPTokenizer, *, width: int, layers: int) -> 
             num_hidden_layers=layers,
             num_attention_heads=max(1, width // 32),
             max_position_embeddings=int(tokenizer.model_max_length),
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,  # pooling looks for it
-            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=_id(tokenizer.bos_token_id),
+            eos_token_id=_id(tokenizer.eos_token_id),  # pooling looks for it
+            pad_token_id=_id(tokenizer.pad_token_id),
         )
     )
 
@@ -75,3 +75,9 @@ def encode_text(encoder: CLIPTextModel, tokenizer: CLIPTokenizer, texts: Sequenc
     device = next(encoder.parameters()).device
     seen = encoder(input_ids=torch.as_tensor(given["input_ids"], device=device))
     return Encoded(seen.last_hidden_state, seen.pooler_output)
+
+
+def _id(token: object) -> int:
+    if not isinstance(token, int):
+        raise TypeError(f"the tokenizer has no id for a special token, but {token!r}")
+    return token

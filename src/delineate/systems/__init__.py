@@ -21,7 +21,8 @@ class Entry:
     Attributes:
         summary: one line for `delineate systems`.
         source: the paper or library it follows.
-        train: (bank, preset, **how) to a trained system; `how` is budget, folder, seed, foundation, on_step, should_stop.
+        train: (bank, preset, **how) to a trained system; `how` is budget, folder, seed, foundation, on_step and
+            should_stop.
         save: (system, folder) writes its weights and returns its configuration.
         load: (folder, configuration, vocabulary) to the system.
     """

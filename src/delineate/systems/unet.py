@@ -13,7 +13,7 @@ from delineate.checkpoint import TrainState, new_state
 from delineate.data.slices import SliceBank
 from delineate.prompt import Vocabulary
 from delineate.systems.system import Target
-from delineate.training import Budget, Hyperparameters, train, use_average
+from delineate.training import Budget, train, use_average
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def build(config: UNetConfig, vocabulary: Vocabulary, *, seed: int = 0) -> Plain
             strides=(2,) * (len(config.widths) - 1),
             num_res_units=2,
         )
-    return PlainUNet(config, vocabulary, network.to(memory_format=torch.channels_last))
+    return PlainUNet(config, vocabulary, network.to(memory_format=torch.channels_last))  # type: ignore[call-overload]
 
 
 def train_unet(
@@ -94,7 +94,6 @@ def train_unet(
         loss_of,
         budget=budget,
         folder=folder / "network",
-        hyper=Hyperparameters(batch_size=16),
         on_step=lambda s, spent: on_step("network", s, spent),
         should_stop=should_stop,
     )

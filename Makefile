@@ -1,0 +1,45 @@
+# `make demo` and `make test` are all a newcomer needs; both set up their own environment first.
+PYTHON ?= python3
+DATA ?= ../shared/data
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: setup demo test test-slow check fix bench house clean
+
+setup: $(READY)
+
+# torch first and pinned: this release has a CPU build; a range would take the newest, with its CUDA packages.
+$(READY): pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("delineate needs Python 3.11 or newer") if sys.version_info < (3, 11) else None'
+	test -d .venv || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $(READY)
+
+demo: $(READY)
+	$(BIN)/delineate demo -o demo $(if $(wildcard $(DATA)/btcv_ct/dataset.json),--data $(DATA)/btcv_ct)
+
+test: $(READY)
+	$(BIN)/python -m pytest -q -n 2 -m 'not slow'
+
+test-slow: $(READY)
+	$(BIN)/python -m pytest -q -m slow
+
+check: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(MAKE) test
+
+fix: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY)
+	$(BIN)/python benchmarks/cost.py
+
+house: $(READY)
+	$(BIN)/python recipes/house.py --data $(DATA)
+
+clean:
+	rm -rf .venv demo build dist .pytest_cache .ruff_cache

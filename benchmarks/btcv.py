@@ -1,0 +1,137 @@
+"""ProGiDiff beside a plain U-Net on BTCV CT, trained for the same wall time, scored on the held-out test patients.
+
+    python benchmarks/btcv.py --data ../shared/data/btcv_ct --minutes 35 --work runs/btcv
+
+Both trainings run at the same time, each in a process of its own with half of the threads, so that whatever
+else the machine does hits both alike. ProGiDiff's time includes its foundation and its image encoder.
+Writes benchmarks/results/btcv.json. Run again, it goes on where it was.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from delineate import open_dataset
+from delineate.codec import VaeCodec, ceiling
+from delineate.data.slices import build_slices
+from delineate.evaluation import evaluate, summarise
+from delineate.files import write_json
+from delineate.metrics import paired_bootstrap
+from delineate.model_folder import load_model
+from delineate.networks.foundation import Foundation
+from delineate.pictures import dice_chart
+from delineate.report import print_comparison
+
+RESULT = Path(__file__).parent / "results" / "btcv.json"
+NINE = (  # the organs of the usual nine-target protocol (TransUNet's eight and the gallbladder's neighbours)
+    "spleen",
+    "right kidney",
+    "left kidney",
+    "gallbladder",
+    "liver",
+    "stomach",
+    "aorta",
+    "inferior vena cava",
+    "pancreas",
+)
+
+
+def main() -> None:
+    """Train both, score both, write the result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("../shared/data/btcv_ct"))
+    parser.add_argument("--minutes", type=float, default=35.0)
+    parser.add_argument("--work", type=Path, default=Path("runs/btcv"))
+    parser.add_argument("--proposals", type=int, default=20)
+    parser.add_argument("--split", default="test", help="val while choosing, test for the result")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    train_side_by_side(args)
+    dataset = open_dataset(args.data)
+    models = {name: load_model(args.work / name) for name in ("unet", "progidiff")}
+    rows = {
+        name: evaluate(model, dataset, split=args.split, n=args.proposals, seed=args.seed)
+        for name, model in models.items()
+    }
+    summaries = {name: summarise(r) for name, r in rows.items()}
+    result = {
+        "command": " ".join(["python", *sys.argv]),
+        "split": args.split,
+        "subjects": sorted({r.case for r in rows["unet"]}),
+        "minutes_each": args.minutes,
+        "threads_each": threads_each(),
+        "proposals": args.proposals,
+        "summaries": summaries,
+        "progidiff_minus_unet": difference(rows["progidiff"], rows["unet"]),
+        "nine_targets": {name: nine(s) for name, s in summaries.items()},
+        "codec_ceilings": ceilings(dataset, models["progidiff"].system.foundation, args.split),
+    }
+    write_json(RESULT if args.split == "test" else args.work / f"{args.split}.json", result)
+    dice_chart(summaries, args.work / f"dice-{args.split}.png")
+    from rich.console import Console
+
+    print_comparison(summaries, Console())
+    print(json.dumps({k: v for k, v in result.items() if k not in ("summaries", "codec_ceilings")}, indent=2))
+
+
+def threads_each() -> int:
+    """Half of the cores."""
+    return max(1, (os.cpu_count() or 2) // 2)
+
+
+def train_side_by_side(args: argparse.Namespace) -> None:
+    """Both trainings at once, each with half of the threads."""
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads_each())}
+    running = []
+    for name in ("unet", "progidiff"):
+        if (args.work / name / "manifest.json").exists():
+            continue
+        command = [sys.executable, "-m", "delineate", "train", name, str(args.data), "-o", str(args.work / name)]
+        command += ["--minutes", str(args.minutes), "--seed", str(args.seed), "--threads", str(threads_each())]
+        running.append(subprocess.Popen(command, env=environment))
+    for process in running:
+        if process.wait() != 0:
+            sys.exit(process.returncode)
+
+
+def difference(ours: list, theirs: list) -> dict:
+    """Consensus Dice against the U-Net's, paired by subject and by (subject, target)."""
+    key = {(r.case, r.target): r.consensus["mean"]["dice"] for r in theirs if r.present}
+    pairs = [(r.case, r.consensus["mean"]["dice"], key[r.case, r.target]) for r in ours if r.present]
+    cases = sorted({c for c, _, _ in pairs})
+    a = np.array([np.mean([x for c, x, _ in pairs if c == case]) for case in cases])
+    b = np.array([np.mean([y for c, _, y in pairs if c == case]) for case in cases])
+    by_subject = paired_bootstrap(a, b)
+    by_pair = paired_bootstrap(np.array([x for _, x, _ in pairs]), np.array([y for _, _, y in pairs]))
+    names = ("difference", "low", "high")
+    return {
+        "by_subject": {"n": len(a), **dict(zip(names, map(float, by_subject), strict=True))},
+        "by_subject_and_target": {"n": len(pairs), **dict(zip(names, map(float, by_pair), strict=True))},
+    }
+
+
+def nine(summary: dict) -> dict:
+    """Means over the nine larger targets."""
+    targets = [t for name, t in summary["targets"].items() if name in NINE]
+    return {k: float(np.mean([t[k] for t in targets])) for k in ("single_dice", "consensus_dice", "oracle_dice")}
+
+
+def ceilings(dataset, foundation: Foundation, split: str) -> dict:
+    """Best Dice any model can reach, per target: of each codec on the grid, and of the grid itself at full size."""
+    bank = build_slices([dataset], split, 128)
+    masks = {name: (bank.labels == i + 1).numpy() for i, name in enumerate(bank.vocabulary.names)}
+    vae = VaeCodec(foundation.vae)
+    return {
+        name: {"unshuffle": ceiling(foundation.codec, m[m.any((1, 2))]), "vae": ceiling(vae, m[m.any((1, 2))])}
+        for name, m in masks.items()
+        if m.any()
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""Fixtures of the whole suite. Nothing here needs the network, weights or a GPU."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from delineate.data.dataset import open_dataset
+from delineate.data.phantom import write_phantom_dataset
+from delineate.data.slices import SliceBank, build_slices
+
+PROJECT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """Sums are added up in one order everywhere, and tests that run side by side do not fight for cores."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def phantom_dataset(tmp_path_factory) -> Path:
+    """The folder of a small CT phantom dataset (nnU-Net layout, 4 train, 1 val, 1 test case); do not write there."""
+    folder = tmp_path_factory.mktemp("phantom") / "abdomen"
+    return write_phantom_dataset(folder, cases=6, shape=(10, 64, 64), missing=())
+
+
+@pytest.fixture(scope="session")
+def phantom_bank(phantom_dataset) -> SliceBank:
+    """The training slices of `phantom_dataset` at 64 pixels."""
+    return build_slices([open_dataset(phantom_dataset)], "train", 64)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Where real scans lie beside a working copy; tests that need them are skipped elsewhere."""
+    folder = PROJECT.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"no real scans here: {folder} does not exist")
+    return folder

@@ -1,0 +1,149 @@
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL
+
+from delineate.codec import CODECS, STRIDE, PixelUnshuffleCodec, VaeCodec, ceiling
+
+
+@pytest.fixture(scope="module")
+def vae():
+    """An autoencoder of Stable Diffusion's shape, tiny and untrained."""
+    torch.manual_seed(0)
+    return AutoencoderKL(
+        block_out_channels=(4, 8, 8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        latent_channels=4,
+        layers_per_block=1,
+        norm_num_groups=2,
+        scaling_factor=0.18215,
+    )
+
+
+def discs(count=6, rows=48, columns=64) -> torch.Tensor:
+    """Masks (count, 1, rows, columns) of discs, from small to large."""
+    y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    radius = torch.linspace(4, 20, count).view(-1, 1, 1, 1)
+    return ((y - 22) ** 2 + (x - 35) ** 2 < radius**2).float()
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_a_latent_is_an_eighth_of_the_mask_and_comes_back_as_a_mask(name, vae):
+    codec, masks = CODECS[name](vae), discs()
+    latent = codec.encode(masks)
+    assert latent.shape == (6, codec.channels, 48 // STRIDE, 64 // STRIDE)
+    assert codec.decode(latent).shape == masks.shape
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_a_codec_is_built_again_from_its_config(name, vae):
+    codec = CODECS[name](vae, **dict.fromkeys(CODECS[name](vae).config(), 0.37))
+    again = CODECS[name](vae, **codec.config())
+    assert set(codec.config().values()) == {0.37}
+    assert torch.equal(again.encode(discs()), codec.encode(discs()))
+    latent = torch.randn(2, codec.channels, 4, 4, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(again.decode(latent), codec.decode(latent))
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_a_mask_and_its_picture_have_one_latent(name, vae):
+    codec, masks = CODECS[name](vae), discs()
+    assert torch.equal(codec.encode(masks), codec.encode_picture(2 * masks - 1))
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_nothing_in_a_codec_learns_but_gradients_reach_the_latent(name, vae):
+    codec = CODECS[name](vae)
+    assert not any(p.requires_grad for p in codec.parameters())
+    latent = codec.encode(discs(2)).clone().requires_grad_()
+    codec.decode(latent).square().sum().backward()
+    assert (latent.grad != 0).float().mean() > 0.5
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_encoding_is_deterministic_and_one_by_one(name, vae):
+    codec, masks = CODECS[name](vae), discs(3)
+    together = codec.encode(masks)
+    assert torch.equal(together, codec.encode(masks))
+    for k in range(3):
+        torch.testing.assert_close(codec.encode(masks[k : k + 1])[0], together[k], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [0.5, 1.0, 0.25])
+def test_unshuffled_masks_come_back_exactly(scale):
+    codec = PixelUnshuffleCodec(scale)
+    masks = (torch.rand(4, 1, 40, 24, generator=torch.Generator().manual_seed(0)) > 0.5).float()
+    latent = codec.encode(masks)
+    assert latent.unique().tolist() == [-scale, scale]
+    assert torch.equal(codec.decode(latent), masks)
+
+
+def test_a_cell_of_unshuffled_latents_holds_one_block_of_the_mask():
+    mask = torch.zeros(1, 1, 24, 32)
+    mask[..., 8:16, 16:24] = 1
+    latent = PixelUnshuffleCodec(1.0).encode(mask)
+    inside = torch.zeros(3, 4, dtype=torch.bool)
+    inside[1, 2] = True
+    assert (latent[0, :, inside] == 1).all()
+    assert (latent[0, :, ~inside] == -1).all()
+
+
+def test_the_ceiling_of_a_lossless_codec_is_one():
+    assert ceiling(PixelUnshuffleCodec(), discs()[:, 0].numpy(), batch=4) == 1.0
+
+
+def test_the_ceiling_of_an_untrained_autoencoder_is_below_one(vae):
+    codec, masks = VaeCodec(vae), discs()
+    codec.measure(masks)
+    assert 0 <= ceiling(codec, masks[:, 0].numpy()) < 0.9
+
+
+class HalfLost(torch.nn.Module):
+    """A codec that forgets the right half of every mask."""
+
+    def encode(self, mask):
+        return mask
+
+    def decode(self, latent):
+        kept = latent.clone()
+        kept[..., latent.shape[-1] // 2 :] = 0
+        return kept
+
+
+@pytest.mark.parametrize("batch", [1, 2, 32])
+def test_the_ceiling_counts_all_masks_together(batch):
+    masks = np.zeros((3, 8, 8), np.uint8)
+    masks[0, :, :4] = 1  # kept: 32 voxels
+    masks[1, :2, 4:] = 1  # lost: 8 voxels
+    assert ceiling(HalfLost(), masks, batch) == pytest.approx(2 * 32 / (32 + 40))
+
+
+def test_measured_mask_latents_have_mean_zero_and_variance_one(vae):
+    codec, masks = VaeCodec(vae), discs()
+    before = codec.encode(masks)
+    assert abs(before.mean()) > 0.01 or abs(before.std() - 1) > 0.1
+    codec.measure(masks)
+    latent = codec.encode(masks)
+    assert latent.mean().item() == pytest.approx(0, abs=1e-4)
+    assert latent.std().item() == pytest.approx(1, abs=1e-4)
+
+
+def test_measuring_does_not_change_what_a_mask_decodes_to(vae):
+    codec, masks = VaeCodec(vae), discs(2)
+    before = codec.decode(codec.encode(masks))
+    codec.measure(masks)
+    torch.testing.assert_close(codec.decode(codec.encode(masks)), before, rtol=1e-3, atol=1e-4)
+
+
+def test_without_statistics_the_scaling_factor_of_the_folder_counts(vae):
+    codec = VaeCodec(vae)
+    assert codec.config() == {"shift": 0.0, "scale": 0.18215}
+    posterior = vae.encode((2 * discs() - 1).expand(-1, 3, -1, -1)).latent_dist
+    torch.testing.assert_close(codec.encode(discs()), posterior.mode() * 0.18215)
+
+
+def test_identical_masks_can_be_measured(vae):
+    codec = VaeCodec(vae)
+    codec.measure(torch.zeros(2, 1, 16, 16))
+    assert torch.isfinite(codec.encode(torch.zeros(1, 1, 16, 16))).all()

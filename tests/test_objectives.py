@@ -1,0 +1,136 @@
+import math
+
+import pytest
+import torch
+
+from delineate.objectives import contrast_loss, denoising_loss, grouped_dice_loss, segmentation_loss
+
+
+def random_masks(*shape, seed=0):
+    return (torch.rand(shape, generator=torch.Generator().manual_seed(seed)) > 0.7).float()
+
+
+def test_dice_of_a_perfect_answer_is_zero():
+    mask = random_masks(4, 1, 8, 8)
+    assert grouped_dice_loss(mask, mask, torch.tensor([0, 1, 0, 2])).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_dice_is_counted_over_a_group_together_and_averaged_over_groups():
+    probability = torch.tensor([[0.5, 1.0], [0.0, 0.2], [1.0, 0.0]])
+    mask = torch.tensor([[1.0, 1.0], [0.0, 0.0], [0.0, 1.0]])
+    loss = grouped_dice_loss(probability, mask, torch.tensor([7, 7, 3]), smooth=0.5)
+    seven = 1 - (2 * 1.5 + 0.5) / (1.7 + 2 + 0.5)
+    three = 1 - (2 * 0.0 + 0.5) / (1.0 + 1 + 0.5)
+    assert loss.item() == pytest.approx((seven + three) / 2, abs=1e-6)
+
+
+def test_a_slice_without_its_target_does_not_weigh_as_a_slice_with_it():
+    mask = torch.zeros(2, 1, 16, 16)
+    mask[0, :, 4:12, 4:12] = 1
+    probability = mask.clone()
+    probability[1, 0, 0, 0] = 1  # one wrong voxel in the empty slice
+    together = grouped_dice_loss(probability, mask, torch.tensor([0, 0]))
+    assert together.item() == pytest.approx(1 - 129 / 130)
+    assert grouped_dice_loss(probability, mask, torch.tensor([0, 1])).item() > 0.1  # as if it were alone
+
+
+def test_the_names_and_the_order_of_groups_do_not_matter():
+    probability = torch.rand(6, 1, 4, 4, generator=torch.Generator().manual_seed(1))
+    mask, group = random_masks(6, 1, 4, 4), torch.tensor([0, 1, 2, 0, 1, 2])
+    expected = grouped_dice_loss(probability, mask, group)
+    order = torch.tensor([5, 3, 1, 0, 2, 4])
+    renamed = torch.tensor([40, 7, 12])[group]
+    torch.testing.assert_close(grouped_dice_loss(probability[order], mask[order], renamed[order]), expected)
+
+
+def test_targets_absent_everywhere_give_a_finite_loss_that_wants_nothing_drawn():
+    mask = torch.zeros(2, 1, 8, 8)
+    group = torch.tensor([0, 1])
+    assert grouped_dice_loss(mask, mask, group).item() == pytest.approx(0, abs=1e-6)
+    drawn = torch.full_like(mask, 0.3, requires_grad=True)
+    loss = grouped_dice_loss(drawn, mask, group)
+    loss.backward()
+    assert math.isfinite(loss.item())
+    assert (drawn.grad > 0).all()
+
+
+def test_segmentation_of_a_perfect_answer_costs_nothing():
+    mask, group = random_masks(2, 3, 8, 8), torch.tensor([[0, 1, 2], [2, 1, 0]])
+    assert segmentation_loss((mask - 0.5) * 100, mask, group).item() == pytest.approx(0, abs=1e-5)
+
+
+def test_segmentation_that_knows_nothing_costs_what_the_formula_says():
+    # Logit 0 everywhere: cross entropy ln 2 for each of 3 prompts, and p = 1/2 in the Dice of each group.
+    mask = torch.zeros(1, 3, 4, 4)
+    mask[0, 1] = 1
+    dice = [1 - 1 / (8 + 1), 1 - (2 * 8 + 1) / (8 + 16 + 1), 1 - 1 / (8 + 1)]
+    loss = segmentation_loss(torch.zeros(1, 3, 4, 4), mask, torch.tensor([[4, 5, 6]]))
+    assert loss.item() == pytest.approx(3 * math.log(2) + sum(dice) / 3, abs=1e-5)
+
+
+def test_segmentation_pulls_every_logit_towards_its_mask():
+    mask = random_masks(2, 2, 4, 4)
+    logit = torch.zeros_like(mask, requires_grad=True)
+    segmentation_loss(logit, mask, torch.tensor([[0, 1], [1, 0]])).backward()
+    assert ((logit.grad < 0) == (mask > 0)).all()
+
+
+def test_denoising_a_perfect_estimate_costs_nothing():
+    x0, mask = torch.randn(3, 4, 2, 2, generator=torch.Generator().manual_seed(0)), random_masks(3, 1, 16, 16)
+    assert denoising_loss(x0, x0, mask, mask, torch.tensor([0, 1, 1])).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_denoising_error_is_relative_to_the_size_of_the_latents():
+    x0, mask = torch.randn(3, 4, 2, 2, generator=torch.Generator().manual_seed(0)), random_masks(3, 1, 16, 16)
+    group = torch.tensor([0, 1, 1])
+    assert denoising_loss(1.1 * x0, x0, mask, mask, group).item() == pytest.approx(0.01, abs=1e-5)
+    assert denoising_loss(5.5 * x0, 5 * x0, mask, mask, group).item() == pytest.approx(0.01, abs=1e-5)
+
+
+def test_dice_enters_the_denoising_loss_with_its_weight():
+    x0, mask = torch.ones(2, 4, 2, 2), random_masks(2, 1, 16, 16)
+    group, wrong = torch.tensor([0, 1]), 1 - mask
+    dice = grouped_dice_loss(wrong, mask, group)
+    assert denoising_loss(x0, x0, wrong, mask, group, dice_weight=0.3).item() == pytest.approx(0.3 * dice.item())
+    beyond = wrong * 7 - 3  # unclamped values count as the probability they are clamped to
+    assert denoising_loss(x0, x0, beyond, mask, group, dice_weight=0.3).item() == pytest.approx(0.3 * dice.item())
+
+
+def test_the_denoising_loss_of_empty_latents_is_finite_and_teaches():
+    estimate = torch.full((1, 4, 2, 2), 0.1, requires_grad=True)
+    mask = torch.zeros(1, 1, 16, 16)
+    loss = denoising_loss(estimate, torch.zeros(1, 4, 2, 2), mask, mask, torch.tensor([0]))
+    loss.backward()
+    assert math.isfinite(loss.item())
+    assert (estimate.grad > 0).all()
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.5])
+def test_contrast_of_two_orthogonal_groups_has_its_closed_form(temperature):
+    embedding = torch.tensor([[1.0, 0], [3.0, 0], [0, 2.0], [0, 1.0]])  # lengths do not count
+    loss = contrast_loss(embedding, torch.tensor([0, 0, 1, 1]), temperature)
+    assert loss.item() == pytest.approx(math.log(1 + 2 * math.exp(-1 / temperature)), rel=1e-4)
+
+
+def test_contrast_is_lower_the_better_groups_are_separated():
+    group = torch.arange(4).repeat_interleave(3)
+    noise = torch.randn(12, 8, generator=torch.Generator().manual_seed(0))
+    losses = [contrast_loss(torch.eye(4, 8)[group] * pull + noise, group).item() for pull in (0, 1, 3, 10, 100)]
+    assert losses == sorted(losses, reverse=True)
+    assert losses[-1] == pytest.approx(math.log(2), abs=0.01)  # two partners share the probability
+
+
+def test_contrast_descends_to_separated_groups():
+    group = torch.tensor([0, 0, 1, 1, 2, 2])
+    embedding = torch.randn(6, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    optimizer = torch.optim.SGD([embedding], lr=0.5)
+    first = contrast_loss(embedding, group).item()
+    for _ in range(50):
+        optimizer.zero_grad()
+        contrast_loss(embedding, group).backward()
+        assert torch.isfinite(embedding.grad).all()
+        optimizer.step()
+    assert contrast_loss(embedding, group).item() < 0.1 * first
+    unit = torch.nn.functional.normalize(embedding.detach(), dim=1)
+    nearest = (unit @ unit.T - 2 * torch.eye(6)).argmax(1)
+    assert torch.equal(group[nearest], group)
