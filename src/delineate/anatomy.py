@@ -2,7 +2,7 @@
 
 Names are those of the public label sets (BTCV, AMOS, TotalSegmentator, MSD, MedSegBench); synonyms are other
 English names in use and common clinical shorthand. Spelling (British, American), plurals, word order and
-adjectives ("hepatic") need no entry of their own: `delineate.prompt` derives them.
+adjectives ("hepatic") need no entry of their own: `delineate.vocabulary` derives them.
 """
 
 from typing import NamedTuple
@@ -33,7 +33,7 @@ STRUCTURES: tuple[Structure, ...] = (
     Structure("inferior vena cava", ("IVC", "postcava", "posterior vena cava"), "abdominal"),
     Structure(
         "portal and splenic vein",
-        ("portal vein and splenic vein", "portal/splenic vein", "PSV"),
+        ("portal vein and splenic vein", "portal/splenic vein", "PSV", "PV/SV"),
         "abdominal",
     ),
     Structure("pancreas", (), "abdominal"),
@@ -42,9 +42,7 @@ STRUCTURES: tuple[Structure, ...] = (
         ("RAG", "right adrenal", "right suprarenal gland", "right suprarenal"),
         "abdominal",
     ),
-    Structure(
-        "left adrenal gland", ("LAG", "left adrenal", "left suprarenal gland", "left suprarenal"), "abdominal"
-    ),
+    Structure("left adrenal gland", ("LAG", "left adrenal", "left suprarenal gland", "left suprarenal"), "abdominal"),
     Structure("adrenal gland", ("adrenal", "suprarenal gland", "suprarenal"), "abdominal"),
     Structure("duodenum", (), "abdominal"),
     Structure("bladder", ("urinary bladder",), "pelvic"),
@@ -135,8 +133,8 @@ ADJECTIVES: dict[str, str] = {
 
 SIDES = _words(
     "left right bilateral both unilateral ipsilateral contralateral anterior posterior superior "
-    "inferior upper lower middle medial lateral dorsal ventral proximal distal caudal cranial central "
-    "peripheral inner outer interior exterior internal external"
+    "inferior upper lower middle ascending descending medial lateral dorsal ventral proximal distal caudal cranial "
+    "central peripheral inner outer interior exterior internal external"
 )
 
 # Beside a structure's name these make another target: "liver tumour" is not the liver.
@@ -163,6 +161,20 @@ REAL_WORDS = _words(
 
 # Parts of the body that say where a scan was taken when an image word follows: "brain MR".
 REGIONS = _words("brain head neck abdomen abdominal chest thorax thoracic pelvis pelvic breast skin retina")
+
+# Words for the region of a `Structure`: "abdominal aorta" is the aorta that the table has in the abdomen. Not
+# "head" and "neck", which are parts of organs too.
+REGION_WORDS: dict[str, str] = {
+    "abdominal": "abdominal",
+    "abdomen": "abdominal",
+    "pelvic": "pelvic",
+    "pelvis": "pelvic",
+    "chest": "chest",
+    "thoracic": "chest",
+    "thorax": "chest",
+    "brain": "brain",
+    "cerebral": "brain",
+}
 
 # Modality code -> how people write it, most usual first; captions use the first ones, prompts know them all.
 MODALITIES: dict[str, tuple[str, ...]] = {

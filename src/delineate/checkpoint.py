@@ -1,15 +1,17 @@
 """Training state on disk: whole or absent, verified when read, the last two kept.
 
-A checkpoint is a folder `checkpoint-<images seen>` of safetensors and one `state.json` that holds the numbers and
-the SHA-256 of every other file. It is built under a temporary name and renamed, so a kill at any moment leaves the
-previous ones; a damaged newest one is passed over for the one before.
+A checkpoint is a folder `checkpoint-<images seen>` of safetensors and one `state.json` that holds the numbers, the
+SHA-256 of every other file, and a digest of itself. It is built under a temporary name and renamed, so a kill at any
+moment leaves the previous ones; a damaged newest one is passed over for the one before.
 """
 
+import hashlib
 import json
 import shutil
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -68,14 +70,14 @@ def save_checkpoint(state: TrainState, folder: Path) -> Path:
             "log": state.log,
             "sha256": {f.name: sha256_of(f) for f in sorted(building.iterdir())},
         }
-        write_json(building / "state.json", numbers)
+        write_json(building / "state.json", {**numbers, "digest": _digest(numbers)})
         if target.exists():
             shutil.rmtree(target)
         building.rename(target)
     finally:
         if building.exists():
             shutil.rmtree(building)
-    for old in checkpoints(folder)[:-KEPT]:
+    for old in [*checkpoints(folder)[:-KEPT], *folder.glob(".writing-*")]:  # the latter: killed while writing
         shutil.rmtree(old)
     return target
 
@@ -98,7 +100,8 @@ def load_checkpoint(state: TrainState, folder: Path) -> str | None:
             passed_over.append(path.name)
             continue
         state.module.load_state_dict(load_file(path / "weights.safetensors"))
-        state.average = load_file(path / "average.safetensors")
+        loaded = load_file(path / "average.safetensors")
+        state.average = {k: v.to(state.average[k].device) for k, v in loaded.items()}
         entries: dict[int, dict[str, Tensor]] = {}
         for key, value in load_file(path / "optimizer.safetensors").items():
             index, name = key.split(".", 1)
@@ -114,11 +117,16 @@ def load_checkpoint(state: TrainState, folder: Path) -> str | None:
 def _read_sound(path: Path) -> dict | None:
     """The numbers of a checkpoint whose files all have the hashes written down, else None."""
     try:
-        numbers = json.loads((path / "state.json").read_text())
-        sound = all(sha256_of(path / name) == digest for name, digest in numbers["sha256"].items())
-    except (OSError, ValueError, KeyError):
+        numbers = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        sound = numbers.pop("digest") == _digest(numbers)
+        sound = sound and all(sha256_of(path / name) == digest for name, digest in numbers["sha256"].items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return numbers if sound else None
+
+
+def _digest(numbers: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(numbers, sort_keys=True).encode()).hexdigest()
 
 
 def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -36,6 +36,7 @@ ModelOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts instead of text.")]
 SeedOption = Annotated[int, typer.Option(help="Proposal k depends on model, scan, prompt, seed and k alone.")]
 ThreadsOption = Annotated[int | None, typer.Option(min=1, help="CPU threads; recorded, since results depend on it.")]
+DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …; auto takes a GPU where there is one.")]
 TargetOption = Annotated[
     list[str] | None,
     typer.Option("--target", help='What the masks of an images/ + masks/ folder show, such as "breast lesion".'),
@@ -104,6 +105,7 @@ def segment(
         bool, typer.Option("--resume", help="Skip cases that are finished with the same request.")
     ] = False,
     threads: ThreadsOption = None,
+    device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
     """Outline what you name in a scan, or in every scan of a folder."""
@@ -126,11 +128,11 @@ def segment(
     from delineate.cohort import run_cohort
     from delineate.segmenter import Segmenter
 
-    _set_threads(threads)
+    chosen = _compute(threads, device)
     request = Request(tuple(prompt), proposals, seed, consensus, maps, modality, volume, pictures)
     with _progress(quiet=as_json) as bar:
         bar.start("loading the model")
-        segmenter = Segmenter.load(folder)
+        segmenter = Segmenter.load(folder, chosen)
         number = 0
 
         def on_case(index: int, scan: Path) -> None:
@@ -144,6 +146,7 @@ def segment(
             request,
             output,
             model_hash=fingerprint(folder),
+            device=chosen,
             resume=resume,
             on_case=on_case,
             on_step=lambda share: bar.update((number + share) / len(scans)),
@@ -257,14 +260,15 @@ def pretrain(
     target: TargetOption = None,
     modality: ModalityOption = None,
     threads: ThreadsOption = None,
+    device: DeviceOption = "auto",
 ) -> None:
     """Train a foundation: a text-to-image model of scans and masks, for `train progidiff --foundation`."""
     from delineate.running import pretrain_foundation
 
-    _set_threads(threads)
+    chosen = _compute(threads, device)
     settings = {"preset": _preset(preset), "codec": codec, "seed": seed, "target": target, "modality": modality}
     with _progress() as bar:
-        pretrain_foundation(datasets, output, **settings, **_budget(minutes, images), watch=bar)
+        pretrain_foundation(datasets, output, **settings, **_budget(minutes, images), device=chosen, watch=bar)
     out.print(f"foundation: {output}", highlight=False, soft_wrap=True)
 
 
@@ -283,13 +287,14 @@ def train(
     target: TargetOption = None,
     modality: ModalityOption = None,
     threads: ThreadsOption = None,
+    device: DeviceOption = "auto",
 ) -> None:
     """Train a system on the train split of one or several datasets; run again to go on after a stop."""
     from delineate.running import train_system
 
     if system not in SYSTEMS:
         raise typer.BadParameter(f"SYSTEM is one of {', '.join(SYSTEMS)}; got '{system}'")
-    _set_threads(threads)
+    chosen = _compute(threads, device)
     settings = {
         "preset": _preset(preset),
         "foundation": foundation,
@@ -298,7 +303,9 @@ def train(
         "modality": modality,
     }
     with _progress() as bar:
-        curves = train_system(system, datasets, output, **settings, **_budget(minutes, images), watch=bar)
+        curves = train_system(
+            system, datasets, output, **settings, **_budget(minutes, images), device=chosen, watch=bar
+        )
     out.print(f"model:  {output}\ncurves: {curves}", highlight=False, soft_wrap=True)
 
 
@@ -313,16 +320,26 @@ def evaluate(
     target: TargetOption = None,
     modality: ModalityOption = None,
     threads: ThreadsOption = None,
+    device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
     """Score a model on the held-out subjects of a dataset, in 3-D: Dice, IoU, HD95 (mm), NSD."""
     from delineate.report import print_summary
     from delineate.running import evaluate_model
 
-    _set_threads(threads)
+    chosen = _compute(threads, device)
     with _progress(quiet=as_json) as bar:
         summary = evaluate_model(
-            dataset, output, model, split=split, n=proposals, seed=seed, target=target, modality=modality, watch=bar
+            dataset,
+            output,
+            model,
+            split=split,
+            n=proposals,
+            seed=seed,
+            target=target,
+            modality=modality,
+            device=chosen,
+            watch=bar,
         )
     if as_json:
         _print_json(summary)
@@ -339,13 +356,14 @@ def demo(
     ] = None,
     minutes: Annotated[float, typer.Option(help="Length of the short training.")] = 2.0,
     threads: ThreadsOption = None,
+    device: DeviceOption = "auto",
 ) -> None:
     """See it work: segment with the house model, train a small model, compare both with a U-Net."""
     from delineate.demo import run_demo
 
-    _set_threads(threads)
+    chosen = _compute(threads, device)
     with _progress() as bar:
-        lines = run_demo(output, data, minutes=minutes, watch=bar, console=out)
+        lines = run_demo(output, data, minutes=minutes, device=chosen, watch=bar, console=out)
     for line in lines:
         out.print(line, highlight=False, soft_wrap=True)
 
@@ -378,11 +396,19 @@ def _budget(minutes: float | None, images: int | None) -> dict[str, Any]:
     return {"minutes": 10.0 if minutes is None and images is None else minutes, "images": images}
 
 
-def _set_threads(threads: int | None) -> None:
+def _compute(threads: int | None, device: str) -> str:
+    """Set the number of threads and return the device to use."""
     import torch
 
     if threads is not None:
         torch.set_num_threads(threads)
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise typer.BadParameter(f"--device {device} cannot be used here: {str(error).splitlines()[0]}") from error
+    return device
 
 
 class Bar:

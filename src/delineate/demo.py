@@ -21,13 +21,16 @@ ASKED = ("liver", "left kidney", "spleen")
 SUBJECTS = 2  # held-out subjects that are scored: enough to see, few enough to wait for
 
 
-def run_demo(folder: Path, data: Path | None, *, minutes: float, watch: Watch, console: Console) -> list[str]:
+def run_demo(
+    folder: Path, data: Path | None, *, minutes: float, device: str, watch: Watch, console: Console
+) -> list[str]:
     """Segment a held-out scan with the house model, train ProGiDiff and a U-Net briefly, and score all three.
 
     Args:
         folder: where everything goes.
         data: a dataset with a test split; None makes a phantom dataset in `folder`.
         minutes: of training for each of the two systems.
+        device: to compute on.
         watch: told of progress.
         console: where the Dice table is printed.
 
@@ -41,7 +44,7 @@ def run_demo(folder: Path, data: Path | None, *, minutes: float, watch: Watch, c
             watch.start("making a phantom dataset")
             write_phantom_dataset(data, cases=10, seed=0)
     dataset = open_dataset(data)
-    house = load_model(None)
+    house = load_model(None, device)
     case = dataset.split("test")[0]
     watch.start(f"segmenting {case.image.name} with the house model")
     request = Request(ASKED, modality=dataset.modality, maps=True)
@@ -51,8 +54,8 @@ def run_demo(folder: Path, data: Path | None, *, minutes: float, watch: Watch, c
     for system in ("progidiff", "unet"):
         model = folder / system
         if not (model / "manifest.json").exists():
-            train_system(system, [data], model, minutes=minutes, watch=watch)
-        trained[f"{system}, {minutes:g} min"] = load_model(model)
+            train_system(system, [data], model, minutes=minutes, device=device, watch=watch)
+        trained[f"{system}, {minutes:g} min"] = load_model(model, device)
     own = next(iter(trained.values()))
     request = Request(ASKED, modality=dataset.modality)
     own_hash = fingerprint(folder / "progidiff")

@@ -162,7 +162,8 @@ def _only_page(path: Path, tiff: tifffile.TiffFile) -> tifffile.TiffPage:
 def _checked_page(path: Path, page: tifffile.TiffPage, max_voxels: int) -> str:
     """The name of the page's colour kind, once its size and place in the file are known to be sound."""
     check_size(path, (page.imagelength, page.imagewidth), max_voxels)
-    check_size(path, page.shape, 4 * max_voxels)
+    if prod(page.shape) > 4 * page.imagelength * page.imagewidth:  # before samples without end are allocated
+        raise ScanError(f"{path}: an image must be grey or RGB, found shape {page.shape}; convert it to RGB")
     ends = [start + size for start, size in zip(page.dataoffsets, page.databytecounts, strict=True)]
     if max(ends) > path.stat().st_size:  # tifffile would fill what is missing with zeros
         raise ScanError(
@@ -178,12 +179,11 @@ def _checked_page(path: Path, page: tifffile.TiffPage, max_voxels: int) -> str:
 def _decoded(path: Path, page: tifffile.TiffPage) -> np.ndarray:
     try:
         return page.asarray()
-    except (ImportError, ValueError) as error:
-        # tifffile decodes none, deflate, LZMA and PackBits itself; the rest it leaves to imagecodecs
+    except (ImportError, ValueError) as error:  # tifffile itself decodes little more than deflate
         if isinstance(error, ImportError) or "imagecodecs" in str(error):
-            kind = getattr(page.compression, "name", str(page.compression))
+            codecs = [getattr(one, "name", str(one)) for one in (page.compression, page.predictor) if one != 1]
             raise ScanError(
-                f"{path}: a TIFF's pixels must be stored plain, as deflate, LZMA or PackBits, found {kind}; save "
-                "it again with one of these, or pip install imagecodecs"
+                f"{path}: TIFF pixels stored as {', '.join(codecs) or 'packed bits'} need one more package; save the "
+                "image again with deflate or without compression, or pip install imagecodecs"
             ) from error
         raise

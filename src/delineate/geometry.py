@@ -131,7 +131,7 @@ def affine_of_header(
     sform_code, qform_code = int(header["sform_code"]), int(header["qform_code"])
     notes: list[str] = []
     if sform_code > 0:
-        affine, code = _in_mm(header, header.get_sform()), sform_code
+        affine, code = _in_mm(header, np.asarray(header.get_sform())), sform_code
         _check_affine(path, affine, "sform")
         notes += _shear_notes(path, affine)
         if qform_code > 0:
@@ -161,7 +161,7 @@ def _unit_of(header: nibabel.Nifti1Header) -> tuple[str, float]:
 
 
 def _in_mm(header: nibabel.Nifti1Header, affine: np.ndarray) -> np.ndarray:
-    scaled = np.array(affine, np.float64)
+    scaled = affine.astype(np.float64)
     scaled[:3] *= _unit_of(header)[1]
     return scaled
 
@@ -188,7 +188,7 @@ def _qform_of(path: Path, header: nibabel.Nifti1Header) -> np.ndarray:
             "or convert the scan again from its source"
         )
     try:
-        affine = _in_mm(header, header.get_qform())
+        affine = _in_mm(header, np.asarray(header.get_qform()))
     except ValueError as error:
         raise ScanError(
             f"{path}: the qform must hold a rotation, but its quaternion is none ({error}); repair the "

@@ -31,7 +31,7 @@ def normalise(voxels: np.ndarray, modality: str | None) -> np.ndarray:
         low, high = (float(v) for v in np.percentile(thinned, PERCENTILES))
         if high <= low:
             low, high = float(voxels.min()), float(voxels.max())
-    if high <= low:
+    if high - low < np.finfo(np.float32).tiny:  # 2 / (high - low) would be infinite, and 0 times it NaN
         return np.full_like(voxels, -1.0)
     return np.clip((voxels - low) * (2 / (high - low)) - 1, -1, 1).astype(np.float32)
 

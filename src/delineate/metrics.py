@@ -58,9 +58,7 @@ def iou(pred: Bool[np.ndarray, "*space"], truth: Bool[np.ndarray, "*space"]) -> 
     return _count(pred & truth) / either if either else 1.0
 
 
-def hd95_mm(
-    pred: Bool[np.ndarray, "*space"], truth: Bool[np.ndarray, "*space"], spacing_mm: Sequence[float]
-) -> float:
+def hd95_mm(pred: Bool[np.ndarray, "*space"], truth: Bool[np.ndarray, "*space"], spacing_mm: Sequence[float]) -> float:
     """The 95th percentile Hausdorff distance in mm: the larger of the two directed ones, as MONAI takes it.
 
     Each directed one is over the distances from a surface voxel of one mask to the nearest of the other.
@@ -179,9 +177,7 @@ def paired_bootstrap(
     """(difference, low, high): mean of a - b over the same subjects, and its 95 % bootstrap interval."""
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     if a.shape != b.shape:
-        raise ValueError(
-            f"a and b must have the same subjects in the same order, not {a.shape} and {b.shape}."
-        )
+        raise ValueError(f"a and b must have the same subjects in the same order, not {a.shape} and {b.shape}.")
     return bootstrap_mean(a - b, seed=seed, resamples=resamples)
 
 

@@ -102,8 +102,8 @@ def check_model(folder: Path | str | None) -> tuple[Path, dict[str, Any]]:
     return folder, config
 
 
-def load_model(folder: Path | str | None) -> "Segmenter":
-    """The segmenter of a checked model folder; the house model for None."""
+def load_model(folder: Path | str | None, device: str = "cpu") -> "Segmenter":
+    """The segmenter of a checked model folder, on `device`; the house model for None."""
     from delineate.segmenter import Segmenter
     from delineate.systems import SYSTEMS
 
@@ -111,7 +111,7 @@ def load_model(folder: Path | str | None) -> "Segmenter":
     if config["system"] not in SYSTEMS:
         raise ModelError(f"{folder}: system '{config['system']}' is not known here; known: {', '.join(SYSTEMS)}")
     system = SYSTEMS[config["system"]].load(folder, config["system_config"], read_vocabulary(folder))
-    return Segmenter(system, tuple(config["modalities"]))
+    return Segmenter(system.to(device), tuple(config["modalities"]))
 
 
 def read_vocabulary(folder: Path | str | None) -> Vocabulary:

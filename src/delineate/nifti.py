@@ -3,9 +3,10 @@
 import gzip
 import zlib
 from collections.abc import Sequence
+from io import BufferedReader
 from math import prod
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 import nibabel
 import numpy as np
@@ -78,7 +79,7 @@ def _is_zipped(path: Path) -> bool:
     return path.name.lower().endswith(".gz")
 
 
-def _open(path: Path) -> IO[bytes]:
+def _open(path: Path) -> gzip.GzipFile | BufferedReader:
     return gzip.open(path) if _is_zipped(path) else path.open("rb")
 
 

@@ -71,7 +71,7 @@ def pretrain(
     foundation.frozen()
     if foundation.codec_name == "vae":
         masks = bank.draw(64, 1, Generator().manual_seed(seed)).masks
-        foundation.codec.measure(masks)  # type: ignore[union-attr]
+        foundation.codec.measure(masks.to(foundation.device))  # type: ignore[union-attr]
     learns = nn.ModuleDict({"unet": foundation.unet, "text_encoder": foundation.text_encoder})
     denoiser = new_state(learns.requires_grad_(True), seed=seed + 1)
     train(
@@ -109,13 +109,13 @@ def _autoencoder_loss(
     foundation: Foundation, bank: SliceBank, size: int, generator: Generator
 ) -> tuple[Tensor, dict[str, float]]:
     batch = bank.draw(size, 1, generator)
-    picture, _, _ = _pictures(bank, batch, generator)
+    picture = _pictures(bank, batch, generator)[0].to(foundation.device)
     # The mean over a crop is the mean over the picture: crops cost less and show as much.
     top, left = (int(v) * 8 for v in torch.randint(picture.shape[-1] // 16 + 1, (2,), generator=generator))
     half = picture.shape[-1] // 16 * 8
     picture = picture[..., top : top + half, left : left + half].expand(-1, 3, -1, -1)
     posterior = foundation.vae.encode(picture).latent_dist  # type: ignore[union-attr]
-    noise = torch.randn(posterior.mean.shape, generator=generator)
+    noise = torch.randn(posterior.mean.shape, generator=generator).to(foundation.device)
     back = foundation.vae.decode(posterior.mean + posterior.std * noise).sample  # type: ignore[union-attr]
     error, kl = F.l1_loss(back, picture), posterior.kl().mean() / picture[0].numel()
     return error + 1e-3 * kl, {"error": error.item(), "kl": kl.item()}
@@ -126,16 +126,18 @@ def _denoiser_loss(
 ) -> tuple[Tensor, dict[str, float]]:
     batch = bank.draw(size, 1, generator)
     picture, texts, is_mask = _pictures(bank, batch, generator)
-    x0 = foundation.codec.encode_picture(picture)
-    t = torch.randint(1000, (size,), generator=generator)
-    noise = torch.randn(x0.shape, generator=generator)
+    x0 = foundation.codec.encode_picture(picture.to(foundation.device))
+    t = torch.randint(1000, (size,), generator=generator).to(foundation.device)
+    noise = torch.randn(x0.shape, generator=generator).to(foundation.device)
     x_t = foundation.schedule.add_noise(x0, noise, t)
     text = foundation.encode_text(texts)
     output = foundation.unet(x_t, t, encoder_hidden_states=text.tokens).sample
     x0_hat = foundation.schedule.to_x0(output, x_t, t)
     error = (x0_hat - x0).square().mean() / x0.square().mean()
     decoded = foundation.codec.decode(x0_hat[is_mask]).clamp(0, 1)
-    dice = grouped_dice_loss(decoded, batch.masks[is_mask], batch.concepts[is_mask, 0])
+    dice = grouped_dice_loss(
+        decoded, batch.masks[is_mask].to(foundation.device), batch.concepts[is_mask, 0].to(foundation.device)
+    )
     contrast = _caption_contrast(foundation, bank, generator)
     loss = error + 0.2 * dice + 0.1 * contrast
     return loss, {"error": error.item(), "dice": dice.item(), "contrast": contrast.item()}
@@ -144,5 +146,5 @@ def _denoiser_loss(
 def _caption_contrast(foundation: Foundation, bank: SliceBank, generator: Generator) -> Tensor:
     """Two captions of every concept, contrasted."""
     texts = [caption for _ in range(2) for caption in draw_captions(bank, generator)]
-    concepts = torch.arange(len(bank.vocabulary.concepts)).repeat(2)
+    concepts = torch.arange(len(bank.vocabulary.concepts), device=foundation.device).repeat(2)
     return contrast_loss(foundation.encode_text(texts).pooled, concepts)

@@ -51,7 +51,7 @@ def open_all(paths: Sequence[Path], target: Sequence[str] | None, modality: str 
     return datasets
 
 
-def read_bank(datasets: Sequence[Dataset], size: int, watch: Watch) -> SliceBank:
+def read_bank(datasets: Sequence[Dataset], size: int, watch: Watch, shares: Sequence[float] | None = None) -> SliceBank:
     """The train split of every dataset, with progress."""
 
     def progress(items: Any, total: int) -> Iterator[Any]:
@@ -60,7 +60,7 @@ def read_bank(datasets: Sequence[Dataset], size: int, watch: Watch) -> SliceBank
             yield item
 
     watch.start("reading the training scans")
-    return build_slices(datasets, "train", size, progress=progress)
+    return build_slices(datasets, "train", size, shares=shares, progress=progress)
 
 
 def train_system(
@@ -75,6 +75,7 @@ def train_system(
     seed: int = 0,
     target: Sequence[str] | None = None,
     modality: str | None = None,
+    device: str = "cpu",
     watch: Watch = Nobody(),
 ) -> Path:
     """Train a system and write its model folder; returns the picture of its training curves.
@@ -96,7 +97,7 @@ def train_system(
     work = _work_folder(output, settings)
     datasets = open_all(paths, target, modality)
     bank = read_bank(datasets, PRESETS[preset], watch)
-    return train_on(system, bank, output, work, settings, [d.name for d in datasets], watch=watch)
+    return train_on(system, bank, output, work, settings, [d.name for d in datasets], device=device, watch=watch)
 
 
 def train_on(
@@ -108,6 +109,7 @@ def train_on(
     dataset_names: Sequence[str],
     *,
     card: str | None = None,
+    device: str = "cpu",
     watch: Watch = Nobody(),
 ) -> Path:
     """Train on slices at hand; `settings` as in `train_system`. Returns the picture of the training curves."""
@@ -120,6 +122,7 @@ def train_on(
             folder=work,
             seed=settings["seed"],
             foundation=settings["foundation"],
+            device=device,
             on_step=_reporter(logs, watch),
             should_stop=should_stop,
         )
@@ -149,6 +152,7 @@ def pretrain_foundation(
     seed: int = 0,
     target: Sequence[str] | None = None,
     modality: str | None = None,
+    device: str = "cpu",
     watch: Watch = Nobody(),
 ) -> Foundation:
     """Train a foundation on the train split of datasets and write it as a Stable Diffusion folder."""
@@ -162,7 +166,7 @@ def pretrain_foundation(
     settings = {"datasets": [str(Path(p).resolve()) for p in paths], "preset": preset, "codec": codec}
     work = _work_folder(output, {**settings, "minutes": minutes, "images": images, "seed": seed})
     bank = read_bank(open_all(paths, target, modality), PRESETS[preset], watch)
-    foundation = Foundation.make(preset, codec, caption_corpus(bank.vocabulary, bank.modalities), seed=seed)
+    foundation = Foundation.make(preset, codec, caption_corpus(bank.vocabulary, bank.modalities), seed=seed).to(device)
     logs: dict[str, list[dict[str, float]]] = {}
     with polite_stop() as should_stop:
         pretrain(
@@ -196,11 +200,12 @@ def evaluate_model(
     seed: int = 0,
     target: Sequence[str] | None = None,
     modality: str | None = None,
+    device: str = "cpu",
     watch: Watch = Nobody(),
 ) -> dict[str, Any]:
     """Score a model on a split of a dataset; writes report.json, rows.csv and dice.png, returns the report."""
     dataset = open_dataset(path, targets=target or None, modality=modality)
-    segmenter = load_model(model)
+    segmenter = load_model(model, device)
     watch.start(f"scoring the {split} split of {dataset.name}")
     rows = evaluate(segmenter, dataset, split=split, n=n, seed=seed, on_step=watch.update)
     if not rows:

@@ -277,23 +277,18 @@ def _read(
     if path.stat().st_size == 0:
         raise ScanError(f"{path}: a scan must hold data, found an empty file; copy or convert it again")
     is_nifti = suffix in NIFTI_SUFFIXES
+    if not is_nifti and volume not in (None, 0):
+        raise ScanError(f"{path}: a 2-D image holds volume 0 only, asked for {volume}; leave volume out")
+    damage = nifti.DAMAGE if is_nifti else flat_images.DAMAGE
     try:
         if is_nifti:
             return read_nifti(path, volume, spacing, max_voxels)
-        return _read_flat(path, volume, spacing, max_voxels, as_labels)
-    except nifti.DAMAGE if is_nifti else flat_images.DAMAGE as error:
+        pixels, notes = read_flat(path, max_voxels, as_labels)
+    except damage as error:
         raise ScanError(
             f"{path}: a file must be readable to its end, but this one is damaged or not what its suffix says "
             f"({_line(error)}); copy or convert it again"
         ) from error
-
-
-def _read_flat(
-    path: Path, volume: int | None, spacing: Sequence[float] | None, max_voxels: int, as_labels: bool
-) -> Stored:
-    if volume not in (None, 0):
-        raise ScanError(f"{path}: a 2-D image holds volume 0 only, asked for {volume}; leave volume out")
-    pixels, notes = read_flat(path, max_voxels, as_labels)
     if spacing is None:
         return Stored(pixels[None], FLAT_AFFINE, tuple(notes), has_spacing=False)
     spacing = checked_spacing(spacing)

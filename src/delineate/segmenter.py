@@ -37,7 +37,7 @@ class Segmenter:
         self.modalities = modalities
 
     @classmethod
-    def load(cls, folder: Path | str | None = None) -> "Segmenter":
+    def load(cls, folder: Path | str | None = None, device: str = "cpu") -> "Segmenter":
         """The segmenter in a model folder, verified by its hashes; the house model where no folder is given.
 
         Raises:
@@ -45,7 +45,7 @@ class Segmenter:
         """
         from delineate.model_folder import load_model
 
-        return load_model(folder)
+        return load_model(folder, device)
 
     @property
     def vocabulary(self) -> Vocabulary:

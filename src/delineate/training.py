@@ -41,6 +41,8 @@ class Budget:
     def __post_init__(self):
         if (self.images is None) == (self.minutes is None):
             raise ValueError("give a budget in images or in minutes, not both and not neither")
+        if not (self.minutes if self.images is None else self.images) >= 0:  # type: ignore[operator]
+            raise ValueError(f"a budget must not be negative, got {self}")
 
     def spent(self, state: TrainState) -> float:
         """The share of the budget that is used up."""
@@ -96,7 +98,7 @@ def train(
 
     Raises:
         Interrupted: `should_stop` said so; the state is saved.
-        TrainingError: the loss is not finite; the last checkpoint is kept.
+        TrainingError: the loss or its gradient is not finite; the last checkpoint is kept.
     """
     load_checkpoint(state, folder)
     parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
@@ -108,7 +110,7 @@ def train(
             raise Interrupted(f"stopped after {state.images_seen} images; the same command goes on from there")
         generator = Generator().manual_seed(_step_seed(state.seed, state.images_seen))
         decay = 5 * (1 - spent) / 4 if hyper.decays else 1.0
-        rate = hyper.learning_rate * min(1.0, state.images_seen / hyper.warm_up_images, decay)
+        rate = hyper.learning_rate * min(1.0, state.images_seen / max(hyper.warm_up_images, 1), decay)
         for group in state.optimizer.param_groups:
             group["lr"] = rate
         loss, parts = loss_of(hyper.batch_size, generator)
@@ -119,7 +121,12 @@ def train(
             )
         state.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, hyper.clip_norm)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, hyper.clip_norm)
+        if not math.isfinite(norm.item()):  # the step would make every weight NaN, and a checkpoint could keep them
+            raise TrainingError(
+                f"the gradient became {norm.item()} after {state.images_seen} images (loss {loss.item():.4g}); "
+                f"lower the learning rate or check the data; the last checkpoint in {folder} is sound"
+            )
         state.optimizer.step()
         state.images_seen += hyper.batch_size
         _update_average(state, hyper)

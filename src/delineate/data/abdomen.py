@@ -78,9 +78,7 @@ def draw_abdomen(grid: np.ndarray, rng: np.random.Generator, absent: set[str]) -
 
     def trunk(inset):
         a, b = half - inset
-        return ((np.abs(x) / np.float32(a)) ** 2.4 + (np.abs(y) / np.float32(b)) ** 2.4) ** np.float32(
-            1 / 2.4
-        ) - 1
+        return ((np.abs(x) / np.float32(a)) ** 2.4 + (np.abs(y) / np.float32(b)) ** 2.4) ** np.float32(1 / 2.4) - 1
 
     tissue[trunk(0) < 0] = CODES["fat"]
     outer, inner = trunk(fat_mm), trunk(fat_mm + wall_mm)
@@ -225,9 +223,7 @@ def render(
         scan += ndimage.gaussian_filter((lesions > 0).astype(np.float32) * np.float32(amount), 0.4)
 
     # Partial volume: a point spread of about 2.5 mm in the slice.
-    sigma = [0.25 if n > 1 else 0.0 for n in scan.shape[:1]] + [
-        min(1.0, max(0.45, 1.8 / mm)) for mm in spacing_mm[1:]
-    ]
+    sigma = [0.25 if n > 1 else 0.0 for n in scan.shape[:1]] + [min(1.0, max(0.45, 1.8 / mm)) for mm in spacing_mm[1:]]
     scan = ndimage.gaussian_filter(scan, sigma)
     noise = rng.standard_normal((2, *scan.shape), dtype=np.float32)
     if modality == "CT":
@@ -246,9 +242,7 @@ def ellipsoid(at, centre, semi_axes, tilt_degrees=0.0):
     left, back, up = (at[axis] - np.float32(centre[axis]) for axis in range(3))
     cos, sin = np.float32(np.cos(np.radians(tilt_degrees))), np.float32(np.sin(np.radians(tilt_degrees)))
     a, b, c = (np.float32(semi) for semi in semi_axes)
-    radius = np.sqrt(
-        ((cos * left + sin * back) / a) ** 2 + ((cos * back - sin * left) / b) ** 2 + (up / c) ** 2
-    )
+    radius = np.sqrt(((cos * left + sin * back) / a) ** 2 + ((cos * back - sin * left) / b) ** 2 + (up / c) ** 2)
     return (radius - 1) * np.float32(min(semi_axes))
 
 

@@ -129,9 +129,7 @@ class _Checks:
                 "label it or remove it",
             )
         for name in labels.keys() - images.keys():
-            self.add(
-                labels[name], f"no image '{name}' in {self.files.image_folder}", "add the image or remove it"
-            )
+            self.add(labels[name], f"no image '{name}' in {self.files.image_folder}", "add the image or remove it")
         if not images:
             self.add(self.root / self.files.image_folder, "no image in this folder", "put the images there")
 
@@ -173,9 +171,7 @@ class _Checks:
                 if "NaN" in note or "finite" in note:
                     self.add(image, note, "export the image without NaN if that is not intended", "warning")
             if scan.voxels.size and scan.voxels.min() == scan.voxels.max():
-                self.add(
-                    image, f"every voxel is {scan.voxels.flat[0]:g}", "export the image again, or remove it"
-                )
+                self.add(image, f"every voxel is {scan.voxels.flat[0]:g}", "export the image again, or remove it")
             if scan.has_spacing:
                 self.spacing_of[image] = scan.spacing_mm
         if labels is None:
@@ -184,26 +180,20 @@ class _Checks:
         if drawn is None:
             return
         if scan is not None and (difference := grid_difference(scan, drawn)):
-            self.add(
-                labels, f"not on the grid of its image: {difference}", "export the labels on the image's grid"
-            )
+            self.add(labels, f"not on the grid of its image: {difference}", "export the labels on the image's grid")
         self.values(dataset, labels, drawn)
 
     def values(self, dataset: Dataset, file: Path, drawn: Scan) -> None:
         """The ids in one label file."""
         values, voxels = np.unique(drawn.voxels, return_counts=True)
         if not (values != 0).any():
-            self.add(
-                file, "no voxel is labelled", "fine where the image shows no target; else label it", "warning"
-            )
+            self.add(file, "no voxel is labelled", "fine where the image shows no target; else label it", "warning")
         if not dataset.declared_ids:  # nobody could say what the ids mean: that is a problem already
             return
         ids, unknown = dataset.ids_of(drawn.voxels)
         counts = dict(zip(values.tolist(), voxels.tolist(), strict=True))
         if unknown:
-            self.add(
-                file, f"undeclared ids: {summary(unknown)}", self._advice(dataset, file, unknown, counts)
-            )
+            self.add(file, f"undeclared ids: {summary(unknown)}", self._advice(dataset, file, unknown, counts))
         for name, number in dataset.labels.items():
             if seen := int((ids == number).sum()):
                 self.report.targets[name]["cases"] += 1
@@ -236,14 +226,8 @@ class _Checks:
 
     def splits_and_duplicates(self, dataset: Dataset) -> None:
         """Faults of the splits; images with the same bytes, which are a leak where two splits hold them."""
-        source = (
-            self.root / "splits.json"
-            if (self.root / "splits.json").exists()
-            else self.root.parent / "splits.json"
-        )
-        home: dict[str, str] = {
-            subject: name for name, members in dataset.splits.items() for subject in members
-        }
+        source = self.root / "splits.json" if (self.root / "splits.json").exists() else self.root.parent / "splits.json"
+        home: dict[str, str] = {subject: name for name, members in dataset.splits.items() for subject in members}
         for fault in split_faults(dataset.splits, set(self.subjects.values())):
             self.add(source, fault, "name every subject once, in one split")
         outside = sorted(set(self.subjects.values()) - set(home)) if dataset.splits else []
@@ -263,9 +247,7 @@ class _Checks:
             splits = [home.get(self.subjects[one]) for one in (twin, name)]
             what = f"the same bytes as {self.files.images[twin].name}"
             if splits[0] != splits[1] and None not in splits:
-                self.add(
-                    image, f"{what}, which is in '{splits[0]}' while this is in '{splits[1]}'", "remove one"
-                )
+                self.add(image, f"{what}, which is in '{splits[0]}' while this is in '{splits[1]}'", "remove one")
             else:
                 self.add(image, what, "remove one", "warning")
 

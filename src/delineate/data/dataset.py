@@ -163,8 +163,7 @@ def open_dataset(
     labels, other_ids = choose_targets(declared_labels(description, root), targets, root)
     subjects = read_subjects(root, files.images)
     cases = tuple(
-        Case(name, subjects.get(name, name), image, files.labels.get(name))
-        for name, image in files.images.items()
+        Case(name, subjects.get(name, name), image, files.labels.get(name)) for name, image in files.images.items()
     )
     name = description.get("name")
     return Dataset(
@@ -178,9 +177,7 @@ def open_dataset(
     )
 
 
-def write_splits(
-    dataset: Dataset, fractions: tuple[float, float, float] = (0.7, 0.1, 0.2), seed: int = 0
-) -> Dataset:
+def write_splits(dataset: Dataset, fractions: tuple[float, float, float] = (0.7, 0.1, 0.2), seed: int = 0) -> Dataset:
     """Divide the subjects at random into train, val and test, write `splits.json`, return the new dataset.
 
     Every split with a positive fraction gets at least one subject. An existing split is never replaced.

@@ -61,9 +61,7 @@ def find_files(root: Path) -> Files:
             if name not in images:
                 continue
             if name in labels:
-                faults.append(
-                    (labels[stem], f"a second mask of '{name}', beside {labels[name].name}; keep one")
-                )
+                faults.append((labels[stem], f"a second mask of '{name}', beside {labels[name].name}; keep one"))
             labels.setdefault(name, labels.pop(stem))
     return Files(*layout, dict(sorted(images.items())), dict(sorted(labels.items())), tuple(faults))
 
@@ -123,9 +121,7 @@ def declared_labels(description: Mapping[str, Any], root: Path) -> dict[str, int
         if (name := canonical_name(name)) == "ignore":
             raise DatasetError(f"{source}: nnU-Net's 'ignore' label is not supported; set those voxels to 0.")
         if int(number) and (name in {"", "background"} or name in found or int(number) in found.values()):
-            raise DatasetError(
-                f"{source}: '{name}' = {number} must be a name and an id used once; background is 0."
-            )
+            raise DatasetError(f"{source}: '{name}' = {number} must be a name and an id used once; background is 0.")
         if int(number):
             found[name] = int(number)
     return found
@@ -150,9 +146,7 @@ def choose_targets(
         wrong = [str(number) for number in chosen.values() if declared and number not in declared.values()]
     else:
         names = [canonical_name(name) for name in targets]
-        chosen = {
-            name: declared.get(name, 0) if declared else place for place, name in enumerate(names, start=1)
-        }
+        chosen = {name: declared.get(name, 0) if declared else place for place, name in enumerate(names, start=1)}
         allowed = ", ".join(declared)
         wrong = [f"'{name}'" for name, number in chosen.items() if not number]
     if wrong:
@@ -202,12 +196,8 @@ def read_splits(root: Path, given: Path | None = None) -> dict[str, tuple[str, .
         if not value:
             continue
         lists = value.values()
-        if not all(
-            isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists
-        ):
-            raise DatasetError(
-                f'{path} must hold {{"train": [subjects], "val": [...], "test": [...]}} of strings.'
-            )
+        if not all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists):
+            raise DatasetError(f'{path} must hold {{"train": [subjects], "val": [...], "test": [...]}} of strings.')
         return {name: tuple(names) for name, names in value.items()}
     return {}
 

@@ -89,9 +89,7 @@ def make_phantom(
     """
     if modality not in ("CT", "MR") or min(shape) < 1 or not set(missing) <= set(PHANTOM_LABELS):
         raise ValueError(f"no phantom for modality={modality!r}, shape={shape}, missing={missing}")
-    spacing = spacing_mm or tuple(
-        extent / max(n, 2) for extent, n in zip(FIELD_OF_VIEW_MM, shape, strict=True)
-    )
+    spacing = spacing_mm or tuple(extent / max(n, 2) for extent, n in zip(FIELD_OF_VIEW_MM, shape, strict=True))
     offsets = [(np.arange(n) - (n - 1) / 2) * step for n, step in zip(shape, spacing, strict=True)]
     z, y, x = np.meshgrid(offsets[0] + centre_mm, *offsets[1:], indexing="ij", sparse=True)
     grid = np.stack(np.broadcast_arrays(x, y, z)).astype(np.float32)  # left, back, up
@@ -133,9 +131,7 @@ def make_phantom_image(
     if height_mm is None:
         height_mm = float(np.random.default_rng([seed, 99]).uniform(-30, 50))
     spacing = (5.0, FIELD_OF_VIEW_MM[1] / shape[0], FIELD_OF_VIEW_MM[2] / shape[1])
-    return make_phantom(
-        seed, modality=modality, shape=(1, *shape), spacing_mm=spacing, centre_mm=height_mm, **options
-    )
+    return make_phantom(seed, modality=modality, shape=(1, *shape), spacing_mm=spacing, centre_mm=height_mm, **options)
 
 
 def write_phantom_dataset(
@@ -222,9 +218,7 @@ def _lesions(
     """Put lesions deep into organs; return them numbered, and the distance to their surface in mm."""
     found = np.zeros(labels.shape, np.uint8)
     nearest_mm = np.full(labels.shape, np.inf, np.float32)
-    hosts = [
-        PHANTOM_LABELS[name] for name in ("liver", "liver", "liver", "spleen", "right kidney", "left kidney")
-    ]
+    hosts = [PHANTOM_LABELS[name] for name in ("liver", "liver", "liver", "spleen", "right kidney", "left kidney")]
     for number in range(1, count + 1):
         host, radius_mm = rng.choice(hosts), rng.uniform(7, 16)
         place, turn, wave_seed = rng.random(), rng.uniform(-90, 90), rng.integers(2**32)

@@ -1,7 +1,7 @@
 """Datasets as training batches: slices on the working grid, held in memory, drawn and augmented by a generator."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -32,6 +32,10 @@ class Batch:
     masks: Tensor
     dataset: Tensor
 
+    def to(self, device: torch.device) -> "Batch":
+        """The batch on another device."""
+        return Batch(*(getattr(self, f.name).to(device) for f in fields(self)))
+
 
 @dataclass(frozen=True, eq=False)
 class SliceBank:
@@ -44,6 +48,8 @@ class SliceBank:
         mirrored: (N,) bool: may be flipped, because left and right mean nothing in it (flat images).
         annotated: (datasets, concepts) bool: whose labels say where a concept is, or that it is absent.
         foreign: (datasets, concepts) bool: cannot be in the dataset's images, being known only in other modalities.
+        present: (N, concepts) bool: which slices show a concept.
+        shares: (datasets,) float: how often each dataset is drawn, summing to 1.
         vocabulary: of all datasets together.
         modalities: one for each dataset.
     """
@@ -55,6 +61,7 @@ class SliceBank:
     annotated: Tensor
     foreign: Tensor
     present: Tensor
+    shares: Tensor
     vocabulary: Vocabulary
     modalities: tuple[str | None, ...]
 
@@ -64,8 +71,8 @@ class SliceBank:
     def draw(self, size: int, prompts: int, generator: Generator, *, augment: bool = True) -> Batch:
         """A batch of `size` slices with `prompts` prompts each.
 
-        Datasets are drawn evenly. Within one, half of the slices are drawn evenly; for the other half a concept is
-        drawn first and then a slice that shows it, so that small structures are seen as often as large ones.
+        A dataset is drawn by its share. Within one, half of the slices are drawn evenly; for the other half a
+        concept is drawn first and then a slice that shows it, so that small structures are seen as often as large.
         """
         index = torch.stack([self._draw_slice(generator) for _ in range(size)])
         image = self.images[index].float() / 127.5 - 1
@@ -83,7 +90,7 @@ class SliceBank:
         return Batch(image, labels, concepts, masks, self.dataset[index])
 
     def _draw_slice(self, generator: Generator) -> Tensor:
-        dataset = torch.randint(len(self.modalities), (), generator=generator)
+        dataset = torch.multinomial(self.shares, 1, generator=generator)
         candidates = self.dataset == dataset
         if torch.rand((), generator=generator) < 0.5:
             shown = (self.present & candidates[:, None]).any(0).nonzero()[:, 0]
@@ -114,10 +121,12 @@ def build_slices(
     split: str,
     size: int,
     *,
+    shares: Sequence[float] | None = None,
     progress: Callable[[Iterable[tuple[Dataset, Case]], int], Iterable[tuple[Dataset, Case]]] = lambda items, _: items,
 ) -> SliceBank:
     """Read a split of every dataset onto the working grid of `size` pixels.
 
+    Datasets are drawn evenly unless `shares`, one positive number for each, says otherwise.
     `progress` wraps the iteration over all (dataset, case) pairs and is told their number.
     """
     vocabulary = datasets[0].vocabulary()
@@ -144,6 +153,7 @@ def build_slices(
         mirrored.append(torch.full((len(target),), len(target) == 1))
     all_labels = torch.cat(labels)
     present = torch.stack([(all_labels == i + 1).flatten(1).any(1) for i in range(len(vocabulary.concepts))], dim=1)
+    weights = torch.tensor([1.0] * len(datasets) if shares is None else list(shares))
     return SliceBank(
         torch.cat(images),
         all_labels,
@@ -152,6 +162,7 @@ def build_slices(
         annotated,
         foreign,
         present,
+        weights / weights.sum(),
         vocabulary,
         modalities,
     )

@@ -181,6 +181,17 @@ class Foundation:
         """The parts with weights, by the name of their folder."""
         return {"vae": self.vae, "unet": self.unet, "text_encoder": self.text_encoder}
 
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return next(self.unet.parameters()).device
+
+    def to(self, device: torch.device | str) -> "Foundation":
+        """Itself, moved."""
+        for module in self.modules.values():
+            module.to(device)
+        return self
+
     def frozen(self) -> "Foundation":
         """Itself, with every weight frozen and in evaluation mode."""
         for module in self.modules.values():

@@ -21,8 +21,8 @@ class Entry:
     Attributes:
         summary: one line for `delineate systems`.
         source: the paper or library it follows.
-        train: (bank, preset, **how) to a trained system; `how` is budget, folder, seed, foundation, on_step and
-            should_stop.
+        train: (bank, preset, **how) to a trained system; `how` is budget, folder, seed, foundation, device,
+            on_step and should_stop.
         save: (system, folder) writes its weights and returns its configuration.
         load: (folder, configuration, vocabulary) to the system.
     """
@@ -37,12 +37,12 @@ class Entry:
 PRESETS = {"tiny": 128, "base": 256}  # working grid in pixels; tiny trains on two CPU cores, base wants a GPU
 
 
-def _train_unet(bank: "SliceBank", preset: str, *, foundation: Path | None = None, **how: Any) -> "System":
+def _train_unet(bank: "SliceBank", preset: str, *, device: str, foundation: Path | None = None, **how: Any) -> "System":
     from delineate.systems import unet
 
     widths = {"tiny": (32, 64, 128, 256), "base": (64, 128, 256, 512, 512)}[preset]
     system = unet.build(unet.UNetConfig(PRESETS[preset], widths), bank.vocabulary, seed=how["seed"])
-    return unet.train_unet(system, bank, **how)
+    return unet.train_unet(system.to(device), bank, **how)
 
 
 def _save_unet(system: Any, folder: Path) -> dict[str, Any]:
@@ -61,7 +61,9 @@ def _load_unet(folder: Path, config: Mapping[str, Any], vocabulary: "Vocabulary"
     return system
 
 
-def _train_progidiff(bank: "SliceBank", preset: str, *, foundation: Path | None = None, **how: Any) -> "System":
+def _train_progidiff(
+    bank: "SliceBank", preset: str, *, device: str, foundation: Path | None = None, **how: Any
+) -> "System":
     from delineate.networks.foundation import Foundation
     from delineate.pretraining import PRETRAIN_SHARE, caption_corpus, pretrain
     from delineate.systems import progidiff
@@ -69,7 +71,7 @@ def _train_progidiff(bank: "SliceBank", preset: str, *, foundation: Path | None 
     budget = how.pop("budget")
     if foundation is None:
         corpus = caption_corpus(bank.vocabulary, bank.modalities)
-        base = Foundation.make(preset, "unshuffle", corpus, seed=how["seed"])
+        base = Foundation.make(preset, "unshuffle", corpus, seed=how["seed"]).to(device)
         base = pretrain(
             base, bank, **{**how, "budget": budget.share(PRETRAIN_SHARE), "folder": how["folder"] / "pretrain"}
         )
@@ -78,7 +80,7 @@ def _train_progidiff(bank: "SliceBank", preset: str, *, foundation: Path | None 
         base = Foundation.load(foundation)
     config = progidiff.ProGiDiffConfig(size=PRESETS[preset], encoder=preset)
     system = progidiff.build(config, base, bank.vocabulary, seed=how["seed"])
-    return progidiff.train_progidiff(system, bank, budget=budget, **how)
+    return progidiff.train_progidiff(system.to(device), bank, budget=budget, **how)
 
 
 def _save_progidiff(system: Any, folder: Path) -> dict[str, Any]:

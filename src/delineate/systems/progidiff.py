@@ -57,9 +57,16 @@ class ProGiDiff:
         """Pixels along a side of the working grid."""
         return self.config.size
 
+    def to(self, device: torch.device | str) -> "ProGiDiff":
+        """Itself, moved."""
+        self.foundation.to(device)
+        self.control.to(device)
+        return self
+
     @torch.no_grad()
     def see(self, stack: Tensor) -> Features:
         """Encode slices (S, 3, size, size) once, for any number of prompts."""
+        stack = stack.to(self.foundation.device)
         parts = [self.control.encoder(chunk) for chunk in stack.split(16)]
         return Features(torch.cat([p.fine for p in parts]), torch.cat([p.coarse for p in parts]))
 
@@ -67,7 +74,7 @@ class ProGiDiff:
     def estimate(self, seen: Features, target: Target) -> Tensor:
         """The encoder's own probability of the target, (S, size, size): what the denoiser starts from."""
         text = self.foundation.encode_text([target.caption])
-        return self._logits(seen, text).sigmoid()[:, 0]
+        return self._logits(seen, text).sigmoid()[:, 0].cpu()
 
     @torch.no_grad()
     def propose(
@@ -87,7 +94,7 @@ class ProGiDiff:
             seen[active], logits[active], text.pooled.expand(len(active), -1), self.foundation.codec
         )
         times = trailing_times(self.config.steps)
-        fields = noise_fields(n, len(times), tuple(hint.direct.shape[1:]), seed)
+        fields = noise_fields(n, len(times), tuple(hint.direct.shape[1:]), seed).to(hint.direct.device)
         pairs = torch.cartesian_prod(torch.arange(len(active)), torch.arange(n))
         for done, chunk in enumerate(pairs.split(PAIRS_AT_ONCE), start=1):
             slices, proposals = chunk[:, 0], chunk[:, 1]
@@ -97,7 +104,7 @@ class ProGiDiff:
                 times,
                 self.foundation.schedule,
             )
-            out[proposals, active[slices]] = self.foundation.codec.decode(x0)[:, 0].clamp(0, 1)
+            out[proposals, active[slices].cpu()] = self.foundation.codec.decode(x0)[:, 0].clamp(0, 1).cpu()
             on_step(min(1.0, done * PAIRS_AT_ONCE / len(pairs)))
         return out
 
@@ -106,7 +113,9 @@ class ProGiDiff:
 
     def _denoiser(self, hint: Hint, text: Encoded) -> Callable[[Tensor, int], Tensor]:
         tokens = Encoded(text.tokens.expand(len(hint.grid), -1, -1), text.pooled)
-        return lambda x, t: clean_estimate(self.foundation, self.control, x, torch.full((len(x),), t), tokens, hint)
+        return lambda x, t: clean_estimate(
+            self.foundation, self.control, x, torch.full((len(x),), t, device=x.device), tokens, hint
+        )
 
 
 def clean_estimate(
@@ -167,7 +176,7 @@ def train_progidiff(
     asked = min(len(bank.vocabulary.concepts), PROMPTS_PER_SLICE)
 
     def looked_at(size: int, generator: Generator) -> tuple[Batch, Encoded, Features, Tensor]:
-        batch = bank.draw(size, asked, generator)
+        batch = bank.draw(size, asked, generator).to(foundation.device)
         with torch.no_grad():
             text = foundation.encode_text(draw_captions(bank, generator))
         features = control.encoder(batch.image)
@@ -179,15 +188,16 @@ def train_progidiff(
 
     def control_loss(size: int, generator: Generator) -> tuple[Tensor, dict[str, float]]:
         batch, text, features, logit = looked_at(size, generator)
-        drawn = torch.rand(size, asked, generator=generator).argsort(dim=1)[:, :PROMPTS_DENOISED]
-        image = torch.arange(size).repeat_interleave(drawn.shape[1])
+        device = foundation.device
+        drawn = torch.rand(size, asked, generator=generator).argsort(dim=1)[:, :PROMPTS_DENOISED].to(device)
+        image = torch.arange(size, device=device).repeat_interleave(drawn.shape[1])
         pair = (image, drawn.flatten())
         concept, mask = batch.concepts[pair], batch.masks[pair][:, None]
         pairs = text[concept]
         hint = control.hint(features[image], logit[pair][:, None], pairs.pooled, foundation.codec)
         x0 = foundation.codec.encode(mask)
-        t = torch.randint(1000, (len(x0),), generator=generator)
-        x_t = foundation.schedule.add_noise(x0, torch.randn(x0.shape, generator=generator), t)
+        t = torch.randint(1000, (len(x0),), generator=generator).to(device)
+        x_t = foundation.schedule.add_noise(x0, torch.randn(x0.shape, generator=generator).to(device), t)
         x0_hat = clean_estimate(foundation, control, x_t, t, pairs, hint)
         denoising = denoising_loss(x0_hat, x0, foundation.codec.decode(x0_hat), mask, concept)
         segmentation = segmentation_loss(logit, batch.masks, batch.concepts)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from delineate.prompt import Concept, Vocabulary
@@ -25,6 +26,10 @@ class System(Protocol):
     @property
     def size(self) -> int:
         """Pixels along a side of the working grid."""
+        ...
+
+    def to(self, device: torch.device | str) -> "System":
+        """Itself, moved; what goes in and comes out stays on the CPU."""
         ...
 
     def see(self, stack: Tensor) -> Any:

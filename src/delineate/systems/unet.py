@@ -37,15 +37,20 @@ class PlainUNet:
         """Pixels along a side of the working grid."""
         return self.config.size
 
+    def to(self, device: torch.device | str) -> "PlainUNet":
+        """Itself, moved."""
+        self.network.to(device)
+        return self
+
     @torch.no_grad()
     def see(self, stack: Tensor) -> Tensor:
         """Probabilities of all channels, (S, 1 + C, size, size)."""
-        return torch.cat(
-            [
-                self.network(chunk.contiguous(memory_format=torch.channels_last)).softmax(dim=1)
-                for chunk in stack.split(16)
-            ]
-        )
+        device = next(self.network.parameters()).device
+        parts = [
+            self.network(chunk.to(device).contiguous(memory_format=torch.channels_last)).softmax(dim=1).cpu()
+            for chunk in stack.split(16)
+        ]
+        return torch.cat(parts)
 
     def propose(
         self, seen: Tensor, target: Target, n: int, seed: int, on_step: Callable[[float], None] = lambda share: None
@@ -83,7 +88,7 @@ def train_unet(
     criterion = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)
 
     def loss_of(size: int, generator: Generator) -> tuple[Tensor, dict[str, float]]:
-        batch = bank.draw(size, 1, generator)
+        batch = bank.draw(size, 1, generator).to(next(system.network.parameters()).device)
         return criterion(
             system.network(batch.image.contiguous(memory_format=torch.channels_last)), batch.labels[:, None]
         ), {}

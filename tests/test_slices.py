@@ -1,0 +1,317 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Generator
+
+from delineate.data.dataset import open_dataset
+from delineate.data.phantom import PHANTOM_LABELS, write_phantom_dataset
+from delineate.data.slices import augmented, build_slices, slices_of
+from delineate.files import write_json
+
+
+def seeded(seed=0):
+    return Generator().manual_seed(seed)
+
+
+@pytest.fixture(scope="module")
+def two_modalities(tmp_path_factory):
+    """CT that knows liver and spleen, more CT that knows the aorta, MR that knows liver and left kidney."""
+    root = tmp_path_factory.mktemp("datasets")
+    folders = [
+        write_phantom_dataset(root / name, cases=3, modality=modality, seed=seed, shape=(8, 48, 48), missing=())
+        for seed, (name, modality) in enumerate([("ct", "CT"), ("more_ct", "CT"), ("mr", "MR")])
+    ]
+    targets = [("liver", "spleen"), ("aorta",), ("liver", "left kidney")]
+    return [
+        open_dataset(folder, targets={name: PHANTOM_LABELS[name] for name in names})
+        for folder, names in zip(folders, targets, strict=True)
+    ]
+
+
+@pytest.fixture(scope="module")
+def three_banks(two_modalities):
+    return build_slices(two_modalities, "train", 64)
+
+
+@pytest.fixture(scope="module")
+def polyps(tmp_path_factory):
+    """Flat colour images: a bright disc each, beside a dark background, with its mask."""
+    root = tmp_path_factory.mktemp("polyps")
+    rng = np.random.default_rng(0)
+    for part in ("images", "masks"):
+        (root / part).mkdir()
+    y, x = np.mgrid[:60, :80]
+    for number in range(6):
+        disc = (y - rng.integers(20, 40)) ** 2 + (x - rng.integers(20, 60)) ** 2 < 100
+        pixels = np.where(disc[..., None], [220, 120, 60], [20, 30, 10]).astype(np.uint8)
+        Image.fromarray(pixels).save(root / "images" / f"p{number}.png")
+        Image.fromarray(disc.astype(np.uint8) * 255).save(root / "masks" / f"p{number}.png")
+    write_json(root / "splits.json", {"train": ["p0", "p1", "p2", "p3"], "val": ["p4"], "test": ["p5"]})
+    return open_dataset(root, targets=["polyp"], modality="endoscopy")
+
+
+def dice(a, b):
+    return (2 * (a & b).sum() / (a.sum() + b.sum())).item()
+
+
+# what is in a bank
+
+
+def test_a_bank_holds_every_slice_of_its_split_and_no_other(phantom_dataset, phantom_bank):
+    dataset = open_dataset(phantom_dataset)
+    assert len(phantom_bank) == 10 * len(dataset.split("train")) == 40
+    assert phantom_bank.images.shape == (40, 3, 64, 64)
+    assert phantom_bank.labels.shape == (40, 64, 64)
+    assert phantom_bank.vocabulary.names == tuple(PHANTOM_LABELS)
+    held_out, _ = slices_of(dataset, dataset.split("test")[0], phantom_bank.vocabulary, 64)
+    for image in ((held_out + 1) * 127.5).round().to(torch.uint8):
+        assert not (phantom_bank.images == image).flatten(1).all(1).any()
+
+
+def test_images_lose_less_than_a_grey_level(phantom_dataset, phantom_bank):
+    dataset = open_dataset(phantom_dataset)
+    images, labels = slices_of(dataset, dataset.split("train")[0], phantom_bank.vocabulary, 64)
+    kept = phantom_bank.images[:10].float() / 127.5 - 1
+    assert (kept - images).abs().max() <= 1 / 255 + 1e-6
+    assert torch.equal(phantom_bank.labels[:10], labels)
+
+
+def test_labels_lie_where_the_organ_is_seen(phantom_bank):
+    """In CT fat is dark and organs are bright: the image inside the labels is brighter than just outside of them."""
+    organs = (phantom_bank.labels > 0)[:, None].float()
+    around = torch.nn.functional.max_pool2d(organs, 7, stride=1, padding=3) - organs
+    seen = phantom_bank.images[:, 1:2].float()
+    assert (seen * organs).sum() / organs.sum() > 1.2 * (seen * around).sum() / around.sum()
+
+
+def test_what_is_present_is_what_the_labels_hold(phantom_bank):
+    for k in range(len(phantom_bank)):
+        shown = set(phantom_bank.labels[k].unique().tolist()) - {0}
+        assert shown == set((phantom_bank.present[k].nonzero()[:, 0] + 1).tolist())
+    assert phantom_bank.present.any(0).all()
+
+
+def test_datasets_are_merged_under_one_vocabulary(two_modalities, three_banks):
+    names = three_banks.vocabulary.names
+    assert sorted(names) == ["aorta", "left kidney", "liver", "spleen"]
+    assert three_banks.modalities == ("CT", "CT", "MR")
+    assert three_banks.dataset.bincount().tolist() == [8, 8, 8]
+    for d, known in enumerate([{"liver", "spleen"}, {"aorta"}, {"liver", "left kidney"}]):
+        assert {names[i] for i in three_banks.annotated[d].nonzero()[:, 0]} == known
+        own = three_banks.labels[three_banks.dataset == d].unique().tolist()
+        assert {names[i - 1] for i in own if i} == known
+
+
+def test_foreign_is_what_only_other_modalities_know(three_banks):
+    names = three_banks.vocabulary.names
+    foreign = [{names[i] for i in row.nonzero()[:, 0]} for row in three_banks.foreign]
+    assert foreign == [{"left kidney"}, {"left kidney"}, {"spleen", "aorta"}]
+
+
+def test_a_merged_case_has_the_labels_it_had_alone(two_modalities, three_banks):
+    alone = build_slices(two_modalities[2:], "train", 64)
+    merged = three_banks.labels[three_banks.dataset == 2]
+    for i, name in enumerate(alone.vocabulary.names):
+        assert torch.equal(alone.labels == i + 1, merged == three_banks.vocabulary.index(name) + 1)
+        assert (alone.labels == i + 1).any()
+
+
+def test_only_flat_images_may_be_mirrored(polyps, two_modalities, three_banks):
+    assert not three_banks.mirrored.any()
+    bank = build_slices([polyps, two_modalities[0]], "train", 64)
+    assert torch.equal(bank.mirrored, bank.dataset == 0)
+
+
+def test_progress_is_told_of_every_case(polyps, two_modalities):
+    told = []
+
+    def progress(items, total):
+        for item in items:
+            told.append((item[0].name, item[1].name, total))
+            yield item
+
+    build_slices([polyps, two_modalities[0]], "train", 64, progress=progress)
+    assert len(told) == len(set(told)) == told[0][2] == 5
+
+
+# what is drawn
+
+
+def same(one, two):
+    return all(torch.equal(getattr(one, f), getattr(two, f)) for f in ("image", "labels", "concepts", "masks", "dataset"))
+
+
+@pytest.mark.parametrize("augment", [True, False])
+def test_a_draw_depends_on_its_generator_alone(three_banks, augment):
+    torch.manual_seed(1)
+    first = three_banks.draw(6, 4, seeded(), augment=augment)
+    torch.manual_seed(2)
+    assert same(first, three_banks.draw(6, 4, seeded(), augment=augment))
+    assert not same(first, three_banks.draw(6, 4, seeded(1), augment=augment))
+
+
+@pytest.mark.parametrize("augment", [True, False])
+def test_a_draw_changes_neither_the_bank_nor_the_global_randomness(phantom_bank, augment):
+    images, labels, state = phantom_bank.images.clone(), phantom_bank.labels.clone(), torch.get_rng_state()
+    phantom_bank.draw(8, 4, seeded(), augment=augment)
+    assert torch.equal(images, phantom_bank.images)
+    assert torch.equal(labels, phantom_bank.labels)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_a_batch_is_as_it_says(three_banks):
+    batch = three_banks.draw(12, 5, seeded())
+    assert batch.image.shape == (12, 3, 64, 64)
+    assert batch.masks.shape == (12, 5, 64, 64)
+    assert batch.concepts.shape == (12, 5)
+    assert batch.image.dtype == batch.masks.dtype == torch.float32
+    assert batch.labels.dtype == batch.concepts.dtype == torch.int64
+    assert batch.image.abs().max() <= 1
+    assert set(batch.masks.unique().tolist()) == {0, 1}
+
+
+@pytest.mark.parametrize("augment", [True, False])
+def test_a_mask_shows_the_concept_that_was_asked_for(three_banks, augment):
+    batch = three_banks.draw(24, 4, seeded(), augment=augment)
+    for labels, concepts, masks in zip(batch.labels, batch.concepts, batch.masks, strict=True):
+        for concept, mask in zip(concepts, masks, strict=True):
+            assert torch.equal(mask.bool(), labels == concept + 1)
+    assert batch.masks.flatten(2).any(2).any(0).any()
+
+
+def test_an_unaugmented_slice_is_a_slice_of_the_bank(phantom_bank):
+    batch = phantom_bank.draw(5, 3, seeded(), augment=False)
+    for image, labels in zip(batch.image, batch.labels, strict=True):
+        where = ((phantom_bank.images.float() / 127.5 - 1) == image).flatten(1).all(1).nonzero()[:, 0]
+        assert len(where) >= 1
+        assert torch.equal(phantom_bank.labels[where[0]].long(), labels)
+
+
+@pytest.mark.parametrize("prompts", [3, 6, 9])
+def test_prompts_ask_for_what_is_there_and_for_a_third_of_what_is_not(phantom_bank, prompts):
+    batch = phantom_bank.draw(40, prompts, seeded())
+    for labels, concepts, masks in zip(batch.labels, batch.concepts, batch.masks, strict=True):
+        there, asked = len(labels.unique()) - 1, masks.flatten(1).any(1)
+        assert len(set(concepts.tolist())) == prompts  # no target twice while there are others
+        missing = len(PHANTOM_LABELS) - there
+        assert (~asked).sum() >= min(missing, prompts // 3)
+        assert asked.sum() >= min(there, prompts - prompts // 3)
+
+
+def test_one_prompt_asks_for_something_that_is_there(phantom_bank):
+    batch = phantom_bank.draw(40, 1, seeded())
+    shows = (batch.labels > 0).flatten(1).any(1)
+    assert shows.any()
+    assert torch.equal(batch.masks.flatten(1).any(1), shows)
+
+
+def test_more_prompts_than_targets_repeat_them(polyps):
+    batch = build_slices([polyps], "train", 64).draw(4, 5, seeded())
+    assert batch.concepts.unique().tolist() == [0]
+
+
+def test_what_nobody_annotated_is_never_asked_for(three_banks):
+    batch = three_banks.draw(200, 4, seeded())
+    for d in range(3):
+        allowed = (three_banks.annotated[d] | three_banks.foreign[d]).nonzero()[:, 0].tolist()
+        asked = batch.concepts[batch.dataset == d].unique().tolist()
+        assert asked == allowed  # and all that may be asked for is
+        foreign = torch.isin(batch.concepts, three_banks.foreign[d].nonzero()[:, 0]) & (batch.dataset == d)[:, None]
+        assert not batch.masks[foreign].any()
+
+
+@pytest.mark.parametrize("prompts", [2, 3, 4])
+def test_no_target_is_asked_for_twice_while_there_are_others(three_banks, prompts):
+    batch = three_banks.draw(200, prompts, seeded())
+    for dataset, concepts in zip(batch.dataset, batch.concepts, strict=True):
+        choice = int((three_banks.annotated[dataset] | three_banks.foreign[dataset]).sum())
+        assert len(set(concepts.tolist())) == min(prompts, choice)
+
+
+def test_datasets_are_drawn_evenly_whatever_their_size(polyps, phantom_dataset):
+    bank = build_slices([polyps, open_dataset(phantom_dataset)], "train", 64)
+    counts = bank.dataset.bincount()
+    assert counts[1] >= 10 * counts[0]
+    drawn = bank.draw(300, 1, seeded(), augment=False).dataset.float().mean().item()
+    assert drawn == pytest.approx(0.5, abs=0.1)
+
+
+def test_small_structures_are_seen_more_often_than_they_occur(phantom_bank):
+    rare = int(phantom_bank.present.float().mean(0).argmin())
+    occurs = phantom_bank.present[:, rare].float().mean().item()
+    batch = phantom_bank.draw(400, 1, seeded(), augment=False)
+    seen = (batch.labels == rare + 1).flatten(1).any(1).float().mean().item()
+    assert occurs > 0
+    assert seen > occurs + 0.03
+
+
+# augmentation
+
+
+def marked(count, row, column, half=6):
+    """Black slices with one bright square that is also label 3."""
+    image, labels = torch.full((count, 3, 64, 64), -1.0), torch.zeros(count, 64, 64, dtype=torch.uint8)
+    image[:, :, row - half : row + half, column - half : column + half] = 1
+    labels[:, row - half : row + half, column - half : column + half] = 3
+    return image, labels
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+def test_image_and_label_move_together(mirror):
+    image, labels = marked(40, 24, 38)
+    moved_image, moved = augmented(image, labels, torch.full((40,), mirror), seeded())
+    assert set(moved.unique().tolist()) == {0, 3}
+    assert moved.dtype == torch.uint8
+    scores = [dice(moved_image[k].mean(0) > 0, moved[k] == 3) for k in range(40)]
+    assert min(scores) > 0.9
+    stayed = [dice(moved[k] == 3, labels[k] == 3) for k in range(40)]
+    assert np.mean(stayed) < 0.8  # they did move
+
+
+def centres(labels):
+    at = torch.linspace(-1, 1, 64)
+    mass = (labels == 3).float()
+    return torch.stack([(mass.sum(2) * at).sum(1), (mass.sum(1) * at).sum(1)], dim=1) / mass.sum((1, 2))[:, None]
+
+
+def test_slices_that_know_left_and_right_are_never_mirrored():
+    _, moved = augmented(*marked(200, 19, 19), torch.zeros(200, dtype=torch.bool), seeded())
+    assert (centres(moved) < 0).all()  # turned by 15° and shifted by 8 % it is still in its quarter
+
+
+def test_slices_that_may_be_mirrored_are_mirrored_either_way():
+    only_some = torch.arange(400) % 2 == 0
+    _, moved = augmented(*marked(400, 19, 19), only_some, seeded())
+    quarter = (centres(moved) > 0).long() @ torch.tensor([2, 1])
+    assert (quarter[~only_some] == 0).all()
+    counts = quarter[only_some].bincount(minlength=4)
+    assert (counts > 30).all()  # of 200, a quarter each
+
+
+def test_turning_scaling_and_shifting_stay_within_what_is_said():
+    _, moved = augmented(*marked(300, 32, 32, half=12), torch.zeros(300, dtype=torch.bool), seeded())
+    scale = ((moved == 3).float().sum((1, 2)) / 24**2).sqrt()
+    assert 0.78 < scale.min() < 0.86
+    assert 1.18 < scale.max() < 1.28
+    shift = centres(moved).abs().max(1).values / 2  # of the width
+    assert 0.06 < shift.max() < 0.08 * 1.25 + 0.02
+
+
+def test_beyond_the_edge_there_is_air_and_background():
+    image, labels = torch.full((60, 3, 64, 64), 1.0), torch.full((60, 64, 64), 3, dtype=torch.uint8)
+    moved_image, moved = augmented(image, labels, torch.zeros(60, dtype=torch.bool), seeded())
+    outside = (moved == 0)[:, None].expand_as(moved_image)
+    assert outside.any()
+    assert moved_image[outside].mean() < -0.7
+    assert moved_image[~outside].mean() > 0.7
+
+
+def test_every_slice_is_changed_in_its_own_way_and_stays_in_range(phantom_bank):
+    image = (phantom_bank.images[:1].float() / 127.5 - 1).expand(8, -1, -1, -1)
+    labels = phantom_bank.labels[:1].expand(8, -1, -1)
+    changed, _ = augmented(image, labels, torch.zeros(8, dtype=torch.bool), seeded())
+    assert changed.abs().max() <= 1
+    assert torch.isfinite(changed).all()
+    for k in range(1, 8):
+        assert (changed[k] - changed[0]).abs().mean() > 0.01
