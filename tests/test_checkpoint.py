@@ -215,7 +215,7 @@ def test_a_crash_while_writing_leaves_the_older_checkpoints_and_nothing_else(two
 
 
 def test_a_number_that_json_does_not_have_leaves_the_older_checkpoints_and_nothing_else(two_saved):
-    folder, (_, newest) = two_saved
+    folder, _ = two_saved
     later = advance(advance(advance(fresh())))
     later.log.append({"loss": float("nan")})
     with pytest.raises(ValueError, match="JSON compliant"):

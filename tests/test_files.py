@@ -139,7 +139,9 @@ def test_half_precision_weights_are_widened(tmp_path):
 def test_weights_of_another_shape_damaged_or_missing_are_refused_with_the_file_named(tmp_path):
     path = tmp_path / "w.safetensors"
     save_weights(net(4), path)
-    with pytest.raises(ModelError, match=r"w\.safetensors: the weights do not fit this model: .*size mismatch") as caught:
+    with pytest.raises(
+        ModelError, match=r"w\.safetensors: the weights do not fit this model: .*size mismatch"
+    ) as caught:
         load_weights(net(3), path)
     assert "\n" not in str(caught.value)
     with pytest.raises(ModelError, match="Missing key"):

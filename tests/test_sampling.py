@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import pytest
@@ -75,7 +76,7 @@ def test_ddim_follows_the_probability_flow_with_first_order():
     for steps in (20, 40, 80, 160):
         drawn = sample_ddim(ideal_gaussian, lambda step: start, trailing_times(steps), ZERO_SNR)
         errors.append((drawn - (MEAN + SPREAD * start)).abs().max().item())
-    orders = [math.log2(coarse / fine) for coarse, fine in zip(errors, errors[1:], strict=False)]
+    orders = [math.log2(coarse / fine) for coarse, fine in itertools.pairwise(errors)]
     assert all(0.7 < order < 1.5 for order in orders), orders
 
 
@@ -96,7 +97,9 @@ def test_a_sample_does_not_depend_on_what_else_is_in_the_batch(name):
         assert torch.equal(alone[0], together[k])
 
 
-@pytest.mark.parametrize(("sampler", "asked"), [(sample_ddim, [0]), (sample_one_step, [0]), (sample_ancestral, [0, 1, 2, 3])])
+@pytest.mark.parametrize(
+    ("sampler", "asked"), [(sample_ddim, [0]), (sample_one_step, [0]), (sample_ancestral, [0, 1, 2, 3])]
+)
 def test_each_field_of_noise_is_asked_for_once_and_in_order(sampler, asked):
     calls = []
 

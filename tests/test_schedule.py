@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -36,7 +38,7 @@ def test_trailing_times_are_distinct_and_inside_for_every_number_of_steps():
         assert len(times) == steps
         assert times[0] == 999
         assert min(times) >= 0
-        assert all(later < earlier for earlier, later in zip(times, times[1:], strict=False))
+        assert all(later < earlier for earlier, later in itertools.pairwise(times))
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 5, 7, 8, 10, 16, 20, 25, 30, 50, 100, 250, 1000])
@@ -121,7 +123,9 @@ def test_time_minus_one_is_clean_and_each_sample_has_its_own_time():
     assert torch.equal(mixed[0], x0[0])
     assert (mixed[1] - x0[1]).abs().max() < 0.15
     for row, t in enumerate([-1, 0, 999]):
-        assert torch.equal(mixed[row], schedule.add_noise(x0[row : row + 1], noise[row : row + 1], torch.tensor([t]))[0])
+        assert torch.equal(
+            mixed[row], schedule.add_noise(x0[row : row + 1], noise[row : row + 1], torch.tensor([t]))[0]
+        )
 
 
 def test_noise_is_added_in_the_precision_of_the_image():

@@ -139,7 +139,9 @@ def test_progress_is_told_of_every_case(polyps, two_modalities):
 
 
 def same(one, two):
-    return all(torch.equal(getattr(one, f), getattr(two, f)) for f in ("image", "labels", "concepts", "masks", "dataset"))
+    return all(
+        torch.equal(getattr(one, f), getattr(two, f)) for f in ("image", "labels", "concepts", "masks", "dataset")
+    )
 
 
 @pytest.mark.parametrize("augment", [True, False])

@@ -7,15 +7,16 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
+from delineate.captions import captions, scan_captions
 from delineate.checkpoint import TrainState, new_state
 from delineate.data.slices import Batch, SliceBank
 from delineate.networks.foundation import Foundation
 from delineate.objectives import contrast_loss, grouped_dice_loss
-from delineate.prompt import Vocabulary, captions, scan_captions
+from delineate.prompt import Vocabulary
 from delineate.training import Budget, Hyperparameters, train, use_average
 
 AUTOENCODER_SHARE = 0.25  # of the budget; the rest trains the U-Net and the text encoder
-PRETRAIN_SHARE = 0.15  # of a whole ProGiDiff training that makes its own foundation
+PRETRAIN_SHARE = 0.1  # of a whole ProGiDiff training that makes its own foundation
 
 
 def caption_corpus(vocabulary: Vocabulary, modalities: tuple[str | None, ...]) -> list[str]:

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from delineate.captions import captions
 from delineate.errors import ModelError
 from delineate.grid import stack_of, to_scan_grid
-from delineate.prompt import Concept, Match, Prompt, Vocabulary, captions
+from delineate.prompt import Concept, Match, Prompt, Vocabulary
 from delineate.proposals import Outcome, Proposals, TargetProposals, presence
 from delineate.scan import Scan
 from delineate.systems.system import System, Target

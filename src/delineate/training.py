@@ -64,7 +64,6 @@ class Hyperparameters:
     batch_size: int = 8  # small: on a CPU more steps teach more than larger ones
     learning_rate: float = 1e-3
     warm_up_images: int = 400
-    decays: bool = True  # to 0 over the last four fifths; False where another stage goes on from here
     clip_norm: float = 1.0
     average_halflife_images: int = 2000
 
@@ -109,7 +108,7 @@ def train(
             save_checkpoint(state, folder)
             raise Interrupted(f"stopped after {state.images_seen} images; the same command goes on from there")
         generator = Generator().manual_seed(_step_seed(state.seed, state.images_seen))
-        decay = 5 * (1 - spent) / 4 if hyper.decays else 1.0
+        decay = 5 * (1 - spent) / 4  # level first, then down to 0 over the last four fifths of the budget
         rate = hyper.learning_rate * min(1.0, state.images_seen / max(hyper.warm_up_images, 1), decay)
         for group in state.optimizer.param_groups:
             group["lr"] = rate

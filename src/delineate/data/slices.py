@@ -109,7 +109,7 @@ class SliceBank:
         absent = order[(self.annotated[dataset] & ~shows)[order]]
         foreign = order[self.foreign[dataset][order]]
         if torch.rand((), generator=generator) < 0.25:
-            absent = torch.cat([foreign[:1], absent])
+            absent, foreign = torch.cat([foreign[:1], absent]), foreign[1:]
         absent = torch.cat([absent, foreign])
         kept = present[: max(count - len(absent), count - count // 3)]
         chosen = torch.cat([kept, absent, present[len(kept) :]])[:count]

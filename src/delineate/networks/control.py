@@ -2,8 +2,13 @@
 
 A ControlNet (Zhang et al., 2023) whose stock hint network is replaced by an image encoder of its own, the
 "custom encoder" of ProGiDiff. The encoder looks at the scan once; per prompt a *hint* on the latent grid is made
-once; only the ControlNet itself runs at every step. Its residuals, and the direct one from the hint to the clean
-estimate, leave through zero-initialised convolutions: at step 0 they are exactly 0 and the foundation is untouched.
+once; only the ControlNet itself runs at every step. Its residuals leave through zero-initialised convolutions: at
+step 0 they are exactly 0 and the foundation does what it always did.
+
+One thing is added to the ControlNet. The encoder can already tell each pixel's probability of the prompted target, an
+estimate of the clean mask that needs no diffusion but knows nothing of the noisy mask at hand. `trust` weighs the two
+by time and place: high noise leans on the estimate, low noise on the foundation, which sees what was drawn so far.
+Without it a control must first learn to carry the estimate through the frozen U-Net, which takes far longer.
 """
 
 from dataclasses import dataclass
@@ -19,13 +24,16 @@ from delineate.networks.text import Encoded
 
 @dataclass(frozen=True, eq=False)
 class Hint:
-    """What a (slice, prompt) pair tells the denoiser: `grid` for the ControlNet, `direct` for the clean estimate."""
+    """What a (slice, prompt) pair tells the denoiser.
+
+    `grid` (B, width, h, w) is for the ControlNet; `estimate` (B, channels, h, w) is the encoder's own mask, encoded.
+    """
 
     grid: Tensor
-    direct: Tensor
+    estimate: Tensor
 
     def __getitem__(self, index: Tensor | slice) -> "Hint":
-        return Hint(self.grid[index], self.direct[index])
+        return Hint(self.grid[index], self.estimate[index])
 
 
 class Control(nn.Module):
@@ -48,9 +56,9 @@ class Control(nn.Module):
         )
         self.net: ControlNetModel = ControlNetModel.from_unet(unet, conditioning_channels=3)
         self.net.controlnet_cond_embedding = nn.Identity()  # type: ignore[assignment]  # the hint arrives made
-        self.direct = nn.Conv2d(hint + codec_channels, codec_channels, 1)
-        nn.init.zeros_(self.direct.weight)
-        nn.init.zeros_(self.direct.bias)  # type: ignore[arg-type]
+        self.trust = nn.Conv2d(2 * hint, codec_channels, 1)
+        nn.init.zeros_(self.trust.weight)  # half and half to begin with
+        nn.init.zeros_(self.trust.bias)  # type: ignore[arg-type]
 
     def estimate(self, features: Features, pooled: Tensor) -> Tensor:
         """The encoder's own logits of the prompted targets: (B, P, S, S) for P texts, (B, P, width) or (P, width)."""
@@ -62,9 +70,15 @@ class Control(nn.Module):
         scale, shift = self.from_text(pooled)[:, :, None, None].chunk(2, dim=1)
         grid = self.from_features(features.coarse) * (1 + scale) + shift + self.from_estimate(estimate)
         grid = grid + self.mix(grid)
-        return Hint(grid, self.direct(torch.cat([grid, estimate], dim=1)))
+        return Hint(grid, estimate)
 
     def residuals(self, x_t: Tensor, t: Tensor, text: Encoded, hint: Hint) -> tuple[list[Tensor], Tensor]:
         """What is added to the U-Net's skips and middle at (x_t, t)."""
         down, middle = self.net(x_t, t, encoder_hidden_states=text.tokens, controlnet_cond=hint.grid, return_dict=False)
         return down, middle
+
+    def combine(self, x0: Tensor, t: Tensor, hint: Hint) -> Tensor:
+        """The clean estimate: the steered foundation's `x0` and the encoder's, weighed by `trust` at times `t` (B,)."""
+        when = self.net.time_proj(t).to(hint.grid.dtype)[:, :, None, None].expand(-1, -1, *hint.grid.shape[2:])
+        trust = self.trust(torch.cat([hint.grid, when], dim=1)).sigmoid()
+        return hint.estimate + trust * (x0 - hint.estimate)

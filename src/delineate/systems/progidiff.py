@@ -24,11 +24,11 @@ from delineate.prompt import Vocabulary
 from delineate.sampling import SAMPLERS
 from delineate.schedule import trailing_times
 from delineate.systems.system import Target
-from delineate.training import Budget, Hyperparameters, train, use_average
+from delineate.training import Budget, train, use_average
 
-ENCODER_SHARE = 0.5  # of the training budget; in the rest the whole control learns
+ENCODER_SHARE = 0.72  # of the training budget; the rest trains the control
 PROMPTS_PER_SLICE = 13  # at most, for the encoder: a prompt more is a dot product more
-PROMPTS_DENOISED = 3  # of them, drawn evenly, for the denoiser: each is a pass of its own
+PROMPTS_DENOISED = 4  # a slice, for the denoiser: each is a pass of its own
 PAIRS_AT_ONCE = 64  # (slice, proposal) pairs in one forward: bounds memory, changes nothing else
 
 
@@ -94,7 +94,7 @@ class ProGiDiff:
             seen[active], logits[active], text.pooled.expand(len(active), -1), self.foundation.codec
         )
         times = trailing_times(self.config.steps)
-        fields = noise_fields(n, len(times), tuple(hint.direct.shape[1:]), seed).to(hint.direct.device)
+        fields = noise_fields(n, len(times), tuple(hint.estimate.shape[1:]), seed).to(hint.estimate.device)
         pairs = torch.cartesian_prod(torch.arange(len(active)), torch.arange(n))
         for done, chunk in enumerate(pairs.split(PAIRS_AT_ONCE), start=1):
             slices, proposals = chunk[:, 0], chunk[:, 1]
@@ -121,7 +121,7 @@ class ProGiDiff:
 def clean_estimate(
     foundation: Foundation, control: Control, x_t: Tensor, t: Tensor, text: Encoded, hint: Hint
 ) -> Tensor:
-    """x0 of the controlled foundation at (x_t, t): the U-Net's, steered by residuals, plus the hint's direct part."""
+    """x0 of the controlled foundation at (x_t, t): the U-Net's, steered by residuals, weighed with the encoder's."""
     down, middle = control.residuals(x_t, t, text, hint)
     output = foundation.unet(
         x_t,
@@ -130,7 +130,7 @@ def clean_estimate(
         down_block_additional_residuals=down,
         mid_block_additional_residual=middle,
     ).sample
-    return foundation.schedule.to_x0(output, x_t, t) + hint.direct
+    return control.combine(foundation.schedule.to_x0(output, x_t, t), t, hint)
 
 
 def noise_fields(n: int, steps: int, shape: tuple[int, ...], seed: int) -> Tensor:
@@ -167,47 +167,44 @@ def train_progidiff(
 ) -> ProGiDiff:
     """Train the control in two stages; the foundation is not touched.
 
-    First its image encoder learns to segment every target at once. Then all of the control learns to denoise from
-    there, the encoder going on with its own loss beside: trained by the denoiser alone it learns poorly, and frozen
-    it would stop improving while the plain U-Net beside it goes on.
+    First its image encoder learns to segment every target at once; then, the encoder frozen, the rest learns to
+    denoise. Trained by the denoiser from nothing the encoder learns poorly.
     """
     control, foundation = system.control, system.foundation
     looks = nn.ModuleDict({"encoder": control.encoder, "head": control.head})
-    asked = min(len(bank.vocabulary.concepts), PROMPTS_PER_SLICE)
+    steers = nn.ModuleDict({name: module for name, module in control.named_children() if name not in looks})
 
-    def looked_at(size: int, generator: Generator) -> tuple[Batch, Encoded, Features, Tensor]:
-        batch = bank.draw(size, asked, generator).to(foundation.device)
+    def looked_at(size: int, prompts: int, generator: Generator) -> tuple[Batch, Encoded, Features, Tensor]:
+        batch = bank.draw(size, prompts, generator).to(foundation.device)
         with torch.no_grad():
             text = foundation.encode_text(draw_captions(bank, generator))
         features = control.encoder(batch.image)
         return batch, text, features, control.estimate(features, text.pooled[batch.concepts])
 
     def encoder_loss(size: int, generator: Generator) -> tuple[Tensor, dict[str, float]]:
-        batch, _, _, logit = looked_at(size, generator)
+        asked = min(len(bank.vocabulary.concepts), PROMPTS_PER_SLICE)
+        batch, _, _, logit = looked_at(size, asked, generator)
         return segmentation_loss(logit, batch.masks, batch.concepts), {}
 
     def control_loss(size: int, generator: Generator) -> tuple[Tensor, dict[str, float]]:
-        batch, text, features, logit = looked_at(size, generator)
-        device = foundation.device
-        drawn = torch.rand(size, asked, generator=generator).argsort(dim=1)[:, :PROMPTS_DENOISED].to(device)
-        image = torch.arange(size, device=device).repeat_interleave(drawn.shape[1])
-        pair = (image, drawn.flatten())
-        concept, mask = batch.concepts[pair], batch.masks[pair][:, None]
+        with torch.no_grad():
+            batch, text, features, logit = looked_at(size, PROMPTS_DENOISED, generator)
+        image = torch.arange(size, device=foundation.device).repeat_interleave(batch.concepts.shape[1])
+        concept, mask = batch.concepts.flatten(), batch.masks.flatten(0, 1)[:, None]
         pairs = text[concept]
-        hint = control.hint(features[image], logit[pair][:, None], pairs.pooled, foundation.codec)
+        hint = control.hint(features[image], logit.flatten(0, 1)[:, None], pairs.pooled, foundation.codec)
         x0 = foundation.codec.encode(mask)
-        t = torch.randint(1000, (len(x0),), generator=generator).to(device)
-        x_t = foundation.schedule.add_noise(x0, torch.randn(x0.shape, generator=generator).to(device), t)
+        t = torch.randint(1000, (len(x0),), generator=generator).to(foundation.device)
+        noise = torch.randn(x0.shape, generator=generator).to(foundation.device)
+        x_t = foundation.schedule.add_noise(x0, noise, t)
         x0_hat = clean_estimate(foundation, control, x_t, t, pairs, hint)
-        denoising = denoising_loss(x0_hat, x0, foundation.codec.decode(x0_hat), mask, concept)
-        segmentation = segmentation_loss(logit, batch.masks, batch.concepts)
-        return denoising + segmentation, {"denoising": denoising.item(), "segmentation": segmentation.item()}
+        return denoising_loss(x0_hat, x0, foundation.codec.decode(x0_hat), mask, concept), {}
 
     stages = [
-        ("encoder", looks, encoder_loss, ENCODER_SHARE, Hyperparameters(decays=False)),
-        ("control", control, control_loss, 1 - ENCODER_SHARE, Hyperparameters()),
+        ("encoder", looks, encoder_loss, ENCODER_SHARE),
+        ("control", steers, control_loss, 1 - ENCODER_SHARE),
     ]
-    for number, (name, module, loss_of, share, hyper) in enumerate(stages):
+    for number, (name, module, loss_of, share) in enumerate(stages):
         control.requires_grad_(False)
         state = new_state(module.requires_grad_(True), seed=seed + number)
         train(
@@ -215,7 +212,6 @@ def train_progidiff(
             loss_of,
             budget=budget.share(share),
             folder=folder / name,
-            hyper=hyper,
             on_step=lambda s, spent, name=name: on_step(name, s, spent),
             should_stop=should_stop,
         )
