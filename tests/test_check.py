@@ -41,9 +41,7 @@ def change(path, alter=lambda array: array, affine=lambda affine: affine):
 
 
 def told(report, file, what, severity="error"):
-    found = [
-        p for p in report.problems if p.file == file and what in p.what and p.severity == severity and p.fix
-    ]
+    found = [p for p in report.problems if p.file == file and what in p.what and p.severity == severity and p.fix]
     assert len(found) == 1, report.problems
     return found[0]
 
@@ -168,9 +166,7 @@ def test_masks_without_a_target_and_jpeg_masks_are_told(tmp_path):
     for folder in ("images", "masks"):
         (tmp_path / folder).mkdir()
     for name in "ab":
-        Image.fromarray(rng.integers(0, 255, (16, 16), dtype=np.uint8)).save(
-            tmp_path / "images" / f"{name}.png"
-        )
+        Image.fromarray(rng.integers(0, 255, (16, 16), dtype=np.uint8)).save(tmp_path / "images" / f"{name}.png")
     Image.fromarray(np.eye(16, dtype=np.uint8) * 255).save(tmp_path / "masks" / "a.png")
     Image.fromarray(np.eye(16, dtype=np.uint8) * 255).save(tmp_path / "masks" / "b.jpg")
     told(check_dataset(tmp_path), "dataset.json", "--target")

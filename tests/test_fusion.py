@@ -43,9 +43,7 @@ def test_flipping_the_masks_flips_the_consensus(name):
 
 
 @pytest.mark.parametrize("name", FUSIONS)
-@pytest.mark.parametrize(
-    "bad", [np.zeros(3), np.zeros((0, 4, 4)), np.full((2, 3, 3), 1.1), np.full((2, 3, 3), np.nan)]
-)
+@pytest.mark.parametrize("bad", [np.zeros(3), np.zeros((0, 4, 4)), np.full((2, 3, 3), 1.1), np.full((2, 3, 3), np.nan)])
 def test_bad_stacks_are_refused(name, bad):
     with pytest.raises(ValueError, match="probabilities must"):
         FUSIONS[name](bad)
@@ -64,9 +62,7 @@ def test_staple_is_simpleitks(confidence):
     reference.SetForegroundValue(1)
     reference.SetMaximumIterations(2000)
     reference.SetConfidenceWeight(confidence)
-    theirs = sitk.GetArrayFromImage(
-        reference.Execute([sitk.GetImageFromArray(m.astype(np.uint8)) for m in masks])
-    )
+    theirs = sitk.GetArrayFromImage(reference.Execute([sitk.GetImageFromArray(m.astype(np.uint8)) for m in masks]))
     ours = staple(masks, prior=confidence * float(masks.mean()), iterations=500)  # ITK's prior
     assert ours.converged
     np.testing.assert_allclose(ours.posterior, theirs, atol=1e-4)
@@ -93,10 +89,7 @@ def test_rates_are_recovered():
     generator = np.random.default_rng(3)
     truth = generator.random((300, 300)) < 0.3
     masks = np.stack(
-        [
-            np.where(truth, generator.random(truth.shape) < a, generator.random(truth.shape) < b)
-            for a, b in rates
-        ]
+        [np.where(truth, generator.random(truth.shape) < a, generator.random(truth.shape) < b) for a, b in rates]
     )
     result = staple(masks, prior=0.3, iterations=200)
     np.testing.assert_allclose(result.sensitivity, [a for a, _ in rates], atol=0.02)

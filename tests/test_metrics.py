@@ -98,12 +98,8 @@ def test_equals_monai(seed, flat):
     if seed % 2:  # overlapping masks, as in practice
         T = ndimage.binary_dilation(P)
     tensors = [torch.from_numpy(mask)[None, None].float() for mask in (P, T)]
-    hausdorff = compute_hausdorff_distance(
-        *tensors, include_background=True, percentile=95, spacing=list(spacing)
-    )
-    surface = compute_surface_dice(
-        *tensors, class_thresholds=[1.2], include_background=True, spacing=list(spacing)
-    )
+    hausdorff = compute_hausdorff_distance(*tensors, include_background=True, percentile=95, spacing=list(spacing))
+    surface = compute_surface_dice(*tensors, class_thresholds=[1.2], include_background=True, spacing=list(spacing))
     assert hd95_mm(P, T, spacing) == pytest.approx(float(hausdorff), rel=1e-5)
     assert nsd(P, T, spacing, 1.2) == pytest.approx(float(surface), rel=1e-5)
 

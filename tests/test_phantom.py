@@ -29,9 +29,7 @@ def centre_mm(phantom, name):
 
 @pytest.mark.parametrize("modality", ["CT", "MR"])
 def test_the_same_seed_gives_the_same_bytes_and_another_another(modality):
-    one, again, other = (
-        make_phantom(seed, modality=modality, shape=SMALL, lesions=1, raters=2) for seed in (5, 5, 6)
-    )
+    one, again, other = (make_phantom(seed, modality=modality, shape=SMALL, lesions=1, raters=2) for seed in (5, 5, 6))
     for name in ("voxels", "labels", "lesions", "raters", "affine"):
         assert getattr(one, name).tobytes() == getattr(again, name).tobytes()
     assert (one.labels != other.labels).any()
@@ -59,9 +57,7 @@ def test_everybody_has_every_organ_in_its_place(seed):
     assert place["right kidney"][2] < place["liver"][2]
     for kidney in ("right kidney", "left kidney"):
         assert place[kidney][1] > place["aorta"][1]
-    assert all(
-        place[name][1] < SPINE_MM for name in ("aorta", "pancreas", "gallbladder", "inferior vena cava")
-    )
+    assert all(place[name][1] < SPINE_MM for name in ("aorta", "pancreas", "gallbladder", "inferior vena cava"))
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -87,8 +83,7 @@ def test_ct_is_in_hu_and_mr_shows_the_same_person():
     ct, mr = (make_phantom(3, modality=modality) for modality in ("CT", "MR"))
     assert (ct.labels == mr.labels).all()
     deep = {
-        name: ndimage.binary_erosion(ct.labels == number, np.ones((1, 3, 3)))
-        for name, number in PHANTOM_LABELS.items()
+        name: ndimage.binary_erosion(ct.labels == number, np.ones((1, 3, 3))) for name, number in PHANTOM_LABELS.items()
     }
     hu = {name: np.median(ct.voxels[mask]) for name, mask in deep.items()}
     assert ct.voxels[:, 0, 0].mean() < -900
@@ -122,9 +117,7 @@ def test_raters_agree_on_the_whole_and_differ_at_the_edge():
     truth = phantom.lesions > 0
     empty = [not reader.any() for reader in phantom.raters]
     assert 1 <= sum(empty) <= 15
-    dice = [
-        2 * (reader & truth).sum() / (reader.sum() + truth.sum()) for reader in phantom.raters if reader.any()
-    ]
+    dice = [2 * (reader & truth).sum() / (reader.sum() + truth.sum()) for reader in phantom.raters if reader.any()]
     assert np.median(dice) > 0.6
     assert len({reader.tobytes() for reader in phantom.raters}) > 20
     assert not make_phantom(4, shape=SMALL, raters=3).raters.any()
@@ -137,10 +130,7 @@ def test_organs_can_be_missing_without_moving_the_others():
     assert not (without.labels == PHANTOM_LABELS["gallbladder"]).any()
     aorta = PHANTOM_LABELS["aorta"]
     assert ((whole.labels == aorta) == (without.labels == aorta)).all()
-    absent = [
-        not (make_phantom(seed, shape=(12, 32, 32), missing=("spleen",)).labels == 1).any()
-        for seed in range(16)
-    ]
+    absent = [not (make_phantom(seed, shape=(12, 32, 32), missing=("spleen",)).labels == 1).any() for seed in range(16)]
     assert 3 <= sum(absent) <= 13
 
 

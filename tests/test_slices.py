@@ -6,8 +6,9 @@ from torch import Generator
 
 from delineate.data.dataset import open_dataset
 from delineate.data.phantom import PHANTOM_LABELS, write_phantom_dataset
-from delineate.data.slices import augmented, build_slices, slices_of
+from delineate.data.slices import _foreign, augmented, build_slices, slices_of
 from delineate.files import write_json
+from delineate.prompt import Vocabulary
 
 
 def seeded(seed=0):
@@ -64,14 +65,14 @@ def test_a_bank_holds_every_slice_of_its_split_and_no_other(phantom_dataset, pha
     assert phantom_bank.images.shape == (40, 3, 64, 64)
     assert phantom_bank.labels.shape == (40, 64, 64)
     assert phantom_bank.vocabulary.names == tuple(PHANTOM_LABELS)
-    held_out, _ = slices_of(dataset, dataset.split("test")[0], phantom_bank.vocabulary, 64)
+    held_out, *_ = slices_of(dataset, dataset.split("test")[0], phantom_bank.vocabulary, 64)
     for image in ((held_out + 1) * 127.5).round().to(torch.uint8):
         assert not (phantom_bank.images == image).flatten(1).all(1).any()
 
 
 def test_images_lose_less_than_a_grey_level(phantom_dataset, phantom_bank):
     dataset = open_dataset(phantom_dataset)
-    images, labels = slices_of(dataset, dataset.split("train")[0], phantom_bank.vocabulary, 64)
+    images, labels, _ = slices_of(dataset, dataset.split("train")[0], phantom_bank.vocabulary, 64)
     kept = phantom_bank.images[:10].float() / 127.5 - 1
     assert (kept - images).abs().max() <= 1 / 255 + 1e-6
     assert torch.equal(phantom_bank.labels[:10], labels)
@@ -103,10 +104,23 @@ def test_datasets_are_merged_under_one_vocabulary(two_modalities, three_banks):
         assert {names[i - 1] for i in own if i} == known
 
 
-def test_foreign_is_what_only_other_modalities_know(three_banks):
-    names = three_banks.vocabulary.names
-    foreign = [{names[i] for i in row.nonzero()[:, 0]} for row in three_banks.foreign]
-    assert foreign == [{"left kidney"}, {"left kidney"}, {"spleen", "aorta"}]
+@pytest.fixture(scope="module")
+def mixed_bank(two_modalities, polyps):
+    """Abdominal CT, endoscopy, abdominal MR."""
+    return build_slices([two_modalities[0], polyps, two_modalities[2]], "train", 64)
+
+
+def test_foreign_is_another_kind_of_picture_never_an_organ_that_was_not_labelled(three_banks, mixed_bank):
+    assert not three_banks.foreign.any()
+    names = mixed_bank.vocabulary.names
+    foreign = [{names[i] for i in row.nonzero()[:, 0]} for row in mixed_bank.foreign]
+    assert foreign == [{"polyp"}, {"liver", "spleen", "left kidney"}, {"polyp"}]
+
+
+def test_another_part_of_the_body_is_foreign_within_one_modality():
+    vocabulary = Vocabulary.from_names(["liver", "lung nodule", "anterior hippocampus"], "MR")
+    foreign = _foreign(vocabulary, torch.eye(3, dtype=torch.bool), ("MR", "MR", "MR"))
+    assert foreign.tolist() == [[False, False, True], [False, False, True], [True, True, False]]
 
 
 def test_a_merged_case_has_the_labels_it_had_alone(two_modalities, three_banks):
@@ -213,21 +227,21 @@ def test_more_prompts_than_targets_repeat_them(polyps):
     assert batch.concepts.unique().tolist() == [0]
 
 
-def test_what_nobody_annotated_is_never_asked_for(three_banks):
-    batch = three_banks.draw(200, 4, seeded())
+def test_what_nobody_annotated_is_never_asked_for(mixed_bank):
+    batch = mixed_bank.draw(200, 4, seeded())
     for d in range(3):
-        allowed = (three_banks.annotated[d] | three_banks.foreign[d]).nonzero()[:, 0].tolist()
+        allowed = (mixed_bank.annotated[d] | mixed_bank.foreign[d]).nonzero()[:, 0].tolist()
         asked = batch.concepts[batch.dataset == d].unique().tolist()
         assert asked == allowed  # and all that may be asked for is
-        foreign = torch.isin(batch.concepts, three_banks.foreign[d].nonzero()[:, 0]) & (batch.dataset == d)[:, None]
+        foreign = torch.isin(batch.concepts, mixed_bank.foreign[d].nonzero()[:, 0]) & (batch.dataset == d)[:, None]
         assert not batch.masks[foreign].any()
 
 
 @pytest.mark.parametrize("prompts", [2, 3, 4])
-def test_no_target_is_asked_for_twice_while_there_are_others(three_banks, prompts):
-    batch = three_banks.draw(200, prompts, seeded())
+def test_no_target_is_asked_for_twice_while_there_are_others(mixed_bank, prompts):
+    batch = mixed_bank.draw(200, prompts, seeded())
     for dataset, concepts in zip(batch.dataset, batch.concepts, strict=True):
-        choice = int((three_banks.annotated[dataset] | three_banks.foreign[dataset]).sum())
+        choice = int((mixed_bank.annotated[dataset] | mixed_bank.foreign[dataset]).sum())
         assert len(set(concepts.tolist())) == min(prompts, choice)
 
 

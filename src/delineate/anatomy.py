@@ -176,6 +176,18 @@ REGION_WORDS: dict[str, str] = {
     "cerebral": "brain",
 }
 
+# Kinds of picture that never show what another kind shows.
+FAMILIES: tuple[frozenset[str], ...] = (
+    frozenset({"CT", "MR", "PET", "XR", "US", "mammography"}),
+    frozenset({"endoscopy"}),
+    frozenset({"dermoscopy"}),
+    frozenset({"fundus", "OCT"}),
+    frozenset({"microscopy", "histopathology"}),
+)
+
+# Regions that one scan often shows together.
+TRUNK = frozenset({"chest", "abdominal", "pelvic"})
+
 # Modality code -> how people write it, most usual first; captions use the first ones, prompts know them all.
 MODALITIES: dict[str, tuple[str, ...]] = {
     "CT": ("CT", "computed tomography", "CAT"),

@@ -2,8 +2,6 @@
 
 import json
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +11,7 @@ from rich.table import Table
 
 from delineate import __version__
 from delineate.errors import DelineateError, PromptError
+from delineate.progress import progress_bar
 from delineate.systems import PRESETS, SYSTEMS
 
 EXIT_CODES = """Exit codes: 0 done; 1 some cases failed, or `check` found errors; 2 wrong usage; 3 unreadable scan;
@@ -48,9 +47,9 @@ SystemArgument = Annotated[str, typer.Argument(help=f"A named system: {', '.join
 DatasetArgument = Annotated[Path, typer.Argument(help="Dataset folder: nnU-Net/MSD layout, or images/ + masks/.")]
 DatasetsArgument = Annotated[list[Path], typer.Argument(help="One or more dataset folders.")]
 PresetOption = Annotated[str, typer.Option(help=f"Size: {', '.join(PRESETS)}. tiny is for CPU, base for a GPU.")]
-MinutesOption = Annotated[float | None, typer.Option(help="Train for this much wall time (default 10).")]
+MinutesOption = Annotated[float | None, typer.Option(min=0.01, help="Train for this much wall time (default 10).")]
 ImagesOption = Annotated[
-    int | None, typer.Option(help="Train on this many images instead; only this repeats to the bit.")
+    int | None, typer.Option(min=1, help="Train on this many images instead; only this repeats to the bit.")
 ]
 
 
@@ -130,7 +129,7 @@ def segment(
 
     chosen = _compute(threads, device)
     request = Request(tuple(prompt), proposals, seed, consensus, maps, modality, volume, pictures)
-    with _progress(quiet=as_json) as bar:
+    with progress_bar(err, quiet=as_json) as bar:
         bar.start("loading the model")
         segmenter = Segmenter.load(folder, chosen)
         number = 0
@@ -225,7 +224,7 @@ def check(
     """Look at every file of a dataset and say what is wrong, why, and what to do."""
     from delineate.data.check import check_dataset
 
-    with _progress(quiet=as_json) as bar:
+    with progress_bar(err, quiet=as_json) as bar:
         bar.start("checking")
         report = check_dataset(
             dataset, targets=target or None, modality=modality, progress=lambda done, total: bar.update(done / total)
@@ -267,7 +266,7 @@ def pretrain(
 
     chosen = _compute(threads, device)
     settings = {"preset": _preset(preset), "codec": codec, "seed": seed, "target": target, "modality": modality}
-    with _progress() as bar:
+    with progress_bar(err) as bar:
         pretrain_foundation(datasets, output, **settings, **_budget(minutes, images), device=chosen, watch=bar)
     out.print(f"foundation: {output}", highlight=False, soft_wrap=True)
 
@@ -302,7 +301,7 @@ def train(
         "target": target,
         "modality": modality,
     }
-    with _progress() as bar:
+    with progress_bar(err) as bar:
         curves = train_system(
             system, datasets, output, **settings, **_budget(minutes, images), device=chosen, watch=bar
         )
@@ -328,7 +327,7 @@ def evaluate(
     from delineate.running import evaluate_model
 
     chosen = _compute(threads, device)
-    with _progress(quiet=as_json) as bar:
+    with progress_bar(err, quiet=as_json) as bar:
         summary = evaluate_model(
             dataset,
             output,
@@ -362,7 +361,7 @@ def demo(
     from delineate.demo import run_demo
 
     chosen = _compute(threads, device)
-    with _progress() as bar:
+    with progress_bar(err) as bar:
         lines = run_demo(output, data, minutes=minutes, device=chosen, watch=bar, console=out)
     for line in lines:
         out.print(line, highlight=False, soft_wrap=True)
@@ -409,48 +408,3 @@ def _compute(threads: int | None, device: str) -> str:
     except (RuntimeError, AssertionError) as error:
         raise typer.BadParameter(f"--device {device} cannot be used here: {str(error).splitlines()[0]}") from error
     return device
-
-
-class Bar:
-    """One progress line with the time to go."""
-
-    def __init__(self, progress: Any):
-        self._progress = progress
-        self._task = progress.add_task("", total=1.0, note="")
-
-    def start(self, what: str, done: float = 0.0) -> None:
-        """Begin a stretch of work."""
-        self._progress.update(self._task, description=what, completed=done)
-
-    def update(self, done: float, note: str = "") -> None:
-        """Tell which share is done."""
-        self._progress.update(self._task, completed=done, note=note)
-
-    def each(self, items: Iterable[Any], total: int) -> Iterator[Any]:
-        """Iterate with progress."""
-        for number, item in enumerate(items):
-            yield item
-            self.update((number + 1) / total)
-
-
-@contextmanager
-def _progress(quiet: bool = False) -> Iterator[Bar]:
-    from rich.progress import (
-        BarColumn,
-        Progress,
-        TaskProgressColumn,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-    )
-    with Progress(*columns, console=err, transient=True, disable=quiet) as progress:
-        yield Bar(progress)

@@ -58,4 +58,4 @@ def safe_name(text: str) -> str:
     >>> safe_name("left kidney"), safe_name("../../etc/passwd")
     ('left_kidney', 'etc_passwd')
     """
-    return re.sub(r"[^a-z0-9-]+", "_", text.lower()).strip("_") or "unnamed"
+    return re.sub(r"[^a-z0-9-]+", "_", text.lower()).strip("_")[:80] or "unnamed"

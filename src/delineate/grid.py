@@ -65,8 +65,8 @@ class Fit:
     def labels_to_grid(self, labels: Tensor, ids: list[int]) -> Tensor:
         """Label slices (B, H, W) on the grid as label ids (B, size, size).
 
-        Each id is scaled as a soft mask and the largest share wins, background being what is left: nearest-neighbour
-        sampling would lose thin structures at half resolution.
+        Each id is scaled as a soft mask and the largest share wins, background being what is left. Unbiased for
+        whatever is a grid pixel wide or wider; thinner structures vanish.
         """
         shares = torch.stack([(labels == i).float() for i in ids], dim=1)
         shares = self.to_grid(shares, fill=0.0)

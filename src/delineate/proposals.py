@@ -1,5 +1,6 @@
 """What comes out: for every target several masks, a consensus, where they disagree, and an honest outcome."""
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
@@ -119,14 +120,18 @@ class Proposals:
 
         For every known target: `<target>.…`, the consensus, and `<target>_proposal_<k>.…`; with `maps` also
         `<target>_probability.…` and `<target>_doubt.…`. With two or more found targets, `labels.…` holds them all
-        (rule of overlaps: `label_map`).
+        (rule of overlaps: `label_map`). A target asked twice in different words gets a number behind its name.
         """
         suffix = ".png" if self.scan.is_flat else ".nii.gz"
         written = []
+        stems: Counter[str] = Counter()
         for target in self.targets:
             if target.probabilities is None:
                 continue
             stem = safe_name(target.name or target.prompt.text)
+            stems[stem] += 1
+            if stems[stem] > 1:
+                stem = f"{stem}_{stems[stem]}"
             written.append(write_labels(folder / f"{stem}{suffix}", target.consensus(how), self.scan))
             for k in range(len(target)):
                 path = folder / f"{stem}_proposal_{k:02d}{suffix}"

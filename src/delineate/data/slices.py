@@ -8,6 +8,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
+from delineate import anatomy
 from delineate.data.dataset import Case, Dataset
 from delineate.grid import canonical_fit, stack_of
 from delineate.prompt import Vocabulary
@@ -47,7 +48,8 @@ class SliceBank:
         dataset: (N,) int64.
         mirrored: (N,) bool: may be flipped, because left and right mean nothing in it (flat images).
         annotated: (datasets, concepts) bool: whose labels say where a concept is, or that it is absent.
-        foreign: (datasets, concepts) bool: cannot be in the dataset's images, being known only in other modalities.
+        foreign: (datasets, concepts) bool: cannot be in the dataset's images, being of another kind of picture or of
+            another part of the body; safe to ask as absent.
         present: (N, concepts) bool: which slices show a concept.
         shares: (datasets,) float: how often each dataset is drawn, summing to 1.
         vocabulary: of all datasets together.
@@ -101,7 +103,7 @@ class SliceBank:
         return where[torch.randint(len(where), (), generator=generator)]
 
     def _draw_prompts(self, dataset: int, labels: Tensor, count: int, generator: Generator) -> Tensor:
-        """Concepts to ask of one slice: those it shows, but at least a third absent ones where there are any."""
+        """Concepts to ask of one slice: those it shows, but a third (rounded down) absent ones where there are any."""
         shows = torch.zeros(len(self.vocabulary.concepts), dtype=torch.bool)
         shows[labels.unique()[1:] - 1 if labels.min() == 0 else labels.unique() - 1] = True
         order = torch.randperm(len(shows), generator=generator)
@@ -137,20 +139,15 @@ def build_slices(
         for name in dataset.vocabulary().names:
             annotated[d, vocabulary.index(name)] = True
     modalities = tuple(dataset.modality for dataset in datasets)
-    foreign = torch.stack(
-        [
-            ~torch.stack([annotated[e] for e in range(len(datasets)) if modalities[e] == modalities[d]]).any(0)
-            for d in range(len(datasets))
-        ]
-    )
+    foreign = _foreign(vocabulary, annotated, modalities)
     images, labels, owner, mirrored = [], [], [], []
     pairs = [(dataset, case) for dataset in datasets for case in dataset.split(split)]
     for dataset, case in progress(pairs, len(pairs)):
-        stack, target = slices_of(dataset, case, vocabulary, size)
+        stack, target, flat = slices_of(dataset, case, vocabulary, size)
         images.append(((stack + 1) * 127.5).round().to(torch.uint8))
         labels.append(target)
         owner.append(torch.full((len(target),), datasets.index(dataset)))
-        mirrored.append(torch.full((len(target),), len(target) == 1))
+        mirrored.append(torch.full((len(target),), flat))
     all_labels = torch.cat(labels)
     present = torch.stack([(all_labels == i + 1).flatten(1).any(1) for i in range(len(vocabulary.concepts))], dim=1)
     weights = torch.tensor([1.0] * len(datasets) if shares is None else list(shares))
@@ -168,8 +165,32 @@ def build_slices(
     )
 
 
-def slices_of(dataset: Dataset, case: Case, vocabulary: Vocabulary, size: int) -> tuple[Tensor, Tensor]:
-    """One case on the grid: images (S, 3, size, size) in [-1, 1] and labels (S, size, size) uint8 as in `Batch`."""
+def _foreign(vocabulary: Vocabulary, annotated: Tensor, modalities: Sequence[str | None]) -> Tensor:
+    """Which concepts a dataset's images cannot show, (datasets, concepts) bool.
+
+    A concept that nobody annotated may well be there (the liver in a set labelled for kidneys), so absence is claimed
+    only where the concept is learnt in another family of pictures alone, or lies, by the anatomy table, in another
+    part of the body than everything the dataset annotates.
+    """
+    known = {s.name: "trunk" if s.region in anatomy.TRUNK else s.region for s in anatomy.STRUCTURES}
+    regions = [known.get(name, "") for name in vocabulary.names]
+    families = [next((i for i, f in enumerate(anatomy.FAMILIES) if m in f), None) for m in modalities]
+    foreign = torch.zeros_like(annotated)
+    for d, family in enumerate(families):
+        here = {regions[c] for c in annotated[d].nonzero()[:, 0].tolist()}
+        for c, region in enumerate(regions):
+            learnt_in = {families[e] for e in annotated[:, c].nonzero()[:, 0].tolist()}
+            other_picture = family is not None and None not in learnt_in and family not in learnt_in
+            elsewhere = bool(region) and "" not in here and region not in here
+            foreign[d, c] = other_picture or elsewhere
+    return foreign & ~annotated
+
+
+def slices_of(dataset: Dataset, case: Case, vocabulary: Vocabulary, size: int) -> tuple[Tensor, Tensor, bool]:
+    """One case on the grid, and whether it is a flat image.
+
+    Images are (S, 3, size, size) in [-1, 1], labels (S, size, size) uint8 as in `Batch`.
+    """
     scan, ids = dataset.read(case)
     canonical = np.ascontiguousarray(to_canonical(ids, orientation_of(scan.affine)))
     table = np.zeros(max(int(canonical.max(initial=0)), *dataset.labels.values()) + 1, dtype=np.uint8)
@@ -179,7 +200,7 @@ def slices_of(dataset: Dataset, case: Case, vocabulary: Vocabulary, size: int) -
     fit = canonical_fit(scan, size)
     wanted = sorted({int(v) for v in table if v})
     target = torch.cat([fit.labels_to_grid(chunk, wanted) for chunk in own.split(32)])
-    return stack_of(scan, size), target
+    return stack_of(scan, size), target, scan.is_flat
 
 
 def augmented(image: Tensor, labels: Tensor, mirrored: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,59 @@
+"""What the documents say is true: their code runs, their commands and files exist."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+from delineate.cli import app
+from delineate.model_folder import house_folder
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+
+
+def test_the_python_of_the_readme_runs(tmp_path):
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("found ")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_every_command_in_a_page_exists_with_its_options(page):
+    commands = get_command(app).commands
+    for line in re.findall(r"^(?:\$ )?delineate (.+?)(?:\s+#.*)?$", page.read_text(), re.MULTILINE):
+        name, *words = line.split()
+        if name.startswith("-"):
+            continue
+        assert name in commands, f"{page.name}: delineate {line}"
+        known = {option for parameter in commands[name].params for option in parameter.opts + parameter.secondary_opts}
+        used = {word.split("=")[0] for word in words if re.match(r"--?[a-z]", word)}
+        assert used <= known | {"--help"}, f"{page.name}: delineate {line}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_every_link_of_a_page_leads_somewhere(page):
+    for link in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+        if not link.startswith("http"):
+            assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+def test_the_architecture_page_names_every_file():
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    names = {p.name for p in (ROOT / "src" / "delineate").glob("*.py")} - {"__init__.py", "__main__.py"}
+    assert {name for name in names if name not in text} == set()
+
+
+def test_the_house_model_is_small_and_says_where_it_comes_from():
+    folder = house_folder()
+    size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+    assert size <= 25 * 2**20
+    card = (folder / "card.md").read_text()
+    assert "Not a medical device" in card
+    assert "| trained on" in card
+    assert not list(folder.rglob("*.bin")) + list(folder.rglob("*.pt")) + list(folder.rglob("*.pkl"))
