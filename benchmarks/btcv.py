@@ -18,9 +18,11 @@ import numpy as np
 
 from delineate import open_dataset
 from delineate.codec import VaeCodec, ceiling
-from delineate.data.slices import build_slices
+from delineate.data.dataset import Dataset
+from delineate.data.slices import build_slices, slices_of
 from delineate.evaluation import evaluate, summarise
 from delineate.files import write_json
+from delineate.grid import to_scan_grid
 from delineate.metrics import paired_bootstrap
 from delineate.model_folder import load_model
 from delineate.networks.foundation import Foundation
@@ -121,16 +123,30 @@ def nine(summary: dict) -> dict:
     return {k: float(np.mean([t[k] for t in targets])) for k in ("single_dice", "consensus_dice", "oracle_dice")}
 
 
-def ceilings(dataset, foundation: Foundation, split: str) -> dict:
-    """Best Dice any model can reach, per target: of each codec on the grid, and of the grid itself at full size."""
+def ceilings(dataset: Dataset, foundation: Foundation, split: str) -> dict:
+    """The best Dice any model can reach, per target.
+
+    `grid`: truth to the working grid and back to the scan's voxels; `unshuffle` and `vae`: of each codec, on the grid.
+    """
     bank = build_slices([dataset], split, 128)
-    masks = {name: (bank.labels == i + 1).numpy() for i, name in enumerate(bank.vocabulary.names)}
     vae = VaeCodec(foundation.vae)
-    return {
-        name: {"unshuffle": ceiling(foundation.codec, m[m.any((1, 2))]), "vae": ceiling(vae, m[m.any((1, 2))])}
-        for name, m in masks.items()
-        if m.any()
-    }
+    counts: dict[str, list[int]] = {name: [0, 0] for name in dataset.labels}
+    for case in dataset.split(split):
+        scan, labels = dataset.read(case)
+        on_grid = slices_of(dataset, case, bank.vocabulary, 128)[1]
+        for i, name in enumerate(bank.vocabulary.names):
+            back = to_scan_grid((on_grid == i + 1).float()[None], scan)[0] >= 0.5
+            truth = labels == dataset.labels[name]
+            counts[name][0] += 2 * int((back & truth).sum())
+            counts[name][1] += int(back.sum() + truth.sum())
+    out = {}
+    for i, name in enumerate(bank.vocabulary.names):
+        masks = (bank.labels == i + 1).numpy()
+        masks = masks[masks.any((1, 2))]
+        if len(masks):
+            codecs = {"unshuffle": ceiling(foundation.codec, masks), "vae": ceiling(vae, masks)}
+            out[name] = {"grid": counts[name][0] / counts[name][1], **codecs}
+    return out
 
 
 if __name__ == "__main__":

@@ -99,7 +99,7 @@ def test_the_ceiling_of_an_untrained_autoencoder_is_below_one(vae):
     assert 0 <= ceiling(codec, masks[:, 0].numpy()) < 0.9
 
 
-class HalfLost(torch.nn.Module):
+class HalfLost(PixelUnshuffleCodec):
     """A codec that forgets the right half of every mask."""
 
     def encode(self, mask):

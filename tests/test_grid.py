@@ -172,7 +172,7 @@ def test_the_mask_of_a_big_disc_comes_back(shape):
     y, x = torch.meshgrid(*(torch.arange(n) for n in shape), indexing="ij")
     disc = ((y - shape[0] / 2.1) ** 2 + (x - shape[1] / 2.2) ** 2 < (min(shape) / 3) ** 2).float()
     fit = Fit.of(shape, (1.0, 1.0), 64)
-    on_grid = fit.labels_to_grid(disc[None] * 5, [5])
+    on_grid = fit.labels_to_grid((disc[None] * 5).to(torch.uint8), [5])
     assert set(on_grid.unique().tolist()) == {0, 5}
     back = fit.from_grid((on_grid == 5).float()[:, None])[0, 0] > 0.5
     assert dice(back.float(), disc) > 0.97

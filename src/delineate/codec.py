@@ -10,10 +10,14 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
+from jaxtyping import Bool, Float, Num
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 STRIDE = 8  # of Stable Diffusion's autoencoder; the lossless codec uses the same grid so that either serves one control
+
+Picture = Float[Tensor, "batch 1 height width"]
+Latent = Float[Tensor, "batch channels h w"]
 
 
 class PixelUnshuffleCodec(nn.Module):
@@ -30,15 +34,15 @@ class PixelUnshuffleCodec(nn.Module):
         super().__init__()
         self.scale = scale
 
-    def encode_picture(self, picture: Tensor) -> Tensor:
+    def encode_picture(self, picture: Picture) -> Latent:
         """Latents of pictures (B, 1, H, W) in [-1, 1]."""
         return F.pixel_unshuffle(picture, STRIDE) * self.scale
 
-    def encode(self, mask: Tensor) -> Tensor:
+    def encode(self, mask: Picture) -> Latent:
         """Latents of masks (B, 1, H, W) in [0, 1]."""
         return self.encode_picture(2 * mask - 1)
 
-    def decode(self, latent: Tensor) -> Tensor:
+    def decode(self, latent: Latent) -> Picture:
         """Masks (B, 1, H, W), unclamped."""
         return (F.pixel_shuffle(latent / self.scale, STRIDE) + 1) / 2
 
@@ -62,23 +66,23 @@ class VaeCodec(nn.Module):
         self.shift = shift
         self.scale = float(vae.config["scaling_factor"]) if scale is None else scale
 
-    def measure(self, masks: Tensor) -> None:
+    def measure(self, masks: Picture) -> None:
         """Set `shift` and `scale` so that the latents of `masks` (B, 1, H, W) have mean 0 and variance 1."""
         self.shift, self.scale = 0.0, 1.0
         latent = self.encode(masks)
         self.shift, self.scale = latent.mean().item(), 1 / max(latent.std().item(), 1e-6)
 
     @torch.no_grad()
-    def encode_picture(self, picture: Tensor) -> Tensor:
+    def encode_picture(self, picture: Picture) -> Latent:
         """Latents of pictures (B, 1, H, W) in [-1, 1]."""
         posterior = self.vae.encode(picture.expand(-1, 3, -1, -1)).latent_dist  # type: ignore[union-attr]
         return (posterior.mode() - self.shift) * self.scale
 
-    def encode(self, mask: Tensor) -> Tensor:
+    def encode(self, mask: Picture) -> Latent:
         """Latents of masks (B, 1, H, W) in [0, 1]."""
         return self.encode_picture(2 * mask - 1)
 
-    def decode(self, latent: Tensor) -> Tensor:
+    def decode(self, latent: Latent) -> Picture:
         """Masks (B, 1, H, W), unclamped; differentiable in `latent`."""
         picture = self.vae.decode(latent / self.scale + self.shift).sample  # type: ignore[union-attr]
         return (picture.mean(dim=1, keepdim=True) + 1) / 2
@@ -96,7 +100,7 @@ CODECS: dict[str, Callable[..., Codec]] = {
 
 
 @torch.no_grad()
-def ceiling(codec: Codec, masks: np.ndarray, batch: int = 32) -> float:
+def ceiling(codec: Codec, masks: Num[np.ndarray, "n h w"] | Bool[np.ndarray, "n h w"], batch: int = 32) -> float:
     """The best Dice that any model on this codec can reach: of decode(encode(masks)) against masks.
 
     Args:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from jaxtyping import Float, Float16, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -57,12 +58,14 @@ class Fit:
         rows, columns = self.size - self.inner[0], self.size - self.inner[1]
         return columns // 2, columns - columns // 2, rows // 2, rows - rows // 2
 
-    def to_grid(self, slices: Tensor, fill: float = -1.0) -> Tensor:
+    def to_grid(
+        self, slices: Float[Tensor, "batch channels h w"], fill: float = -1.0
+    ) -> Float[Tensor, "batch channels size size"]:
         """Slices (B, C, H, W) on the grid, (B, C, size, size), anti-aliased."""
         scaled = F.interpolate(slices, self.inner, mode="bilinear", antialias=True)
         return F.pad(scaled, self._padding, value=fill)
 
-    def labels_to_grid(self, labels: Tensor, ids: list[int]) -> Tensor:
+    def labels_to_grid(self, labels: UInt8[Tensor, "batch h w"], ids: list[int]) -> UInt8[Tensor, "batch size size"]:
         """Label slices (B, H, W) on the grid as label ids (B, size, size).
 
         Each id is scaled as a soft mask and the largest share wins, background being what is left. Unbiased for
@@ -75,7 +78,7 @@ class Fit:
         table = torch.tensor(ids, dtype=torch.uint8)
         return torch.where(best >= background, table[index], table.new_zeros(()))
 
-    def from_grid(self, values: Tensor) -> Tensor:
+    def from_grid(self, values: Float[Tensor, "batch channels size size"]) -> Float[Tensor, "batch channels h w"]:
         """Grid values (B, C, size, size) on the slices' own pixels, (B, C, H, W)."""
         left, right, top, bottom = self._padding
         inner = values[..., top : self.size - bottom, left : self.size - right]
@@ -89,7 +92,7 @@ def canonical_fit(scan: Scan, size: int) -> Fit:
     return Fit.of(rows_columns, canonical_spacing(scan.affine, orientation)[1:], size)
 
 
-def stack_of(scan: Scan, size: int) -> Tensor:
+def stack_of(scan: Scan, size: int) -> Float[Tensor, "slices 3 size size"]:
     """The scan's axial slices on the grid: float32 (slices, 3, size, size) in [-1, 1].
 
     The three channels are the colours of a colour image, and for a grey scan the slice below, the slice and
@@ -104,14 +107,14 @@ def stack_of(scan: Scan, size: int) -> Tensor:
     return with_neighbours(grid[:, 0])
 
 
-def with_neighbours(slices: Tensor) -> Tensor:
+def with_neighbours(slices: Float[Tensor, "slices h w"]) -> Float[Tensor, "slices 3 h w"]:
     """Grey slices (S, H, W) as (S, 3, H, W): the one below, itself, the one above."""
     below = torch.cat([slices[:1], slices[:-1]])
     above = torch.cat([slices[1:], slices[-1:]])
     return torch.stack([below, slices, above], dim=1)
 
 
-def to_scan_grid(values: Tensor, scan: Scan) -> np.ndarray:
+def to_scan_grid(values: Float[Tensor, "n slices size size"], scan: Scan) -> Float16[np.ndarray, "n i j k"]:
     """Grid values (N, slices, size, size) on the scan's own voxels: float16 (N, I, J, K)."""
     fit = canonical_fit(scan, values.shape[-1])
     orientation = orientation_of(scan.affine)

@@ -1,11 +1,17 @@
 """Losses. Each returns a scalar tensor."""
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
 
-def grouped_dice_loss(probability: Tensor, mask: Tensor, group: Tensor, smooth: float = 1.0) -> Tensor:
+def grouped_dice_loss(
+    probability: Float[Tensor, " batch *space"],
+    mask: Float[Tensor, " batch *space"],
+    group: Int[Tensor, " batch"],
+    smooth: float = 1.0,
+) -> Float[Tensor, ""]:
     """One minus soft Dice, counted over all samples of a group together, averaged over the groups present.
 
     Counting a target over the whole batch keeps slices without it from contributing a Dice of an empty mask,
@@ -27,7 +33,11 @@ def grouped_dice_loss(probability: Tensor, mask: Tensor, group: Tensor, smooth: 
     return (1 - (2 * both + smooth) / (predicted + true + smooth)).mean()
 
 
-def segmentation_loss(logit: Tensor, mask: Tensor, group: Tensor) -> Tensor:
+def segmentation_loss(
+    logit: Float[Tensor, "batch prompts h w"],
+    mask: Float[Tensor, "batch prompts h w"],
+    group: Int[Tensor, "batch prompts"],
+) -> Float[Tensor, ""]:
     """Dice plus binary cross entropy of P prompts on every slice.
 
     Cross entropy is summed over the prompts of a slice, as that of a softmax over P classes is; a mean over them
@@ -44,8 +54,13 @@ def segmentation_loss(logit: Tensor, mask: Tensor, group: Tensor) -> Tensor:
 
 
 def denoising_loss(
-    x0_hat: Tensor, x0: Tensor, decoded: Tensor, mask: Tensor, group: Tensor, dice_weight: float = 0.5
-) -> Tensor:
+    x0_hat: Float[Tensor, "batch channels h w"],
+    x0: Float[Tensor, "batch channels h w"],
+    decoded: Float[Tensor, "batch 1 height width"],
+    mask: Float[Tensor, "batch 1 height width"],
+    group: Int[Tensor, " batch"],
+    dice_weight: float = 0.5,
+) -> Float[Tensor, ""]:
     """Squared error of the clean estimate in latent units, plus Dice of the mask it decodes to.
 
     Args:
@@ -61,7 +76,9 @@ def denoising_loss(
     return error + dice_weight * grouped_dice_loss(decoded.clamp(0, 1), mask, group)
 
 
-def contrast_loss(embedding: Tensor, group: Tensor, temperature: float = 0.1) -> Tensor:
+def contrast_loss(
+    embedding: Float[Tensor, "batch width"], group: Int[Tensor, " batch"], temperature: float = 0.1
+) -> Float[Tensor, ""]:
     """Embeddings (B, D) of one group drawn together, those of different groups pushed apart.
 
     The supervised contrastive loss of Khosla et al. (2020), Eq. 2; every group needs two members or more.

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -31,8 +32,8 @@ class ResidualBlock(nn.Module):
 class Features:
     """What the encoder saw: `fine` at half the working resolution, `coarse` at an eighth (the codecs' grid)."""
 
-    fine: Tensor
-    coarse: Tensor
+    fine: Float[Tensor, "batch fine h w"]
+    coarse: Float[Tensor, "batch coarse _ _"]
 
     def __getitem__(self, index: Tensor | slice) -> "Features":
         return Features(self.fine[index], self.coarse[index])
@@ -61,7 +62,7 @@ class ImageEncoder(nn.Module):
             self.up.append(ResidualBlock(2 * b, b))
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a quarter faster on CPU
 
-    def forward(self, image: Tensor) -> Features:
+    def forward(self, image: Float[Tensor, "batch 3 size size"]) -> Features:
         """Features of (B, 3, S, S); S must be a multiple of 16."""
         folded = F.pixel_unshuffle(image, 2).contiguous(memory_format=torch.channels_last)
         x = self.down[0](self.stem(folded))
