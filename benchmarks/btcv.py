@@ -12,11 +12,12 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from delineate import open_dataset
+from delineate import Segmenter, open_dataset
 from delineate.codec import VaeCodec, ceiling
 from delineate.data.dataset import Dataset
 from delineate.data.slices import build_slices, slices_of
@@ -28,6 +29,7 @@ from delineate.model_folder import load_model
 from delineate.networks.foundation import Foundation
 from delineate.pictures import dice_chart
 from delineate.report import print_comparison
+from delineate.systems.progidiff import ProGiDiff
 
 RESULT = Path(__file__).parent / "results" / "btcv.json"
 NINE = (  # the organs of the usual nine-target protocol (TransUNet's eight and the gallbladder's neighbours)
@@ -52,10 +54,16 @@ def main() -> None:
     parser.add_argument("--proposals", type=int, default=20)
     parser.add_argument("--split", default="test", help="val while choosing, test for the result")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, help="sampling steps instead of the model's own")
+    parser.add_argument("--sampler", help="sampler instead of the model's own")
     args = parser.parse_args()
     train_side_by_side(args)
     dataset = open_dataset(args.data)
     models = {name: load_model(args.work / name) for name in ("unet", "progidiff")}
+    ours = models["progidiff"].system
+    changed = {k: v for k, v in {"steps": args.steps, "sampler": args.sampler}.items() if v is not None}
+    ours.config = replace(ours.config, **changed)
+    models["encoder alone"] = Segmenter(EncoderAlone(ours), models["progidiff"].modalities)
     rows = {
         name: evaluate(model, dataset, split=args.split, n=args.proposals, seed=args.seed)
         for name, model in models.items()
@@ -68,17 +76,39 @@ def main() -> None:
         "minutes_each": args.minutes,
         "threads_each": threads_each(),
         "proposals": args.proposals,
+        "steps": ours.config.steps,
+        "sampler": ours.config.sampler,
+        "training": {name: stages(args.work / name) for name in ("unet", "progidiff")},
         "summaries": summaries,
         "progidiff_minus_unet": difference(rows["progidiff"], rows["unet"]),
         "nine_targets": {name: nine(s) for name, s in summaries.items()},
         "codec_ceilings": ceilings(dataset, models["progidiff"].system.foundation, args.split),
     }
-    write_json(RESULT if args.split == "test" else args.work / f"{args.split}.json", result)
+    name = f"{args.split}-{ours.config.sampler}-{ours.config.steps}.json"
+    write_json(RESULT if args.split == "test" else args.work / name, result)
     dice_chart(summaries, args.work / f"dice-{args.split}.png")
     from rich.console import Console
 
     print_comparison(summaries, Console())
     print(json.dumps({k: v for k, v in result.items() if k not in ("summaries", "codec_ceilings")}, indent=2))
+
+
+class EncoderAlone:
+    """ProGiDiff without its diffusion: the encoder's estimate as the only proposal. What does the rest add?"""
+
+    def __init__(self, system: ProGiDiff):
+        self.system = system
+        self.vocabulary = system.vocabulary
+        self.size = system.size
+        self.see = system.see
+
+    def propose(self, seen, target, n, seed, on_step=None):  # noqa: D102
+        return self.system.estimate(seen, target)[None]
+
+
+def stages(model: Path) -> dict:
+    """Images and seconds of each training stage."""
+    return json.loads((model / "config.json").read_text())["training"]["stages"]
 
 
 def threads_each() -> int:

@@ -398,3 +398,21 @@ def test_real_volumes_round_trip(tmp_path, folder):
     back = read_labels(write_labels(tmp_path / "a.nii.gz", labels.voxels, labels))
     assert np.array_equal(back.voxels, np.asarray(nibabel.load(path).dataobj))
     assert np.array_equal(back.affine, nibabel.load(path).affine)
+
+
+@pytest.mark.parametrize(("lowest", "expected"), [(-1024, "CT"), (-500, "CT"), (-20, None), (0, None)])
+def test_a_volume_with_air_in_hounsfield_units_is_taken_for_ct(tmp_path, lowest, expected):
+    voxels = np.zeros((4, 5, 6), np.int16)
+    voxels[1, 2, 3] = lowest
+    nibabel.save(nibabel.Nifti1Image(voxels, np.diag([2.0, 2, 3, 1])), tmp_path / "scan.nii.gz")
+    scan = read_scan(tmp_path / "scan.nii.gz")
+    assert scan.modality == expected
+    assert any("taken for CT" in note for note in scan.notes) == (expected == "CT")
+
+
+@pytest.mark.parametrize(
+    ("stated", "code"), [("ct", "CT"), ("MRI", "MR"), (" US ", "US"), ("ultrasound", "US"), ("odd", "odd")]
+)
+def test_a_modality_is_known_by_its_usual_spellings(tmp_path, stated, code):
+    nibabel.save(nibabel.Nifti1Image(np.zeros((4, 5, 6), np.int16), np.diag([2.0, 2, 3, 1])), tmp_path / "scan.nii.gz")
+    assert read_scan(tmp_path / "scan.nii.gz", modality=stated).modality == code

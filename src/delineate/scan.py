@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from delineate import flat_images, nifti
+from delineate import anatomy, flat_images, nifti
 from delineate.errors import ScanError
 from delineate.files import replacing
 from delineate.flat_images import PICTURE_SUFFIXES, TIFF_SUFFIXES, read_flat, write_flat
@@ -50,6 +50,10 @@ __all__ = [
 
 SCAN_SUFFIXES = (*NIFTI_SUFFIXES, *PICTURE_SUFFIXES, *TIFF_SUFFIXES)
 MAX_VOXELS = 1_000_000_000
+
+
+AIR_HU = -500
+"""No other modality stores such values as a rule; CT shows air near -1000."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,7 +147,8 @@ def read_scan(
 
     Args:
         path: A file whose suffix is in `SCAN_SUFFIXES`.
-        modality: Kept in the scan as it is.
+        modality: CT, MR, US, ... in any usual spelling. None where it is not known: a volume with values down to
+            -500 or below is then taken for CT in Hounsfield units, with a note.
         volume: Which volume of a 4-D file, from 0.
         assume_spacing_mm: Spacing along the array's axes (for 2-D images: slice, row, column), used only
             where the file holds no geometry.
@@ -160,6 +165,11 @@ def read_scan(
     stored = _read(path, volume, assume_spacing_mm, max_voxels)
     voxels, notes = _finite(path, _scaled(stored))
     notes = stored.notes + notes
+    if modality is not None:
+        modality = anatomy.MODALITY_CODES.get(modality.strip().lower(), modality.strip())
+    elif stored.has_spacing and voxels.min() <= AIR_HU:
+        modality = "CT"
+        notes += (f"taken for CT: values go down to {voxels.min():g}",)
     return Scan(voxels, stored.affine, modality, path, stored.has_spacing, notes, stored.space_code)
 
 
