@@ -95,6 +95,7 @@ def run_cohort(
         try:
             entry = _finished(done, path, signature) if resume else None
             if entry is None:
+                _forget(done)
                 entry = _segment_case(segmenter, path, request, done.parent, on_step)
                 write_json(done, {**entry, **signature})
         except (DelineateError, OSError, MemoryError) as error:
@@ -161,6 +162,17 @@ def _finished(done: Path, path: Path, signature: dict[str, Any]) -> dict[str, An
     except (OSError, ValueError, KeyError):
         return None
     return {k: v for k, v in entry.items() if k not in signature} | {"status": "skipped"} if same and whole else None
+
+
+def _forget(done: Path) -> None:
+    """Remove what an earlier run wrote for this case, so that answers of two requests never lie side by side."""
+    try:
+        written = json.loads(done.read_text())["written"]
+    except (OSError, ValueError, KeyError, TypeError):
+        written = []
+    done.unlink(missing_ok=True)  # first: without it the case counts as unfinished
+    for name in written:
+        (done.parent / Path(name).name).unlink(missing_ok=True)
 
 
 def _one_line(error: BaseException) -> str:

@@ -1,7 +1,7 @@
 """Figures of a segmenter on the held-out subjects of a dataset, in 3-D, on each scan's own voxels."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
@@ -11,6 +11,7 @@ from delineate.data.dataset import Case, Dataset
 from delineate.fusion import FUSIONS
 from delineate.metrics import bootstrap_mean, dice, score
 from delineate.proposals import Outcome
+from delineate.scan import orientation_of, to_canonical
 from delineate.segmenter import Segmenter
 
 
@@ -27,6 +28,8 @@ class Row:
         single: `delineate.metrics.score` of proposal 0, plus `mean_dice` over all proposals taken singly.
         consensus: the same scores of each fusion.
         oracle: Dice of the best proposal, which needs the truth to be found; an upper bound, never a result.
+        absent_slices: axial slices in which the truth has no voxel of the target.
+        false_slices: how many of those the consensus has a voxel in.
         wrong: mean Dice of the *other* prompts' consensus against this target; low when the prompt is heeded.
     """
 
@@ -38,6 +41,8 @@ class Row:
     single: dict[str, Any]
     consensus: dict[str, dict[str, Any]]
     oracle: float
+    absent_slices: int
+    false_slices: int
     wrong: float
 
 
@@ -80,26 +85,39 @@ def _case_rows(
 ) -> list[Row]:
     scan, labels = dataset.read(case)
     seen = segmenter.look(scan)
-    fused: dict[str, np.ndarray] = {}
-    partial = []
+    orientation = orientation_of(scan.affine)
+    fused, rows = {}, []
     for done, name in enumerate(names):
         truth = labels == dataset.labels[name]
         answer = segmenter(seen, [name], n=n, seed=seed)[name]
         consensus = {how: answer.consensus(how) for how in fusions}
         fused[name] = consensus[fusions[0]]
         singles = [dice(answer.choose(k), truth) for k in range(len(answer))]
-        single = score(answer.choose(0), truth, scan.spacing_mm)
-        scores = {how: score(mask, truth, scan.spacing_mm) for how, mask in consensus.items()}
-        partial.append((name, truth, answer, {**single, "mean_dice": fmean(singles)}, scores, max(singles)))
-        on_step((done + 1) / len(names))
-    rows = []
-    for name, truth, answer, single, scores, best in partial:
-        others = [dice(mask, truth) for other, mask in fused.items() if other != name]
-        wrong = fmean(others) if others else 0.0
+        drawn = to_canonical(fused[name], orientation).any(axis=(1, 2))
+        absent = ~to_canonical(truth, orientation).any(axis=(1, 2))
         rows.append(
-            Row(case.name, name, bool(truth.any()), answer.outcome.value, answer.score, single, scores, best, wrong)
+            Row(
+                case=case.name,
+                target=name,
+                present=bool(truth.any()),
+                outcome=answer.outcome.value,
+                score=answer.score,
+                single={**score(answer.choose(0), truth, scan.spacing_mm), "mean_dice": fmean(singles)},
+                consensus={how: score(mask, truth, scan.spacing_mm) for how, mask in consensus.items()},
+                oracle=max(singles),
+                absent_slices=int(absent.sum()),
+                false_slices=int((absent & drawn).sum()),
+                wrong=0.0,
+            )
         )
-    return rows
+        on_step((done + 1) / len(names))
+    return [replace(row, wrong=_wrong(row.target, fused, labels == dataset.labels[row.target])) for row in rows]
+
+
+def _wrong(name: str, fused: dict[str, np.ndarray], truth: np.ndarray) -> float:
+    """Mean Dice of the other prompts' masks against this target's truth."""
+    others = [dice(mask, truth) for other, mask in fused.items() if other != name]
+    return fmean(others) if others else 0.0
 
 
 def summarise(rows: Sequence[Row]) -> dict[str, Any]:
@@ -134,6 +152,11 @@ def summarise(rows: Sequence[Row]) -> dict[str, Any]:
             "n": len(absent),
             "said_found": sum(r.outcome == found for r in absent),
             "false_voxels": sum(r.consensus[first]["emptiness"] == "truth_empty" for r in absent),
+        },
+        "absent_slices": {
+            "n": sum(r.absent_slices for r in rows),
+            "false": sum(r.false_slices for r in rows),
+            "rate": sum(r.false_slices for r in rows) / max(1, sum(r.absent_slices for r in rows)),
         },
         "present": {"n": len(present), "said_absent": sum(r.outcome != found for r in present)},
     }

@@ -18,6 +18,11 @@ CT_WINDOW_HU = (-125.0, 275.0)  # abdominal soft tissue, as in TransUNet's BTCV 
 PERCENTILES = (0.5, 99.5)  # clips hot vessels and padding in MR, ultrasound and photographs
 
 
+def is_in_hounsfield_units(voxels: np.ndarray, modality: str | None) -> bool:
+    """Whether this is CT as scanners store it, rather than already windowed to grey levels."""
+    return modality == "CT" and float(voxels.min()) < -150
+
+
 def normalise(voxels: np.ndarray, modality: str | None) -> np.ndarray:
     """Intensities as float32 in [-1, 1].
 
@@ -25,7 +30,7 @@ def normalise(voxels: np.ndarray, modality: str | None) -> np.ndarray:
     comes windowed included, is clipped at the 0.5th and 99.5th percentile of the scan.
     """
     voxels = np.asarray(voxels, dtype=np.float32)
-    if modality == "CT" and voxels.min() < -150:
+    if is_in_hounsfield_units(voxels, modality):
         low, high = CT_WINDOW_HU
     else:
         thinned = voxels.reshape(-1)[:: max(1, voxels.size // 2_000_000)]

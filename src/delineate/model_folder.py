@@ -47,8 +47,7 @@ def save_model(folder: Path, segmenter: "Segmenter", system_name: str, *, traini
     from delineate.systems import SYSTEMS
 
     folder = Path(folder)
-    if folder.exists() and not (folder / "manifest.json").exists() and any(folder.iterdir()):
-        raise ModelError(f"{folder}: exists and is not a model folder; choose another name for the model")
+    check_free(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder.parent))
     try:
@@ -66,12 +65,25 @@ def save_model(folder: Path, segmenter: "Segmenter", system_name: str, *, traini
         write_text(building / "card.md", card)
         write_json(building / "manifest.json", _hashes(building))
         building.chmod(0o755)
+        older = building.with_name(f"{building.name}-older")
         if folder.exists():
-            shutil.rmtree(folder)
+            folder.rename(older)
         building.rename(folder)
+        shutil.rmtree(older, ignore_errors=True)
     finally:
         if building.exists():
             shutil.rmtree(building)
+
+
+def check_free(folder: Path) -> None:
+    """Make sure that a model may be written to `folder`: nothing is there, or an empty folder, or an older model.
+
+    Raises:
+        ModelError: something else is there.
+    """
+    model = all((folder / name).is_file() for name in ("manifest.json", "config.json", "vocabulary.json"))
+    if folder.exists() and not model and not (folder.is_dir() and not any(folder.iterdir())):
+        raise ModelError(f"{folder}: exists and is not a model folder; choose another name for the model")
 
 
 def check_model(folder: Path | str | None) -> tuple[Path, dict[str, Any]]:
@@ -88,6 +100,8 @@ def check_model(folder: Path | str | None) -> tuple[Path, dict[str, Any]]:
         expected = json.loads((folder / "manifest.json").read_text())
     except ValueError as error:
         raise ModelError(f"{folder}/manifest.json: not JSON; copy the model again") from error
+    if not isinstance(expected, dict) or not {"config.json", "vocabulary.json"} <= expected.keys():
+        raise ModelError(f"{folder}/manifest.json: not the manifest of a model; check the path")
     found = _hashes(folder)
     for name in sorted(expected.keys() | found.keys()):
         if name not in found:
@@ -120,7 +134,10 @@ def read_vocabulary(folder: Path | str | None) -> Vocabulary:
     path = folder / "vocabulary.json"
     if not path.is_file():
         raise ModelError(f"{folder}: not a model folder (no vocabulary.json); check the path")
-    return Vocabulary.from_json(json.loads(path.read_text()))
+    try:
+        return Vocabulary.from_json(json.loads(path.read_text()))
+    except ValueError as error:
+        raise ModelError(f"{path}: not JSON; copy the model again") from error
 
 
 def fingerprint(folder: Path | str | None) -> str:

@@ -65,7 +65,10 @@ def _draw_target(line: Any, target: TargetProposals, picture: np.ndarray, orient
 def contour(axis: Axes, mask: np.ndarray, colour: str, width: float) -> None:
     """Outline a 2-D bool mask on `axis`; an empty one leaves no mark."""
     if mask.any():
-        axis.contour(np.pad(mask, 1).astype(float)[1:-1, 1:-1], levels=[0.5], colors=[colour], linewidths=width)
+        axis.set_autoscale_on(False)
+        rows, columns = (np.arange(-1, n + 1) for n in mask.shape)
+        # padded, so that a mask that touches the border is outlined there too
+        axis.contour(columns, rows, np.pad(mask, 1).astype(float), levels=[0.5], colors=[colour], linewidths=width)
 
 
 def training_curves(logs: Mapping[str, Sequence[dict[str, float]]], path: Path) -> Path:

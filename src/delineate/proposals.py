@@ -104,7 +104,8 @@ class Proposals:
         """All found targets in one map of ids, and which id is whose.
 
         A voxel claimed by several consensus masks goes to the target with the highest mean probability there, and
-        to the one asked first where they tie; `save` also keeps the masks one by one, overlaps included.
+        to the one asked first where they tie; `save` also keeps the masks one by one, overlaps included. A target
+        asked twice in different words has two ids, the second under its name with a number behind it.
         """
         found = [t for t in self.targets if t.outcome is Outcome.FOUND]
         labels = np.zeros(self.scan.shape, dtype=np.uint16)
@@ -113,7 +114,13 @@ class Proposals:
             probability = target.probability()
             wins = target.consensus(how) & (probability > best)
             labels[wins], best[wins] = number, probability[wins]
-        return labels, {t.name or "": i for i, t in enumerate(found, start=1)}
+        ids: dict[str, int] = {}
+        asked: Counter[str] = Counter()
+        for number, target in enumerate(found, start=1):
+            name = target.name or ""
+            asked[name] += 1
+            ids[name if asked[name] == 1 else f"{name} {asked[name]}"] = number
+        return labels, ids
 
     def save(self, folder: Path, *, how: str = "mean", maps: bool = False) -> list[Path]:
         """Write masks into `folder`, on the scan's own grid: PNG for flat images, NIfTI for volumes.

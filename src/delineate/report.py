@@ -57,7 +57,8 @@ def print_summary(summary: dict[str, Any], console: Console) -> None:
     absent, present = summary["absent"], summary["present"]
     console.print(
         f"absent targets: {absent['n']}, of which called found: {absent['said_found']}; "
-        f"present targets: {present['n']}, of which called likely absent: {present['said_absent']}",
+        f"present targets: {present['n']}, of which called likely absent: {present['said_absent']}; "
+        f"slices without the target that got voxels of it: {summary['absent_slices']['rate']:.1%}",
         highlight=False,
     )
 

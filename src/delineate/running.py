@@ -15,6 +15,7 @@ from delineate.files import write_json
 from delineate.model_folder import fingerprint, load_model, save_model
 from delineate.networks.foundation import Foundation
 from delineate.pictures import dice_chart, training_curves
+from delineate.planning import make_plan
 from delineate.pretraining import caption_corpus, pretrain
 from delineate.report import write_rows
 from delineate.segmenter import Segmenter
@@ -96,7 +97,10 @@ def train_system(
     }
     work = _work_folder(output, settings)
     datasets = open_all(paths, target, modality)
-    bank = read_bank(datasets, PRESETS[preset], watch)
+    watch.start("planning")
+    plan = make_plan(datasets, PRESETS[preset])
+    settings["plan"] = plan.to_json()
+    bank = read_bank(datasets, plan.size, watch)
     return train_on(system, bank, output, work, settings, [d.name for d in datasets], device=device, watch=watch)
 
 
@@ -165,7 +169,8 @@ def pretrain_foundation(
         raise DelineateError(f"{output}: exists and is not a foundation made here; choose another folder")
     settings = {"datasets": [str(Path(p).resolve()) for p in paths], "preset": preset, "codec": codec}
     work = _work_folder(output, {**settings, "minutes": minutes, "images": images, "seed": seed})
-    bank = read_bank(open_all(paths, target, modality), PRESETS[preset], watch)
+    datasets = open_all(paths, target, modality)
+    bank = read_bank(datasets, make_plan(datasets, PRESETS[preset]).size, watch)
     foundation = Foundation.make(preset, codec, caption_corpus(bank.vocabulary, bank.modalities), seed=seed).to(device)
     logs: dict[str, list[dict[str, float]]] = {}
     with polite_stop() as should_stop:

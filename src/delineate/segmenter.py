@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from delineate.captions import captions
-from delineate.errors import ModelError
+from delineate.errors import ScanError
 from delineate.grid import stack_of, to_scan_grid
 from delineate.prompt import Concept, Match, Prompt, Vocabulary
 from delineate.proposals import Outcome, Proposals, TargetProposals, presence
@@ -57,7 +57,7 @@ class Segmenter:
     def look(self, scan: Scan) -> Seen:
         """Encode a scan once."""
         if min(scan.shape) < 1:
-            raise ModelError(f"{scan.source}: the scan is empty")
+            raise ScanError(f"{scan.source}: a scan must hold voxels, this one has the shape {scan.shape}")
         return Seen(scan, self.system.see(stack_of(scan, self.system.size)))
 
     def __call__(
@@ -78,6 +78,8 @@ class Segmenter:
             seed: proposal k depends on (model, scan, prompt, seed, k) and on nothing else.
             on_step: told the share of the work that is done.
         """
+        if n < 1:
+            raise ValueError(f"n, the proposals a target, must be 1 or more; got {n}")
         seen = scan if isinstance(scan, Seen) else self.look(scan)
         asked = [p if isinstance(p, Prompt) else Prompt(p) for p in prompts]
         answers = []

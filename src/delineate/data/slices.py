@@ -70,6 +70,11 @@ class SliceBank:
     def __len__(self) -> int:
         return len(self.images)
 
+    @property
+    def size(self) -> int:
+        """Pixels along a side of the working grid."""
+        return self.images.shape[-1]
+
     def draw(self, size: int, prompts: int, generator: Generator, *, augment: bool = True) -> Batch:
         """A batch of `size` slices with `prompts` prompts each.
 

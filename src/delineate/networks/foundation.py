@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from diffusers.utils import logging as diffusers_logging
+from safetensors import SafetensorError
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
@@ -133,23 +134,32 @@ class Foundation:
                 unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32, **local)
                 text = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32, **local)
             tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-        except (OSError, ValueError, RuntimeError) as error:
+            scheduler = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
+            schedule = schedule_from_config(scheduler)
+            own = folder / "delineate.json"
+            ours = json.loads(own.read_text()) if own.exists() else {}
+            name = ours.get("codec", "vae")
+            codec = CODECS[name](vae, **ours.get("codec_config", {}))
+        except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError) as error:
             reason = (str(error).strip().splitlines() or ["no reason given"])[0]
             raise ModelError(f"{folder}: a part of the foundation cannot be loaded: {reason}") from error
-        scheduler = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
-        own = folder / "delineate.json"
-        ours = json.loads(own.read_text()) if own.exists() else {}
-        name = ours.get("codec", "vae")
-        codec = CODECS[name](vae, **ours.get("codec_config", {}))
+        words, known = len(tokenizer), text.config.vocab_size
+        if not 256 < words <= known:  # without its file a tokenizer loads empty; every byte has a word of its own
+            raise ModelError(
+                f"{folder}: the tokenizer has {words} words, the text encoder knows {known}; copy it again"
+            )
         if codec.channels != unet.config["in_channels"] or 2 ** (len(vae.config["block_out_channels"]) - 1) != STRIDE:
             raise ModelError(
                 f"{folder}: the U-Net takes {unet.config['in_channels']} channels but the codec '{name}' gives "
                 f"{codec.channels} at 1/{STRIDE} of the image; inpainting and upscaling variants are not supported"
             )
+        if unet.config["cross_attention_dim"] != text.config.hidden_size:
+            raise ModelError(
+                f"{folder}: the U-Net reads text of width {unet.config['cross_attention_dim']}, the text encoder "
+                f"gives {text.config.hidden_size}; take all parts from one model"
+            )
         pretraining = ours.get("pretraining", "weights of the user's own Stable Diffusion folder")
-        return cls(
-            vae, unet, text, tokenizer, scheduler, schedule_from_config(scheduler), codec, name, pretraining
-        ).frozen()
+        return cls(vae, unet, text, tokenizer, scheduler, schedule, codec, name, pretraining).frozen()
 
     def save(self, folder: Path) -> None:
         """Write the Stable Diffusion folder (safetensors only)."""

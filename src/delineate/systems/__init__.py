@@ -34,14 +34,14 @@ class Entry:
     load: Callable[[Path, Mapping[str, Any], "Vocabulary"], "System"]
 
 
-PRESETS = {"tiny": 128, "base": 256}  # working grid in pixels; tiny trains on two CPU cores, base wants a GPU
+PRESETS = {"tiny": 128, "base": 256}  # largest working grid in pixels; tiny trains on two CPU cores, base wants a GPU
 
 
 def _train_unet(bank: "SliceBank", preset: str, *, device: str, foundation: Path | None = None, **how: Any) -> "System":
     from delineate.systems import unet
 
     widths = {"tiny": (32, 64, 128, 256), "base": (64, 128, 256, 512, 512)}[preset]
-    system = unet.build(unet.UNetConfig(PRESETS[preset], widths), bank.vocabulary, seed=how["seed"])
+    system = unet.build(unet.UNetConfig(bank.size, widths), bank.vocabulary, seed=how["seed"])
     return unet.train_unet(system.to(device), bank, **how)
 
 
@@ -78,7 +78,7 @@ def _train_progidiff(
         budget = budget.share(1 - PRETRAIN_SHARE)
     else:
         base = Foundation.load(foundation)
-    config = progidiff.ProGiDiffConfig(size=PRESETS[preset], encoder=preset)
+    config = progidiff.ProGiDiffConfig(size=bank.size, encoder=preset)
     system = progidiff.build(config, base, bank.vocabulary, seed=how["seed"])
     return progidiff.train_progidiff(system.to(device), bank, budget=budget, **how)
 

@@ -136,7 +136,7 @@ def clean_estimate(
 def noise_fields(n: int, steps: int, shape: tuple[int, ...], seed: int) -> Tensor:
     """Noise (steps, n, *shape): field [i, k] depends on (seed, k, i) and on nothing else."""
     fields = [
-        torch.randn((steps, *shape), generator=Generator().manual_seed((seed * 1_000_003 + k) * 2 + 1))
+        torch.randn((steps, *shape), generator=Generator().manual_seed(((seed * 1_000_003 + k) * 2 + 1) % 2**63))
         for k in range(n)
     ]
     return torch.stack(fields, dim=1)
