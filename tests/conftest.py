@@ -12,6 +12,11 @@ import torch
 from delineate.data.dataset import open_dataset
 from delineate.data.phantom import write_phantom_dataset
 from delineate.data.slices import SliceBank, build_slices
+from delineate.networks.foundation import Foundation
+from delineate.pretraining import caption_corpus, pretrain
+from delineate.segmenter import Segmenter
+from delineate.systems import SYSTEMS
+from delineate.training import Budget
 
 PROJECT = Path(__file__).resolve().parents[1]
 
@@ -42,3 +47,41 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real scans here: {folder} does not exist")
     return folder
+
+
+@pytest.fixture(scope="session")
+def two_organ_bank(phantom_dataset) -> SliceBank:
+    """`phantom_bank` with the targets liver and spleen alone: what can be learnt in seconds."""
+    return build_slices([open_dataset(phantom_dataset, targets=["liver", "spleen"])], "train", 64)
+
+
+@pytest.fixture(scope="session")
+def foundation_folder(two_organ_bank, tmp_path_factory) -> Path:
+    """A tiny foundation, pre-trained for seconds, as `delineate pretrain` writes one; do not write there."""
+    corpus = caption_corpus(two_organ_bank.vocabulary, two_organ_bank.modalities)
+    foundation = Foundation.make("tiny", "unshuffle", corpus, seed=0)
+    folder = tmp_path_factory.mktemp("foundation")
+    pretrain(foundation, two_organ_bank, budget=Budget(images=200), folder=folder / "checkpoints")
+    foundation.save(folder / "foundation")
+    return folder / "foundation"
+
+
+@pytest.fixture(scope="session")
+def trained(two_organ_bank, foundation_folder, tmp_path_factory) -> dict[str, Segmenter]:
+    """Every named system after seconds of training on `two_organ_bank`; do not change them."""
+    images = {"unet": 900, "progidiff": 800}
+    return {
+        name: Segmenter(
+            entry.train(
+                two_organ_bank,
+                "tiny",
+                budget=Budget(images=images[name]),
+                folder=tmp_path_factory.mktemp(name),
+                seed=0,
+                foundation=foundation_folder,
+                device="cpu",
+            ),
+            two_organ_bank.modalities,
+        )
+        for name, entry in SYSTEMS.items()
+    }

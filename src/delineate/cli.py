@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from delineate import __version__
+from delineate.anatomy import MODALITY_CODES
 from delineate.errors import DelineateError, PromptError
 from delineate.progress import progress_bar
 from delineate.systems import PRESETS, SYSTEMS
@@ -40,8 +41,16 @@ TargetOption = Annotated[
     list[str] | None,
     typer.Option("--target", help='What the masks of an images/ + masks/ folder show, such as "breast lesion".'),
 ]
+
+
+def _modality(text: str | None) -> str | None:
+    """The modality in the spelling that the code compares with: 'ct' is CT, 'mri' is MR."""
+    return text and MODALITY_CODES.get(text.strip().lower(), text)
+
+
 ModalityOption = Annotated[
-    str | None, typer.Option(help="CT, MR, US, …; for datasets it overrides what dataset.json says.")
+    str | None,
+    typer.Option(callback=_modality, help="CT, MR, US, …; for datasets it overrides what dataset.json says."),
 ]
 SystemArgument = Annotated[str, typer.Argument(help=f"A named system: {', '.join(SYSTEMS)}.")]
 DatasetArgument = Annotated[Path, typer.Argument(help="Dataset folder: nnU-Net/MSD layout, or images/ + masks/.")]
@@ -97,7 +106,9 @@ def segment(
     seed: SeedOption = 0,
     consensus: Annotated[str, typer.Option(help="How proposals are fused: mean, majority or staple.")] = "mean",
     maps: Annotated[bool, typer.Option("--maps", help="Also write probability and doubt maps.")] = False,
-    modality: Annotated[str | None, typer.Option(help="CT, MR, US, …; CT in HU is windowed if you say so.")] = None,
+    modality: Annotated[
+        str | None, typer.Option(callback=_modality, help="CT, MR, US, …; CT in HU is windowed if you say so.")
+    ] = None,
     volume: Annotated[int | None, typer.Option(min=0, help="Which volume of a 4-D file.")] = None,
     pictures: Annotated[bool, typer.Option(help="Write montage.png for each case.")] = True,
     resume: Annotated[

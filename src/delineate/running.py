@@ -12,7 +12,7 @@ from delineate.data.slices import SliceBank, build_slices
 from delineate.errors import DatasetError, DelineateError
 from delineate.evaluation import evaluate, summarise
 from delineate.files import write_json
-from delineate.model_folder import fingerprint, load_model, save_model
+from delineate.model_folder import check_free, fingerprint, load_model, save_model
 from delineate.networks.foundation import Foundation
 from delineate.pictures import dice_chart, training_curves
 from delineate.planning import make_plan
@@ -95,6 +95,7 @@ def train_system(
         "target": list(target or ()),
         "modality": modality,
     }
+    check_free(Path(output))
     work = _work_folder(output, settings)
     datasets = open_all(paths, target, modality)
     watch.start("planning")
@@ -130,6 +131,7 @@ def train_on(
             on_step=_reporter(logs, watch),
             should_stop=should_stop,
         )
+    logs = _finished_before(work, logs) | logs
     segmenter = Segmenter(trained, tuple(dict.fromkeys(bank.modalities)))
     training = {k: v for k, v in settings.items() if k not in ("datasets", "foundation")} | {
         "datasets": list(dataset_names),
@@ -139,7 +141,7 @@ def train_on(
     save_model(output, segmenter, system, training=training, card=card or plain_card(system, training, segmenter))
     curves = training_curves(logs, Path(f"{output}-training") / "curves.png")
     write_json(curves.with_name("log.json"), logs)
-    for stage in work.rglob("checkpoint-*"):
+    for stage in list(work.rglob("checkpoint-*")):
         shutil.rmtree(stage, ignore_errors=True)
     (work / "settings.json").unlink(missing_ok=True)
     return curves
@@ -168,6 +170,7 @@ def pretrain_foundation(
     if output.exists() and any(output.iterdir()) and not (output / "delineate.json").exists():
         raise DelineateError(f"{output}: exists and is not a foundation made here; choose another folder")
     settings = {"datasets": [str(Path(p).resolve()) for p in paths], "preset": preset, "codec": codec}
+    settings |= {"target": list(target or ()), "modality": modality}
     work = _work_folder(output, {**settings, "minutes": minutes, "images": images, "seed": seed})
     datasets = open_all(paths, target, modality)
     bank = read_bank(datasets, make_plan(datasets, PRESETS[preset]).size, watch)
@@ -183,13 +186,14 @@ def pretrain_foundation(
             on_step=_reporter(logs, watch),
             should_stop=should_stop,
         )
+    logs = _finished_before(work, logs) | logs
     building = output.with_name(f".writing-{output.name}")
     shutil.rmtree(building, ignore_errors=True)
     foundation.save(building)
     shutil.rmtree(output, ignore_errors=True)
     building.rename(output)
     training_curves(logs, Path(f"{output}-training") / "curves.png")
-    for stage in work.rglob("checkpoint-*"):
+    for stage in list(work.rglob("checkpoint-*")):
         shutil.rmtree(stage, ignore_errors=True)
     (work / "settings.json").unlink(missing_ok=True)
     return foundation
@@ -212,6 +216,8 @@ def evaluate_model(
     dataset = open_dataset(path, targets=target or None, modality=modality)
     segmenter = load_model(model, device)
     watch.start(f"scoring the {split} split of {dataset.name}")
+    if not dataset.split(split):
+        raise DatasetError(f"{dataset.root}: the {split} split is empty; choose another, or correct splits.json")
     rows = evaluate(segmenter, dataset, split=split, n=n, seed=seed, on_step=watch.update)
     if not rows:
         raise DatasetError(
@@ -260,11 +266,21 @@ def _reporter(logs: dict[str, list], watch: Watch) -> Callable[[str, TrainState,
     return on_step
 
 
+def _finished_before(work: Path, logs: dict[str, list]) -> dict[str, list]:
+    """The logs of stages that an earlier, stopped run had finished: this one never came by them."""
+    states = sorted(work.rglob("checkpoint-*/state.json"), key=lambda path: path.parent.name)
+    newest = {path.parent.parent: path for path in states}
+    earlier = sorted(newest.values(), key=lambda path: path.stat().st_mtime)
+    named = {path.parent.parent.name: path for path in earlier if path.parent.parent.name not in logs}
+    return {stage: json.loads(path.read_text())["log"] for stage, path in named.items()}
+
+
 def _work_folder(output: Path, settings: dict[str, Any]) -> Path:
     """The folder of an unfinished training's checkpoints; made, or found with the same settings."""
     work = Path(f"{output}-training")
     written = work / "settings.json"
-    if written.exists() and json.loads(written.read_text()) != settings:
+    begun = any(work.rglob("checkpoint-*"))  # else the earlier call failed at the door, and nothing can be lost
+    if begun and written.exists() and json.loads(written.read_text()) != settings:
         raise DelineateError(
             f"{work}: holds an unfinished training with other settings; repeat those to go on, or remove the folder"
         )
