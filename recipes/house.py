@@ -36,13 +36,13 @@ LICENCES = {
 }
 # How often each set is drawn: thirteen targets need more than one.
 SHARES = {
-    "btcv_ct": 0.42,
-    "hippocampus": 0.1,
-    "isic2018": 0.1,
-    "busi": 0.12,
-    "dsb2018_he": 0.08,
-    "lidc": 0.1,
-    "phantom_mr": 0.08,
+    "btcv_ct": 0.55,
+    "hippocampus": 0.08,
+    "isic2018": 0.08,
+    "busi": 0.1,
+    "dsb2018_he": 0.06,
+    "lidc": 0.08,
+    "phantom_mr": 0.05,
 }
 PATIENTS_LIDC = 250
 PHANTOMS = 12

@@ -69,7 +69,7 @@ def foundation_folder(two_organ_bank, tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def trained(two_organ_bank, foundation_folder, tmp_path_factory) -> dict[str, Segmenter]:
     """Every named system after seconds of training on `two_organ_bank`; do not change them."""
-    images = {"unet": 900, "progidiff": 800}
+    images = {"unet": 1400, "progidiff": 800}
     return {
         name: Segmenter(
             entry.train(

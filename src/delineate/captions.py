@@ -14,6 +14,14 @@ _MASK_TEMPLATES = (
     "segment the {name}",
     "segmentation mask of the {name}",
     "a mask of the {name}",
+    "please outline the {name}",
+    "please outline the whole {name} for me",
+    "where is the {name}?",
+    "show me the {name}",
+    "I need a contour of the {name}",
+    "find the {name} in this scan",
+    "can you segment the {name} please?",
+    "draw the outline of the entire {name}",
 )
 _MASK_TEMPLATES_WITH_MODALITY = (
     "{name}, {modality}",

@@ -2,7 +2,8 @@
 
 A codec's `encode` takes masks (B, 1, H, W) in [0, 1] and gives latents (B, channels, H/8, W/8); `decode` gives
 masks back as values that are probabilities once clamped to [0, 1]. H and W must be multiples of `STRIDE`. Scans
-in [-1, 1] go through the same latents as one-channel pictures (`encode_picture`), for pre-training.
+in [-1, 1] go through the same latents as one-channel pictures (`encode_picture`), for pre-training. `noise` is what
+a codec's latents are noised with, and `posterior` what can be said of them without a network.
 """
 
 from collections.abc import Callable
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from jaxtyping import Bool, Float, Num
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 STRIDE = 8  # of Stable Diffusion's autoencoder; the lossless codec uses the same grid so that either serves one control
@@ -23,14 +24,15 @@ Latent = Float[Tensor, "batch channels h w"]
 class PixelUnshuffleCodec(nn.Module):
     """Lossless: every 8×8 block of the ±1 mask becomes 64 channels, multiplied by `scale`.
 
-    A cell's 64 pixels are nearly one bit, so the network averages their noise away and a full-scale mask is
-    visible far too early in the noise schedule; `scale` < 1 makes the schedule harder
-    (arXiv 2504.05977 finds the same by input scaling).
+    Its noise is a pyramid: white noise of several grain sizes, added up to unit variance. With white noise alone a
+    network averages over the pixels and sees every shape far too early in the schedule, and proposals that differ by
+    white noise differ by specks instead of by shape.
     """
 
     channels = STRIDE**2
+    grains = (1, 2, 4, 8, 16)  # pixels; equal shares of the variance
 
-    def __init__(self, scale: float = 0.5):
+    def __init__(self, scale: float = 1.0):
         super().__init__()
         self.scale = scale
 
@@ -45,6 +47,35 @@ class PixelUnshuffleCodec(nn.Module):
     def decode(self, latent: Latent) -> Picture:
         """Masks (B, 1, H, W), unclamped."""
         return (F.pixel_shuffle(latent / self.scale, STRIDE) + 1) / 2
+
+    def noise(self, shape: torch.Size | tuple[int, ...], generator: Generator) -> Latent:
+        """Noise for latents of this shape (B, 64, h, w): every value is standard normal, neighbours are alike."""
+        batch, _, rows, columns = shape
+        total = torch.zeros(batch, 1, rows * STRIDE, columns * STRIDE)
+        for grain in self.grains:
+            # One extra grain and a random start, or the blocks of all samples would share their borders.
+            size = (rows * STRIDE // grain + 2, columns * STRIDE // grain + 2)
+            blocks = torch.randn(batch, 1, *size, generator=generator)
+            blocks = blocks.repeat_interleave(grain, dim=2).repeat_interleave(grain, dim=3)
+            top, left = torch.randint(grain, (2,), generator=generator).tolist()
+            total += blocks[:, :, top : top + rows * STRIDE, left : left + columns * STRIDE]
+        return F.pixel_unshuffle(total / len(self.grains) ** 0.5, STRIDE)
+
+    def posterior(self, estimate: Latent, x_t: Latent, signal: Tensor, noise: Tensor) -> Latent:
+        """The clean latent to expect at x_t if each pixel were a coin of its own, `estimate` giving the odds.
+
+        With x_t = a x0 + σ ε and x0 = ±s, Bayes' rule in log-odds adds 2 a s x_t / σ² to the pixel's prior, and the
+        mean of ±s under log-odds L is s tanh(L / 2). DDIM on this alone maps noise to masks monotonically, pixel by
+        pixel, so that each pixel is foreground in as many proposals as its probability says.
+
+        Args:
+            estimate: encoded probabilities, in [-s, s].
+            x_t: the noisy latent.
+            signal: a, broadcast against `x_t`.
+            noise: σ, likewise.
+        """
+        prior = torch.atanh((estimate / self.scale).clamp(-0.9999, 0.9999))
+        return self.scale * torch.tanh(prior + signal * self.scale * x_t / noise.clamp(min=1e-3).square())
 
     def config(self) -> dict[str, float]:
         """What `CODECS` needs to build this codec again."""
@@ -86,6 +117,14 @@ class VaeCodec(nn.Module):
         """Masks (B, 1, H, W), unclamped; differentiable in `latent`."""
         picture = self.vae.decode(latent / self.scale + self.shift).sample  # type: ignore[union-attr]
         return (picture.mean(dim=1, keepdim=True) + 1) / 2
+
+    def noise(self, shape: torch.Size | tuple[int, ...], generator: Generator) -> Latent:
+        """White noise, as Stable Diffusion was trained on."""
+        return torch.randn(shape, generator=generator)
+
+    def posterior(self, estimate: Latent, x_t: Latent, signal: Tensor, noise: Tensor) -> Latent:
+        """`estimate` as it is: pixels of a latent are no coins, and Bayes' rule has no closed form."""
+        return estimate
 
     def config(self) -> dict[str, float]:
         """What `CODECS` needs, beside the autoencoder, to build this codec again."""

@@ -1,7 +1,7 @@
 """Losses. Each returns a scalar tensor."""
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -34,23 +34,25 @@ def grouped_dice_loss(
 
 
 def segmentation_loss(
-    logit: Float[Tensor, "batch prompts h w"],
-    mask: Float[Tensor, "batch prompts h w"],
-    group: Int[Tensor, "batch prompts"],
+    log_probability: Float[Tensor, "batch channels h w"],
+    labels: Int[Tensor, "batch h w"],
+    possible: Bool[Tensor, "batch concepts"],
 ) -> Float[Tensor, ""]:
-    """Dice plus binary cross entropy of P prompts on every slice.
-
-    Cross entropy is summed over the prompts of a slice, as that of a softmax over P classes is; a mean over them
-    would make it vanish beside Dice.
+    """Cross entropy plus Dice of mutually exclusive targets, where not every slice is labelled for all of them.
 
     Args:
-        logit: (B, P, H, W).
-        mask: (B, P, H, W) in {0, 1}.
-        group: (B, P) integers, the target each prompt asks for.
+        log_probability: background, then every concept; about -1e4 where a concept is not possible.
+        labels: 0 is background, 1 + i is concept i.
+        possible: which concepts a slice's labels can tell of. Dice is averaged over those of any slice, each counted
+            over the whole batch.
     """
-    entropy = F.binary_cross_entropy_with_logits(logit, mask) * logit.shape[1]
-    dice = grouped_dice_loss(logit.sigmoid().flatten(0, 1), mask.flatten(0, 1), group.flatten())
-    return entropy + dice
+    entropy = F.nll_loss(log_probability, labels)
+    probability = log_probability[:, 1:].exp()
+    concepts = torch.arange(1, 1 + probability.shape[1], device=labels.device)
+    mask = (labels[:, None] == concepts[:, None, None]).float()
+    both, total = (probability * mask).sum((0, 2, 3)), (probability + mask).sum((0, 2, 3))
+    dice = (2 * both + 1) / (total + 1)
+    return entropy + (1 - dice)[possible.any(dim=0)].mean()
 
 
 def denoising_loss(

@@ -1,5 +1,6 @@
 """Pictures: what people would look at rather than read. All are PNG, drawn without a display."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ def montage(proposals: Proposals, path: Path, *, how: str = "mean") -> Path:
         if target.probabilities is None:
             near = f"\nnearest: {', '.join(target.nearest)}" if target.nearest else ""
             text = f"'{target.prompt.text}': unknown prompt{near}"
-            line[0].text(0.0, 0.5, text, transform=line[0].transAxes, fontsize=11)
+            line[0].text(0.0, 0.5, text, transform=line[0].transAxes, fontsize=11, parse_math=False)
             continue
         _draw_target(line, target, picture, orientation, row_mm / column_mm, how)
     return _write(figure, path)
@@ -51,7 +52,7 @@ def _draw_target(line: Any, target: TargetProposals, picture: np.ndarray, orient
     for axis in line[:3]:
         axis.imshow(picture[k], cmap="gray", vmin=0, vmax=1, aspect=aspect)
     slice_text = f", slice {k + 1} of {len(picture)}" if len(picture) > 1 else ""
-    line[0].set_title(f"{target.name}{slice_text}", fontsize=10)
+    line[0].set_title(f"{target.name}{slice_text}", fontsize=10, parse_math=False)
     for number in range(len(target)):
         contour(line[1], to_canonical(target.choose(number), orientation)[k], COLOURS[number % len(COLOURS)], 0.8)
     line[1].set_title(f"{len(target)} proposal{'s' if len(target) != 1 else ''}", fontsize=10)
@@ -112,6 +113,7 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def _write(figure: Figure, path: Path) -> Path:
-    with replacing(Path(path)) as temporary:
+    with replacing(Path(path)) as temporary, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # a box stands for it
         figure.savefig(temporary, dpi=100, format="png")
     return Path(path)

@@ -129,7 +129,7 @@ def _denoiser_loss(
     picture, texts, is_mask = _pictures(bank, batch, generator)
     x0 = foundation.codec.encode_picture(picture.to(foundation.device))
     t = torch.randint(1000, (size,), generator=generator).to(foundation.device)
-    noise = torch.randn(x0.shape, generator=generator).to(foundation.device)
+    noise = foundation.codec.noise(x0.shape, generator).to(foundation.device)
     x_t = foundation.schedule.add_noise(x0, noise, t)
     text = foundation.encode_text(texts)
     output = foundation.unet(x_t, t, encoder_hidden_states=text.tokens).sample

@@ -5,10 +5,10 @@ A ControlNet (Zhang et al., 2023) whose stock hint network is replaced by an ima
 once; only the ControlNet itself runs at every step. Its residuals leave through zero-initialised convolutions: at
 step 0 they are exactly 0 and the foundation does what it always did.
 
-One thing is added to the ControlNet. The encoder can already tell each pixel's probability of the prompted target, an
-estimate of the clean mask that needs no diffusion but knows nothing of the noisy mask at hand. `trust` weighs the two
-by time and place: high noise leans on the estimate, low noise on the foundation, which sees what was drawn so far.
-Without it a control must first learn to carry the estimate through the frozen U-Net, which takes far longer.
+One thing is added to the ControlNet. The encoder can already tell each pixel's probability of the prompted target, and
+with it the codec can tell what to expect of a noisy mask, pixel by pixel (`posterior`), which knows nothing of shapes.
+`trust` weighs that against the steered foundation, which does, by time and place. Without it a control must first
+learn to carry the estimate through the frozen U-Net, which takes far longer.
 """
 
 from dataclasses import dataclass
@@ -60,13 +60,19 @@ class Control(nn.Module):
         nn.init.zeros_(self.trust.weight)  # half and half to begin with
         nn.init.zeros_(self.trust.bias)  # type: ignore[arg-type]
 
-    def estimate(self, features: Features, pooled: Tensor) -> Tensor:
-        """The encoder's own logits of the prompted targets: (B, P, S, S) for P texts, (B, P, width) or (P, width)."""
-        return self.head(features.fine, pooled)
+    def estimate(self, features: Features, pooled: Tensor, possible: Tensor | None = None) -> Tensor:
+        """Log-probabilities (B, 1 + P, S, S): background, then each of P texts, (P, width), which exclude each other.
 
-    def hint(self, features: Features, logit: Tensor, pooled: Tensor, codec: Codec) -> Hint:
-        """The hint of (slice, prompt) pairs: features of B pairs, logits (B, 1, S, S), pooled texts (B, width)."""
-        estimate = codec.encode(logit.sigmoid())
+        `possible`, (B, P) bool, leaves out texts of whose presence nothing is known.
+        """
+        logit = self.head(features.fine, pooled)
+        if possible is not None:
+            logit = logit.masked_fill(~possible[:, :, None, None], -1e4)
+        return torch.cat([torch.zeros_like(logit[:, :1]), logit], dim=1).log_softmax(dim=1)
+
+    def hint(self, features: Features, probability: Tensor, pooled: Tensor, codec: Codec) -> Hint:
+        """The hint of B (slice, prompt) pairs: their features, probabilities (B, 1, S, S), pooled texts (B, width)."""
+        estimate = codec.encode(probability)
         scale, shift = self.from_text(pooled)[:, :, None, None].chunk(2, dim=1)
         grid = self.from_features(features.coarse) * (1 + scale) + shift + self.from_estimate(estimate)
         grid = grid + self.mix(grid)
@@ -77,8 +83,8 @@ class Control(nn.Module):
         down, middle = self.net(x_t, t, encoder_hidden_states=text.tokens, controlnet_cond=hint.grid, return_dict=False)
         return down, middle
 
-    def combine(self, x0: Tensor, t: Tensor, hint: Hint) -> Tensor:
-        """The clean estimate: the steered foundation's `x0` and the encoder's, weighed by `trust` at times `t` (B,)."""
+    def combine(self, x0: Tensor, posterior: Tensor, t: Tensor, hint: Hint) -> Tensor:
+        """The clean estimate: the steered foundation's `x0` and the `posterior`, weighed by trust at times `t` (B,)."""
         when = self.net.time_proj(t).to(hint.grid.dtype)[:, :, None, None].expand(-1, -1, *hint.grid.shape[2:])
         trust = self.trust(torch.cat([hint.grid, when], dim=1)).sigmoid()
-        return hint.estimate + trust * (x0 - hint.estimate)
+        return posterior + trust * (x0 - posterior)

@@ -38,6 +38,11 @@ class Features:
     def __getitem__(self, index: Tensor | slice) -> "Features":
         return Features(self.fine[index], self.coarse[index])
 
+    def split(self, count: int) -> "list[Features]":
+        """The features of `count` slices at a time."""
+        pairs = zip(self.fine.split(count), self.coarse.split(count), strict=True)
+        return [Features(fine, coarse) for fine, coarse in pairs]
+
 
 class ImageEncoder(nn.Module):
     """Scan slices (B, 3, S, S) in [-1, 1] to `Features`.
@@ -90,7 +95,7 @@ class ConceptHead(nn.Module):
         self.weight = nn.Linear(hidden, 4 * feature_width)
         self.bias = nn.Linear(hidden, 1)
         nn.init.zeros_(self.bias.weight)
-        nn.init.constant_(self.bias.bias, -2.0)  # targets are small; lower and the Dice gradient vanishes
+        nn.init.zeros_(self.bias.bias)
 
     def forward(self, fine: Tensor, pooled: Tensor) -> Tensor:
         """Logits (B, P, S, S) for features (B, C, S/2, S/2) and P texts (B, P, width) or (P, width)."""

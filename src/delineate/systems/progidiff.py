@@ -11,8 +11,10 @@ from pathlib import Path
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.nn import functional as F
 
 from delineate.checkpoint import TrainState, new_state
+from delineate.codec import Codec
 from delineate.data.slices import Batch, SliceBank
 from delineate.networks.control import Control, Hint
 from delineate.networks.encoder import ENCODER_WIDTHS, Features
@@ -27,7 +29,6 @@ from delineate.systems.system import Target
 from delineate.training import Budget, train, use_average
 
 ENCODER_SHARE = 0.72  # of the training budget; the rest trains the control
-PROMPTS_PER_SLICE = 13  # at most, for the encoder: a prompt more is a dot product more
 PROMPTS_DENOISED = 4  # a slice, for the denoiser: each is a pass of its own
 PAIRS_AT_ONCE = 64  # (slice, proposal) pairs in one forward: bounds memory, changes nothing else
 
@@ -73,8 +74,7 @@ class ProGiDiff:
     @torch.no_grad()
     def estimate(self, seen: Features, target: Target) -> Tensor:
         """The encoder's own probability of the target, (S, size, size): what the denoiser starts from."""
-        text = self.foundation.encode_text([target.caption])
-        return self._logits(seen, text).sigmoid()[:, 0].cpu()
+        return self._probability(seen, self.foundation.encode_text([target.caption]), target).cpu()
 
     @torch.no_grad()
     def propose(
@@ -85,16 +85,15 @@ class ProGiDiff:
         Proposal k uses one noise field for all slices, made from (seed, k) alone.
         """
         text = self.foundation.encode_text([target.caption])
-        logits = self._logits(seen, text)
-        out = torch.zeros(n, len(logits), self.size, self.size)
-        active = (logits.flatten(1).max(1).values.sigmoid() >= self.config.skip_below).nonzero()[:, 0]
+        probability = self._probability(seen, text, target)
+        out = torch.zeros(n, len(probability), self.size, self.size)
+        active = (probability.flatten(1).max(1).values >= self.config.skip_below).nonzero()[:, 0]
         if len(active) == 0:
             return out
-        hint = self.control.hint(
-            seen[active], logits[active], text.pooled.expand(len(active), -1), self.foundation.codec
-        )
+        codec, pooled = self.foundation.codec, text.pooled.expand(len(active), -1)
+        hint = self.control.hint(seen[active], probability[active][:, None], pooled, codec)
         times = trailing_times(self.config.steps)
-        fields = noise_fields(n, len(times), tuple(hint.estimate.shape[1:]), seed).to(hint.estimate.device)
+        fields = noise_fields(codec, n, len(times), tuple(hint.estimate.shape[1:]), seed).to(hint.estimate.device)
         pairs = torch.cartesian_prod(torch.arange(len(active)), torch.arange(n))
         for done, chunk in enumerate(pairs.split(PAIRS_AT_ONCE), start=1):
             slices, proposals = chunk[:, 0], chunk[:, 1]
@@ -104,12 +103,19 @@ class ProGiDiff:
                 times,
                 self.foundation.schedule,
             )
-            out[proposals, active[slices].cpu()] = self.foundation.codec.decode(x0)[:, 0].clamp(0, 1).cpu()
+            out[proposals, active[slices].cpu()] = codec.decode(x0)[:, 0].clamp(0, 1).cpu()
             on_step(min(1.0, done * PAIRS_AT_ONCE / len(pairs)))
         return out
 
-    def _logits(self, seen: Features, text: Encoded) -> Tensor:
-        return torch.cat([self.control.head(fine, text.pooled) for fine in seen.fine.split(32)])
+    def _probability(self, seen: Features, text: Encoded, target: Target) -> Tensor:
+        """(S, size, size): the prompt's words against everything else that the model knows by its plain name."""
+        index = self.vocabulary.index(target.concept.name)
+        pooled = self.foundation.encode_text(list(self.vocabulary.names)).pooled
+        likeness = F.cosine_similarity(text.pooled, pooled)
+        if likeness.argmax() == index:  # else the words are unlike any caption that was learnt: the plain name serves
+            pooled[index] = text.pooled[0]
+        known = [self.control.estimate(chunk, pooled)[:, 1 + index].exp() for chunk in seen.split(16)]
+        return torch.cat(known)
 
     def _denoiser(self, hint: Hint, text: Encoded) -> Callable[[Tensor, int], Tensor]:
         tokens = Encoded(text.tokens.expand(len(hint.grid), -1, -1), text.pooled)
@@ -121,7 +127,7 @@ class ProGiDiff:
 def clean_estimate(
     foundation: Foundation, control: Control, x_t: Tensor, t: Tensor, text: Encoded, hint: Hint
 ) -> Tensor:
-    """x0 of the controlled foundation at (x_t, t): the U-Net's, steered by residuals, weighed with the encoder's."""
+    """x0 of the controlled foundation at (x_t, t): the U-Net's, steered by residuals, weighed with the posterior."""
     down, middle = control.residuals(x_t, t, text, hint)
     output = foundation.unet(
         x_t,
@@ -130,15 +136,13 @@ def clean_estimate(
         down_block_additional_residuals=down,
         mid_block_additional_residual=middle,
     ).sample
-    return control.combine(foundation.schedule.to_x0(output, x_t, t), t, hint)
+    posterior = foundation.codec.posterior(hint.estimate, x_t, *foundation.schedule.signal_and_noise(t, x_t))
+    return control.combine(foundation.schedule.to_x0(output, x_t, t), posterior, t, hint)
 
 
-def noise_fields(n: int, steps: int, shape: tuple[int, ...], seed: int) -> Tensor:
+def noise_fields(codec: Codec, n: int, steps: int, shape: tuple[int, ...], seed: int) -> Tensor:
     """Noise (steps, n, *shape): field [i, k] depends on (seed, k, i) and on nothing else."""
-    fields = [
-        torch.randn((steps, *shape), generator=Generator().manual_seed(((seed * 1_000_003 + k) * 2 + 1) % 2**63))
-        for k in range(n)
-    ]
+    fields = [codec.noise((steps, *shape), Generator().manual_seed(((seed * 1_000_003 + k) * 2 + 1) % 2**63)) for k in range(n)]
     return torch.stack(fields, dim=1)
 
 
@@ -174,28 +178,29 @@ def train_progidiff(
     looks = nn.ModuleDict({"encoder": control.encoder, "head": control.head})
     steers = nn.ModuleDict({name: module for name, module in control.named_children() if name not in looks})
 
-    def looked_at(size: int, prompts: int, generator: Generator) -> tuple[Batch, Encoded, Features, Tensor]:
-        batch = bank.draw(size, prompts, generator).to(foundation.device)
+    def looked_at(batch: Batch, generator: Generator) -> tuple[Encoded, Features, Tensor, Tensor]:
         with torch.no_grad():
             text = foundation.encode_text(draw_captions(bank, generator))
+        possible = (bank.annotated | bank.foreign)[batch.dataset.cpu()].to(foundation.device)
         features = control.encoder(batch.image)
-        return batch, text, features, control.estimate(features, text.pooled[batch.concepts])
+        return text, features, control.estimate(features, text.pooled, possible), possible
 
     def encoder_loss(size: int, generator: Generator) -> tuple[Tensor, dict[str, float]]:
-        asked = min(len(bank.vocabulary.concepts), PROMPTS_PER_SLICE)
-        batch, _, _, logit = looked_at(size, asked, generator)
-        return segmentation_loss(logit, batch.masks, batch.concepts), {}
+        batch = bank.draw(size, 1, generator).to(foundation.device)
+        _, _, log_probability, possible = looked_at(batch, generator)
+        return segmentation_loss(log_probability, batch.labels, possible), {}
 
     def control_loss(size: int, generator: Generator) -> tuple[Tensor, dict[str, float]]:
+        batch = bank.draw(size, PROMPTS_DENOISED, generator).to(foundation.device)
         with torch.no_grad():
-            batch, text, features, logit = looked_at(size, PROMPTS_DENOISED, generator)
+            text, features, log_probability, _ = looked_at(batch, generator)
         image = torch.arange(size, device=foundation.device).repeat_interleave(batch.concepts.shape[1])
         concept, mask = batch.concepts.flatten(), batch.masks.flatten(0, 1)[:, None]
-        pairs = text[concept]
-        hint = control.hint(features[image], logit.flatten(0, 1)[:, None], pairs.pooled, foundation.codec)
+        pairs, probability = text[concept], log_probability[image, 1 + concept].exp()[:, None]
+        hint = control.hint(features[image], probability, pairs.pooled, foundation.codec)
         x0 = foundation.codec.encode(mask)
         t = torch.randint(1000, (len(x0),), generator=generator).to(foundation.device)
-        noise = torch.randn(x0.shape, generator=generator).to(foundation.device)
+        noise = foundation.codec.noise(x0.shape, generator).to(foundation.device)
         x_t = foundation.schedule.add_noise(x0, noise, t)
         x0_hat = clean_estimate(foundation, control, x_t, t, pairs, hint)
         return denoising_loss(x0_hat, x0, foundation.codec.decode(x0_hat), mask, concept), {}

@@ -1,0 +1,456 @@
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import nibabel
+import numpy as np
+import pytest
+import typer
+from PIL import Image
+
+from delineate import cli
+from delineate.data.check import check_dataset
+from delineate.data.phantom import make_phantom_image
+from delineate.files import write_json
+from delineate.model_folder import save_model
+from delineate.scan import read_labels
+from delineate.training import TrainingError
+
+COMMAND = typer.main.get_command(cli.app)
+TRAINING = ["--preset", "tiny", "--device", "cpu", "--threads", "1"]
+
+
+@pytest.fixture(scope="module")
+def model(trained, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model") / "unet"
+    save_model(folder, trained["unet"], "unet", training={}, card="card")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    for number in range(2):
+        voxels = make_phantom_image(number, shape=(40, 48)).voxels[0]
+        grey = np.interp(voxels, (-150, 250), (0, 255)).astype(np.uint8)
+        Image.fromarray(grey).save(folder / f"case{number}.png")
+    return folder
+
+
+@pytest.fixture
+def delineate(monkeypatch, capsys):
+    """Runs `delineate <arguments>` and gives (exit code, standard output, standard error)."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["delineate", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        captured = capsys.readouterr()
+        return stopped.value.code or 0, captured.out, captured.err
+
+    return run
+
+
+def one_line(text):
+    assert "Traceback" not in text
+    lines = [line for line in text.splitlines() if line.strip()]
+    assert len(lines) == 1, text
+    assert lines[0].startswith("delineate: ")
+    return lines[0]
+
+
+# Help
+
+
+@pytest.mark.parametrize("name", COMMAND.commands)
+def test_every_command_and_every_option_is_explained(delineate, name):
+    command = COMMAND.commands[name]
+    code, out, err = delineate(name, "--help")
+    assert code == 0
+    assert err == ""
+    assert command.help.split("\n")[0].rstrip(".").split()[0] in out
+    for parameter in command.params:
+        if parameter.name != "help":
+            assert parameter.help, f"{name} {parameter.name} has no help"
+    shown = " ".join(out.split())
+    for parameter in command.params:
+        assert all(option in shown for option in parameter.opts if option.startswith("--")), parameter.name
+
+
+def test_the_exit_codes_are_told(delineate):
+    code, out, _ = delineate("--help")
+    assert code == 0
+    shown = " ".join(out.split())
+    for words in (
+        "0 done",
+        "1 some cases failed",
+        "2 wrong usage",
+        "3 unreadable",
+        "4 unknown",
+        "5 dataset",
+        "6 model",
+    ):
+        assert words in shown
+    assert "7 training cannot go on" in shown
+    assert "75 stopped on request" in shown
+    assert "not a medical device" in shown
+
+
+def test_prompts_and_help_import_no_torch(model):
+    code = (
+        "import sys; sys.argv = ['delineate', *sys.argv[1:]]\n"
+        "from delineate.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "print([m for m in ('torch', 'diffusers', 'transformers', 'monai', 'matplotlib') if m in sys.modules])"
+    )
+    for arguments in (["--help"], ["prompts", "--model", str(model)], ["segment", "--help"], ["systems", "--json"]):
+        done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+        assert done.stdout.splitlines()[-1] == "[]", arguments
+        assert len(done.stdout.splitlines()) > 1
+
+
+# Segmenting, and what a script reads
+
+
+def segment(pictures, model, output, *more):
+    return ["segment", pictures, "-o", output, "-m", model, "-n", 2, "--no-pictures", "--device", "cpu", *more]
+
+
+def test_a_folder_is_segmented_and_told_in_a_table(delineate, pictures, model, tmp_path):
+    code, out, err = delineate(*segment(pictures, model, tmp_path / "out", "-p", "liver", "-p", "spleen"))
+    assert (code, err.strip()) == (0, "")
+    for words in ("case0", "case1", "liver", "spleen", "run.json"):
+        assert words in out
+    for case in ("case0", "case1"):
+        assert read_labels(tmp_path / "out" / case / "liver.png").shape == (1, 40, 48)
+
+
+def test_the_json_of_segment_is_run_json(delineate, pictures, model, tmp_path):
+    code, out, err = delineate(*segment(pictures, model, tmp_path / "out", "-p", "liver", "--json"))
+    assert (code, err) == (0, "")
+    report = json.loads(out)
+    assert report == json.loads((tmp_path / "out" / "run.json").read_text())
+    assert [case["status"] for case in report["cases"]] == ["done", "done"]
+    code, out, _ = delineate(*segment(pictures, model, tmp_path / "out", "-p", "liver", "--json", "--resume"))
+    assert [case["status"] for case in json.loads(out)["cases"]] == ["skipped", "skipped"]
+
+
+def test_a_modality_may_be_written_small(delineate, phantom_dataset, model, tmp_path):
+    """Else CT in HU would silently be taken for an image of unknown kind, and not be windowed."""
+    scan = sorted((phantom_dataset / "imagesTr").iterdir())[0]
+    masks = []
+    for modality in ("CT", "ct"):
+        arguments = segment(scan, model, tmp_path / modality, "-p", "liver", "--modality", modality)
+        assert delineate(*arguments)[0] == 0
+        masks.append(nibabel.load(tmp_path / modality / "phantom000" / "liver.nii.gz").get_fdata())
+    assert masks[0].any()
+    assert np.array_equal(*masks)
+
+
+def test_prompts_and_systems_as_json(delineate, model):
+    code, out, err = delineate("prompts", "--model", model, "--json")
+    assert (code, err) == (0, "")
+    assert [c["name"] for c in json.loads(out)["concepts"]] == ["liver", "spleen"]
+    code, out, _ = delineate("systems", "--json")
+    assert code == 0
+    assert set(json.loads(out)) == {"unet", "progidiff"}
+    code, out, _ = delineate("prompts", "--model", model)
+    assert "liver" in out
+    assert "CT" in out
+
+
+def test_check_as_json_and_its_exit_code(delineate, phantom_dataset, tmp_path):
+    code, out, err = delineate("check", phantom_dataset, "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(out) == json.loads(json.dumps(check_dataset(phantom_dataset).to_json()))
+    broken = shutil.copytree(phantom_dataset, tmp_path / "broken")
+    next((broken / "imagesTr").iterdir()).write_bytes(b"")
+    code, out, err = delineate("check", broken)
+    assert code == 1
+    assert "phantom" in err
+    assert "Traceback" not in err
+    code, out, _ = delineate("check", broken, "--json")
+    assert code == 1
+    json.loads(out)
+
+
+def test_evaluate_writes_its_report_and_prints_the_same(delineate, phantom_dataset, model, tmp_path):
+    arguments = ["evaluate", phantom_dataset, "-o", tmp_path / "eval", "-m", model, "-n", 2, "--device", "cpu"]
+    code, out, err = delineate(*arguments, "--json")
+    assert (code, err) == (0, "")
+    report = json.loads(out)
+    assert report == json.loads((tmp_path / "eval" / "report.json").read_text())
+    assert report["split"] == "test"
+    assert report["cases"] == 1
+    assert set(report["targets"]) == {"liver", "spleen"}
+    assert {p.name for p in (tmp_path / "eval").iterdir()} == {"report.json", "rows.csv", "dice.png"}
+    code, out, _ = delineate(*arguments)
+    assert code == 0
+    assert "liver" in out
+
+
+def test_doctor_as_json_ends_with_one_where_something_is_bad(delineate, model, monkeypatch):
+    monkeypatch.setattr("delineate.model_folder.house_folder", lambda: model)
+    code, out, err = delineate("doctor", "--json")
+    findings = json.loads(out)
+    assert all(set(f) == {"what", "ok"} for f in findings)
+    assert err == ""
+    assert code == (0 if all(f["ok"] for f in findings) else 1)
+    monkeypatch.setattr("delineate.model_folder.house_folder", lambda: model / "nowhere")
+    code, out, _ = delineate("doctor")
+    assert code == 1
+    assert "BAD  house model" in out
+
+
+# Exit codes, each for a real cause
+
+
+def test_0_version(delineate):
+    assert delineate("--version")[:2] == (0, f"{cli.__version__}\n")
+
+
+def test_1_a_cohort_with_a_broken_scan_goes_on_and_says_so(delineate, pictures, model, tmp_path):
+    folder = shutil.copytree(pictures, tmp_path / "scans")
+    (folder / "case0.png").write_bytes(b"\x89PNG nonsense")
+    code, out, err = delineate(*segment(folder, model, tmp_path / "out", "-p", "liver"))
+    assert code == 1
+    assert "case0.png" in one_line(err)
+    assert "failed" in out
+    assert (tmp_path / "out" / "case1" / "liver.png").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["segment"],
+        ["nonsense"],
+        ["train", "oracle", "data", "-o", "model"],
+        ["train", "unet", "data", "-o", "model", "--preset", "huge"],
+        ["train", "unet", "data", "-o", "model", "--minutes", "1", "--images", "8"],
+        ["pretrain", "data", "-o", "model", "--codec", "jpeg"],
+        ["segment", "scan.png", "-p", "liver", "-o", "out", "--consensus", "median"],
+        ["segment", "scan.png", "-p", "liver", "-o", "out", "-n", "0"],
+        ["evaluate", "data", "-o", "out", "--device", "abacus"],
+    ],
+    ids=" ".join,
+)
+def test_2_wrong_usage(delineate, arguments):
+    code, _, err = delineate(*arguments)
+    assert code == 2
+    assert "Traceback" not in err
+    assert err.strip()
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\x89PNG nonsense"], ids=["missing", "empty", "damaged"])
+def test_3_an_unreadable_scan(delineate, model, tmp_path, content):
+    if content is not None:
+        (tmp_path / "scan.png").write_bytes(content)
+    code, _, err = delineate(*segment(tmp_path / "scan.png", model, tmp_path / "out", "-p", "liver"))
+    assert code == 3
+    assert "scan.png" in one_line(err)
+
+
+def test_4_an_unknown_prompt_before_any_work(delineate, pictures, model, tmp_path):
+    code, _, err = delineate(*segment(pictures, model, tmp_path / "out", "-p", "livr3"))
+    assert code == 4
+    line = one_line(err)
+    assert "nearest: liver" in line
+    assert f"delineate prompts --model {model}" in line
+    assert not (tmp_path / "out").exists()
+    assert delineate(*segment(pictures, model, tmp_path / "out", "-p", " "))[0] == 4
+
+
+def test_4_an_unknown_prompt_beside_a_known_one_hinders_it_not(delineate, pictures, model, tmp_path):
+    code, _, err = delineate(*segment(pictures, model, tmp_path / "out", "-p", "liver", "-p", "pancreas"))
+    assert code == 4
+    assert "'pancreas' is not in this model's vocabulary" in one_line(err)
+    assert (tmp_path / "out" / "case0" / "liver.png").exists()
+
+
+def test_5_a_dataset_that_is_none(delineate, model, tmp_path):
+    for arguments in (
+        ["check", tmp_path],
+        ["train", "unet", tmp_path, "-o", tmp_path / "m"],
+        ["evaluate", tmp_path, "-o", tmp_path / "e", "-m", model],
+    ):
+        code, _, err = delineate(*arguments)
+        assert code == 5, arguments
+        assert str(tmp_path) in one_line(err)
+
+
+def test_5_a_dataset_without_splits_or_targets_in_common(delineate, model, phantom_dataset, tmp_path):
+    copy = shutil.copytree(phantom_dataset, tmp_path / "copy")
+    evaluating = ["evaluate", copy, "-o", tmp_path / "e", "-m", model]
+    code, _, err = delineate(*evaluating, "--target", "pancreas")
+    assert code == 5
+    assert "knows none of its targets (pancreas)" in one_line(err)
+    (copy / "splits.json").unlink()
+    code, _, err = delineate("train", "unet", copy, "-o", tmp_path / "m")
+    assert code == 5
+    assert "no splits.json" in one_line(err)
+
+
+@pytest.mark.parametrize("damage", ["nowhere", "changed"])
+def test_6_a_model_that_is_missing_or_damaged(delineate, pictures, model, tmp_path, damage):
+    copy = tmp_path / "copy"
+    if damage == "changed":
+        shutil.copytree(model, copy)
+        (copy / "weights.safetensors").write_bytes(b"0")
+    code, _, err = delineate(*segment(pictures, copy, tmp_path / "out", "-p", "liver"))
+    assert code == 6
+    assert str(copy) in one_line(err)
+    if damage == "nowhere":
+        assert delineate("prompts", "--model", copy)[0] == 6
+
+
+def test_6_a_foundation_that_is_none(delineate, phantom_dataset, tmp_path):
+    arguments = ["train", "progidiff", phantom_dataset, "-o", tmp_path / "m", "--images", 8, "--foundation", tmp_path]
+    code, _, err = delineate(*arguments, *TRAINING)
+    assert code == 6
+    assert "not a Stable Diffusion folder" in err.splitlines()[-1]
+    assert "Traceback" not in err
+
+
+def test_6_a_name_that_is_taken_is_refused_before_training(delineate, phantom_dataset, tmp_path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.txt").write_text("mine")
+    began = time.monotonic()
+    code, _, err = delineate("train", "unet", phantom_dataset, "-o", tmp_path / "thesis", "--minutes", 5, *TRAINING)
+    assert code == 6
+    assert time.monotonic() - began < 30
+    assert "choose another name" in one_line(err)
+    assert (tmp_path / "thesis" / "chapter.txt").read_text() == "mine"
+
+
+def test_7_training_that_cannot_go_on(delineate, phantom_dataset, tmp_path, monkeypatch):
+    def diverge(*arguments, **more):
+        raise TrainingError("the loss became nan after 8 images")
+
+    monkeypatch.setattr("delineate.systems.unet.train", diverge)
+    code, _, err = delineate("train", "unet", phantom_dataset, "-o", tmp_path / "m", "--images", 8, *TRAINING)
+    assert code == 7
+    assert "the loss became nan" in err.splitlines()[-1]
+
+
+# Training from end to end
+
+
+@pytest.mark.parametrize("system", ["unet", "progidiff"])
+def test_what_is_trained_can_be_asked_at_once(
+    delineate, phantom_dataset, pictures, tmp_path, system, foundation_folder
+):
+    folder = tmp_path / "mine"
+    more = ["--foundation", foundation_folder] if system == "progidiff" else []
+    arguments = ["train", system, phantom_dataset, "-o", folder, "--images", 24, "--target", "liver", *more]
+    code, out, err = delineate(*arguments, *TRAINING)
+    assert code == 0, err
+    assert str(folder) in out
+    config = json.loads((folder / "config.json").read_text())
+    assert config["training"]["images"] == 24
+    assert config["training"]["slices"] == 40
+    assert sum(stage["images"] for stage in config["training"]["stages"].values()) in (24, 32)
+    card = (folder / "card.md").read_text()
+    assert "Not a medical device" in card
+    assert "Targets: liver" in card
+    left = sorted(
+        p.relative_to(tmp_path / "mine-training").as_posix() for p in (tmp_path / "mine-training").rglob("*.*")
+    )
+    assert left == ["curves.png", "log.json"]  # no checkpoint, no settings
+    code, out, err = delineate(*segment(pictures, folder, tmp_path / "out", "-p", "liver", "--json"))
+    assert code == 0, err
+    proposals = json.loads(out)["cases"][0]["targets"][0]["proposals_pixels"]
+    assert len(proposals) == (1 if system == "unet" else 2)
+
+
+def test_a_foundation_is_pretrained_and_loads(delineate, phantom_dataset, tmp_path):
+    from delineate.networks.foundation import Foundation
+
+    folder = tmp_path / "foundation"
+    arguments = ["pretrain", phantom_dataset, "-o", folder, "--images", 32, *TRAINING]
+    code, out, err = delineate(*arguments)
+    assert code == 0, err
+    assert str(folder) in out
+    assert "pre-trained here on 40 slices" in Foundation.load(folder).pretraining
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("")
+    code, _, err = delineate("pretrain", phantom_dataset, "-o", tmp_path / "mine")
+    assert code == 2
+    assert "not a foundation made here" in one_line(err)
+
+
+def test_a_call_that_failed_at_the_door_does_not_bar_the_right_one(delineate, phantom_dataset, tmp_path):
+    folder = tmp_path / "m"
+    assert delineate("train", "unet", tmp_path / "typo", "-o", folder, "--images", 8, *TRAINING)[0] == 5
+    code, _, err = delineate("train", "unet", phantom_dataset, "-o", folder, "--images", 8, *TRAINING)
+    assert code == 0, err
+
+
+def started(arguments):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "delineate", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def test_75_a_stopped_training_is_gone_on_with_by_the_same_command_and_no_other(delineate, phantom_dataset, tmp_path):
+    def training(folder, images=240):
+        return ["train", "progidiff", phantom_dataset, "-o", tmp_path / folder, "--images", images, *TRAINING]
+
+    process = started(training("stopped"))
+    finished, until = tmp_path / "stopped-training" / "pretrain" / "denoiser", time.monotonic() + 90
+    while not any(finished.glob("checkpoint-*")) and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)  # in the third stage, or the fourth
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 75, err
+    assert "the same command goes on" in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "stopped").exists()
+
+    code, _, err = delineate(*training("stopped", images=248))
+    assert code == 2
+    assert "holds an unfinished training with other settings" in one_line(err)
+
+    for folder in ("stopped", "whole"):
+        code, _, err = delineate(*training(folder))
+        assert code == 0, err
+        assert not list((tmp_path / f"{folder}-training").rglob("checkpoint-*"))
+    stopped, whole = (json.loads((tmp_path / f / "manifest.json").read_text()) for f in ("stopped", "whole"))
+    same = {name for name in whole if stopped[name] == whole[name]}
+    assert {name for name in whole if name.endswith(".safetensors")} <= same  # to the bit
+    assert stopped.keys() == whole.keys()
+
+
+def test_stages_that_were_finished_before_a_stop_are_in_the_model_s_record(delineate, phantom_dataset, tmp_path):
+    """All stages done, but the model could not be saved: the same command only saves it, and knows them all."""
+    folder = tmp_path / "m"
+    arguments = ["train", "progidiff", phantom_dataset, "-o", folder, "--images", 40, *TRAINING]
+    with pytest.MonkeyPatch.context() as patch:
+
+        def fail(*given, **more):
+            raise OSError("No space left on device")
+
+        patch.setattr("delineate.running.save_model", fail)
+        patch.setattr(sys, "argv", ["delineate", *map(str, arguments)])
+        with pytest.raises(OSError, match="No space left"):
+            cli.main()
+    code, _, err = delineate(*arguments)
+    assert code == 0, err
+    stages = json.loads((folder / "config.json").read_text())["training"]["stages"]
+    assert list(stages) == ["autoencoder", "denoiser", "encoder", "control"]
+    assert all(stage["images"] > 0 for stage in stages.values())
+    assert set(json.loads((tmp_path / "m-training" / "log.json").read_text())) == set(stages)
+
+
+def test_other_settings_are_refused_while_a_training_is_unfinished(delineate, phantom_dataset, tmp_path):
+    work = tmp_path / "m-training"
+    (work / "network" / "checkpoint-0000000008").mkdir(parents=True)
+    write_json(work / "settings.json", {"system": "unet"})
+    code, _, err = delineate("train", "unet", phantom_dataset, "-o", tmp_path / "m", "--images", 8, *TRAINING)
+    assert code == 2
+    assert "other settings; repeat those to go on, or remove the folder" in one_line(err)
+    assert (work / "network" / "checkpoint-0000000008").exists()

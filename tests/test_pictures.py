@@ -1,0 +1,140 @@
+import matplotlib as mpl
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from delineate.pictures import contour, dice_chart, montage, training_curves
+from delineate.prompt import Prompt
+from delineate.proposals import Outcome, Proposals, TargetProposals
+from delineate.scan import FLAT_AFFINE, Scan
+
+VOLUME = Scan(np.random.default_rng(0).normal(size=(6, 30, 40)).astype(np.float32), np.diag([3.0, 1, 1, 1]))
+FLAT = Scan(np.arange(600, dtype=np.float32).reshape(1, 20, 30), FLAT_AFFINE)
+COLOUR = Scan(np.random.default_rng(0).uniform(0, 255, (1, 20, 30, 3)).astype(np.float32), FLAT_AFFINE)
+UNKNOWN = TargetProposals(Prompt("livr3"), None, Outcome.UNKNOWN_PROMPT, nearest=("liver",))
+
+
+def target(scan, value=0.0, where=..., n=2):
+    drawn = np.zeros((n, *scan.shape), np.float16)
+    for one in drawn:
+        one[where] = value
+    return TargetProposals(Prompt("liver"), "liver", Outcome.FOUND, 0.9, drawn)
+
+
+def picture(path):
+    with Image.open(path) as image:
+        assert image.format == "PNG"
+        return np.asarray(image.convert("RGB"))
+
+
+@pytest.mark.parametrize("scan", [VOLUME, FLAT, COLOUR], ids=["volume", "flat", "colour"])
+def test_a_montage_is_a_png_of_sensible_size(scan, tmp_path):
+    path = montage(Proposals(scan, (target(scan, 0.9, np.s_[:, 5:15, 5:15]),)), tmp_path / "montage.png")
+    height, width, _ = picture(path).shape
+    assert 1000 < width < 1600
+    assert 250 < height < 600
+    assert picture(path).std() > 10  # something is drawn
+
+
+def test_every_target_has_a_row_an_unknown_prompt_too(tmp_path):
+    known = target(VOLUME, 0.9, np.s_[2, 5:15, 5:15])
+    one = picture(montage(Proposals(VOLUME, (known,)), tmp_path / "one.png"))
+    two = picture(montage(Proposals(VOLUME, (known, UNKNOWN)), tmp_path / "two.png"))
+    assert len(two) > 1.8 * len(one)
+    assert (two[len(one) :] < 128).any()  # its words stand there
+
+
+@pytest.mark.parametrize("words", ["$x_{liver$ and $", "肝臓", "a\nb"])
+def test_any_words_of_a_prompt_can_be_drawn(words, tmp_path):
+    asked = TargetProposals(Prompt(words), None, Outcome.UNKNOWN_PROMPT)
+    named = TargetProposals(Prompt(words), words, Outcome.FOUND, 0.9, np.ones((1, *FLAT.shape), np.float16))
+    montage(Proposals(FLAT, (asked, named)), tmp_path / "m.png")
+
+
+def test_unknown_prompts_alone_make_a_picture(tmp_path):
+    assert (picture(montage(Proposals(FLAT, (UNKNOWN,)), tmp_path / "m.png")) < 128).any()
+
+
+@pytest.mark.parametrize(
+    ("value", "where"),
+    [(0.0, ...), (1.0, ...), (0.3, ...), (1.0, np.s_[:, :1, :1]), (1.0, np.s_[:, 19:, :])],
+    ids=["empty", "full", "likely nowhere", "one corner", "last row"],
+)
+def test_masks_of_any_extent_are_drawn_without_complaint(value, where, tmp_path):
+    montage(Proposals(FLAT, (target(FLAT, value, where),)), tmp_path / "m.png")
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 1, 40), (3, 50, 1)])
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_scans_one_voxel_wide_are_drawn(shape, value, tmp_path):
+    scan = Scan(np.zeros(shape, np.float32), FLAT_AFFINE)
+    montage(Proposals(scan, (target(scan, value),)), tmp_path / "m.png")
+
+
+def test_the_slice_shown_is_the_one_with_most_of_the_target(tmp_path):
+    """A bright slice among dark ones shows where it looks."""
+    voxels = np.zeros((6, 30, 40), np.float32)
+    voxels[:, :, 33] = 1.0
+    scan = Scan(voxels, np.diag([1.0, 1, 3, 1]))
+    shown, hidden = (target(scan, 0.9, np.s_[:, 10:20, k]) for k in (33, 5))
+    bright = picture(montage(Proposals(scan, (shown,)), tmp_path / "a.png"))[60:260, 20:290].mean()
+    dark = picture(montage(Proposals(scan, (hidden,)), tmp_path / "b.png"))[60:260, 20:290].mean()
+    assert bright > dark + 50
+
+
+def outline(mask):
+    axis = Figure().subplots()
+    axis.imshow(mask)
+    limits = axis.get_xlim(), axis.get_ylim()
+    contour(axis, mask, "red", 1.0)
+    assert (axis.get_xlim(), axis.get_ylim()) == limits  # the picture stays where it is
+    return [path for c in axis.collections for path in c.get_paths() if len(path.vertices)]
+
+
+def test_an_empty_mask_leaves_no_mark():
+    assert outline(np.zeros((5, 5), bool)) == []
+
+
+@pytest.mark.parametrize("where", [np.s_[2:4, 2:4], np.s_[:2, :3], np.s_[:, :]], ids=["inside", "corner", "full"])
+def test_an_outline_lies_on_the_edge_of_the_mask_at_the_border_too(where):
+    mask = np.zeros((6, 8), bool)
+    mask[where] = True
+    (path,) = outline(mask)
+    rows, columns = np.nonzero(mask)
+    x, y = path.vertices.T
+    assert (x.min(), x.max()) == (columns.min() - 0.5, columns.max() + 0.5)
+    assert (y.min(), y.max()) == (rows.min() - 0.5, rows.max() + 0.5)
+
+
+def log(n):
+    return [{"images": 8 * i, "seconds": i, "loss": 1 / (i + 1)} for i in range(n)]
+
+
+@pytest.mark.parametrize("length", [1, 9, 10, 300])
+def test_training_curves_of_any_length(length, tmp_path):
+    one = picture(training_curves({"encoder": log(length)}, tmp_path / "one.png"))
+    two = picture(training_curves({"encoder": log(length), "control": log(5)}, tmp_path / "two.png"))
+    assert two.shape[1] > 1.8 * one.shape[1]
+
+
+def summary(**dice):
+    return {"targets": {k: {"consensus_dice": v, "single_dice": v - 0.1} for k, v in dice.items()}}
+
+
+def test_dice_of_several_evaluations_that_share_not_every_target(tmp_path):
+    path = dice_chart({"a": summary(liver=0.9, spleen=0.8), "b": summary(liver=0.5, aorta=0.2)}, tmp_path / "d.png")
+    assert picture(path).shape[1] >= 500
+
+
+def test_drawing_changes_nothing_of_matplotlib_s_own(tmp_path):
+    settings, backend = dict(mpl.rcParams), mpl.get_backend()
+    montage(Proposals(FLAT, (target(FLAT, 1.0), UNKNOWN)), tmp_path / "m.png")
+    training_curves({"a": log(20)}, tmp_path / "c.png")
+    dice_chart({"a": summary(liver=0.9)}, tmp_path / "d.png")
+    assert dict(mpl.rcParams) == settings
+    assert mpl.get_backend() == backend
+    assert {p.name for p in tmp_path.iterdir()} == {"m.png", "c.png", "d.png"}  # nothing temporary
+    import sys
+
+    assert "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()
