@@ -4,6 +4,9 @@ import torch
 from diffusers import AutoencoderKL
 
 from delineate.codec import CODECS, STRIDE, PixelUnshuffleCodec, VaeCodec, ceiling
+from delineate.networks.foundation import SCHEDULER
+from delineate.sampling import sample_ddim
+from delineate.schedule import schedule_from_config, trailing_times
 
 
 @pytest.fixture(scope="module")
@@ -147,3 +150,47 @@ def test_identical_masks_can_be_measured(vae):
     codec = VaeCodec(vae)
     codec.measure(torch.zeros(2, 1, 16, 16))
     assert torch.isfinite(codec.encode(torch.zeros(1, 1, 16, 16))).all()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_unshuffled_noise_is_standard_normal_everywhere_and_alike_nearby(seed):
+    codec = PixelUnshuffleCodec()
+    noise = codec.noise((400, 64, 4, 4), torch.Generator().manual_seed(seed))
+    assert noise.mean().item() == pytest.approx(0, abs=0.05)
+    assert noise.std(dim=0).mean().item() == pytest.approx(1, abs=0.05)
+    picture = torch.nn.functional.pixel_shuffle(noise, STRIDE)[:, 0]
+    one = torch.cat([codec.noise((1, 64, 4, 4), torch.Generator().manual_seed(s)) for s in range(400)])
+    moved = torch.nn.functional.pixel_shuffle(one, STRIDE)[:, 0]
+    beside = (moved[:, :, 1:] * moved[:, :, :-1]).mean().item()
+    apart = (picture[:, :, 20:] * picture[:, :, :-20]).mean().item()
+    # Two neighbours share a block of grain g with chance 1 - 1/g: (0 + 1/2 + 3/4 + 7/8 + 15/16) / 5.
+    assert beside == pytest.approx(0.6125, abs=0.05)
+    assert apart == pytest.approx(0, abs=0.06)
+
+
+def test_the_posterior_of_coins_is_bayes_rule():
+    codec = PixelUnshuffleCodec(scale=0.7)
+    p, a, sigma = 0.3, 0.6, 0.8
+    x = torch.linspace(-2, 2, 64).view(1, 64, 1, 1)
+
+    def density(sign):
+        return torch.exp(-((x - sign * a * 0.7) ** 2) / (2 * sigma**2))
+
+    foreground = p * density(1) / (p * density(1) + (1 - p) * density(-1))
+    estimate = torch.full_like(x, 0.7 * (2 * p - 1))
+    found = codec.posterior(estimate, x, torch.tensor(a), torch.tensor(sigma))
+    torch.testing.assert_close(found, 0.7 * (2 * foreground - 1), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("p", [0.1, 0.3, 0.5, 0.8])
+def test_sampling_by_the_posterior_alone_gives_each_pixel_its_probability(p):
+    """DDIM maps noise to ±1 monotonically, so the share of +1 is the prior's."""
+    codec, schedule = PixelUnshuffleCodec(), schedule_from_config(SCHEDULER)
+    estimate = torch.full((200, 64, 1, 1), 2 * p - 1)
+    noise = torch.randn(estimate.shape, generator=torch.Generator().manual_seed(0))
+
+    def denoise(x, t):
+        return codec.posterior(estimate, x, *schedule.signal_and_noise(torch.tensor([t]), x))
+
+    drawn = sample_ddim(denoise, lambda step: noise, trailing_times(100), schedule)
+    assert (drawn > 0).float().mean().item() == pytest.approx(p, abs=0.02)

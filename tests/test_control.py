@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -27,8 +29,9 @@ def inputs(foundation, control):
     x_t = torch.randn(2, 64, 4, 4, generator=generator)
     text = foundation.encode_text(["the liver", "the spleen"])
     features = control.encoder(image)
-    logit = control.estimate(features, text.pooled[:, None])
-    return x_t, torch.tensor([999, 10]), text, control.hint(features, logit, text.pooled, foundation.codec)
+    known = control.estimate(features, text.pooled).exp()
+    probability = torch.stack([known[0, 1], known[1, 2]])[:, None]
+    return x_t, torch.tensor([999, 10]), text, control.hint(features, probability, text.pooled, foundation.codec)
 
 
 def steps(foundation, control, count):
@@ -79,22 +82,22 @@ def test_at_first_the_steered_foundation_is_the_foundation_to_the_bit(foundation
 
 
 @torch.no_grad()
-def test_at_first_trust_is_half_and_half_everywhere(foundation, control):
-    assert not control.trust.weight.any()
-    assert not control.trust.bias.any()
+def test_at_first_the_foundation_is_trusted_little_and_alike_everywhere(foundation, control):
     _, t, _, hint = inputs(foundation, control)
-    x0 = torch.randn_like(hint.estimate)
-    torch.testing.assert_close(control.combine(x0, t, hint), (x0 + hint.estimate) / 2)
+    x0, posterior = torch.randn_like(hint.estimate), torch.randn_like(hint.estimate)
+    share = 1 / (1 + math.exp(2))
+    torch.testing.assert_close(control.combine(x0, posterior, t, hint), share * x0 + (1 - share) * posterior)
 
 
 @torch.no_grad()
-def test_trust_leads_from_the_estimate_to_the_foundation(foundation, control):
+def test_trust_leads_from_the_posterior_to_the_foundation(foundation, control):
     _, t, _, hint = inputs(foundation, control)
     x0 = torch.randn_like(hint.estimate)
+    posterior = torch.randn_like(x0)
     control.trust.bias.fill_(-30.0)
-    torch.testing.assert_close(control.combine(x0, t, hint), hint.estimate)
+    torch.testing.assert_close(control.combine(x0, posterior, t, hint), posterior)
     control.trust.bias.fill_(30.0)
-    torch.testing.assert_close(control.combine(x0, t, hint), x0)
+    torch.testing.assert_close(control.combine(x0, posterior, t, hint), x0)
 
 
 @torch.no_grad()
@@ -102,8 +105,20 @@ def test_trust_may_differ_by_time(foundation, control):
     _, _, _, hint = inputs(foundation, control)
     control.trust.weight.normal_(generator=torch.Generator().manual_seed(0))
     x0 = hint.estimate + 1
-    early, late = (control.combine(x0, torch.tensor([t, t]), hint) for t in (999, 10))
+    early, late = (control.combine(x0, hint.estimate, torch.tensor([t, t]), hint) for t in (999, 10))
     assert not torch.allclose(early, late)
+
+
+@torch.no_grad()
+def test_targets_exclude_each_other_and_impossible_ones_get_nothing(foundation, control):
+    features = control.encoder(torch.rand(2, 3, 32, 32))
+    pooled = foundation.encode_text(["the liver", "the spleen"]).pooled
+    shares = control.estimate(features, pooled).exp()
+    torch.testing.assert_close(shares.sum(dim=1), torch.ones(2, 32, 32))
+    possible = torch.tensor([[True, False], [True, True]])
+    masked = control.estimate(features, pooled, possible).exp()
+    assert not masked[0, 2].any()
+    torch.testing.assert_close(masked[1], shares[1])
 
 
 def test_the_control_starts_as_a_copy_of_the_foundation_s_encoder_half(foundation, control):

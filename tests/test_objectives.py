@@ -54,25 +54,41 @@ def test_targets_absent_everywhere_give_a_finite_loss_that_wants_nothing_drawn()
     assert (drawn.grad > 0).all()
 
 
-def test_segmentation_of_a_perfect_answer_costs_nothing():
-    mask, group = random_masks(2, 3, 8, 8), torch.tensor([[0, 1, 2], [2, 1, 0]])
-    assert segmentation_loss((mask - 0.5) * 100, mask, group).item() == pytest.approx(0, abs=1e-5)
+def log_shares(labels, sharpness):
+    """Log-probabilities (B, 3, H, W) that favour the labels (0, 1, 2) by `sharpness`."""
+    logit = torch.nn.functional.one_hot(labels, 3).permute(0, 3, 1, 2).float() * sharpness
+    return logit.log_softmax(dim=1)
+
+
+def test_a_perfect_segmentation_costs_nothing():
+    labels = torch.randint(3, (2, 4, 4), generator=torch.Generator().manual_seed(0))
+    loss = segmentation_loss(log_shares(labels, 100.0), labels, torch.ones(2, 2, dtype=torch.bool))
+    assert loss.item() == pytest.approx(0, abs=1e-5)
 
 
 def test_segmentation_that_knows_nothing_costs_what_the_formula_says():
-    # Logit 0 everywhere: cross entropy ln 2 for each of 3 prompts, and p = 1/2 in the Dice of each group.
-    mask = torch.zeros(1, 3, 4, 4)
-    mask[0, 1] = 1
-    dice = [1 - 1 / (8 + 1), 1 - (2 * 8 + 1) / (8 + 16 + 1), 1 - 1 / (8 + 1)]
-    loss = segmentation_loss(torch.zeros(1, 3, 4, 4), mask, torch.tensor([[4, 5, 6]]))
-    assert loss.item() == pytest.approx(3 * math.log(2) + sum(dice) / 3, abs=1e-5)
+    # A third everywhere: cross entropy ln 3; 16 voxels, all of target 1, so Dice (2·16/3 + 1) / (16/3 + 16 + 1), and
+    # for the absent target 2 just 1 / (16/3 + 1).
+    labels = torch.ones(1, 4, 4, dtype=torch.long)
+    loss = segmentation_loss(log_shares(labels, 0.0), labels, torch.ones(1, 2, dtype=torch.bool))
+    dice = [1 - (32 / 3 + 1) / (16 / 3 + 16 + 1), 1 - 1 / (16 / 3 + 1)]
+    assert loss.item() == pytest.approx(math.log(3) + sum(dice) / 2, abs=1e-5)
 
 
-def test_segmentation_pulls_every_logit_towards_its_mask():
-    mask = random_masks(2, 2, 4, 4)
-    logit = torch.zeros_like(mask, requires_grad=True)
-    segmentation_loss(logit, mask, torch.tensor([[0, 1], [1, 0]])).backward()
-    assert ((logit.grad < 0) == (mask > 0)).all()
+def test_what_no_slice_is_labelled_for_does_not_count():
+    labels = torch.zeros(1, 4, 4, dtype=torch.long)
+    shares = log_shares(torch.full((1, 4, 4), 2), 3.0)
+    both = segmentation_loss(shares, labels, torch.tensor([[True, True]]))
+    first = segmentation_loss(shares, labels, torch.tensor([[True, False]]))
+    assert first < both
+
+
+def test_segmentation_pulls_every_pixel_towards_its_label():
+    labels = torch.randint(3, (2, 4, 4), generator=torch.Generator().manual_seed(1))
+    logit = torch.zeros(2, 3, 4, 4, requires_grad=True)
+    segmentation_loss(logit.log_softmax(dim=1), labels, torch.ones(2, 2, dtype=torch.bool)).backward()
+    chosen = torch.nn.functional.one_hot(labels, 3).permute(0, 3, 1, 2).bool()
+    assert (logit.grad[chosen] < 0).all()
 
 
 def test_denoising_a_perfect_estimate_costs_nothing():

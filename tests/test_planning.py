@@ -31,7 +31,8 @@ def volumes(folder, shapes, spacing=(2.0, 2.0, 5.0), lowest=0):
 
 
 @pytest.mark.parametrize(
-    ("shape", "size"), [((40, 50, 4), 64), ((70, 90, 4), 96), ((96, 96, 4), 96), ((97, 96, 4), 128), ((300, 200, 4), 128)]
+    ("shape", "size"),
+    [((40, 50, 4), 64), ((70, 90, 4), 96), ((96, 96, 4), 96), ((97, 96, 4), 128), ((300, 200, 4), 128)],
 )
 def test_the_grid_holds_the_median_slice_and_no_more(tmp_path, shape, size):
     assert make_plan([volumes(tmp_path / "d", [shape] * 3)], 128).size == size

@@ -21,6 +21,9 @@ from delineate.codec import Codec
 from delineate.networks.encoder import ConceptHead, Features, ImageEncoder
 from delineate.networks.text import Encoded
 
+# Log-odds, about one in eight: a foundation that nothing steers yet is a poor guide, but must be heard to be taught.
+TRUST_AT_FIRST = -2.0
+
 
 @dataclass(frozen=True, eq=False)
 class Hint:
@@ -57,8 +60,8 @@ class Control(nn.Module):
         self.net: ControlNetModel = ControlNetModel.from_unet(unet, conditioning_channels=3)
         self.net.controlnet_cond_embedding = nn.Identity()  # type: ignore[assignment]  # the hint arrives made
         self.trust = nn.Conv2d(2 * hint, codec_channels, 1)
-        nn.init.zeros_(self.trust.weight)  # half and half to begin with
-        nn.init.zeros_(self.trust.bias)  # type: ignore[arg-type]
+        nn.init.zeros_(self.trust.weight)
+        nn.init.constant_(self.trust.bias, TRUST_AT_FIRST)  # type: ignore[arg-type]
 
     def estimate(self, features: Features, pooled: Tensor, possible: Tensor | None = None) -> Tensor:
         """Log-probabilities (B, 1 + P, S, S): background, then each of P texts, (P, width), which exclude each other.

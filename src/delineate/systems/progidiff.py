@@ -142,8 +142,12 @@ def clean_estimate(
 
 def noise_fields(codec: Codec, n: int, steps: int, shape: tuple[int, ...], seed: int) -> Tensor:
     """Noise (steps, n, *shape): field [i, k] depends on (seed, k, i) and on nothing else."""
-    fields = [codec.noise((steps, *shape), Generator().manual_seed(((seed * 1_000_003 + k) * 2 + 1) % 2**63)) for k in range(n)]
-    return torch.stack(fields, dim=1)
+    fields = [
+        codec.noise((1, *shape), Generator().manual_seed((((seed * 1_000_003 + k) * 1009 + step) * 2 + 1) % 2**63))
+        for step in range(steps)
+        for k in range(n)
+    ]
+    return torch.cat(fields).unflatten(0, (steps, n))
 
 
 def build(config: ProGiDiffConfig, foundation: Foundation, vocabulary: Vocabulary, *, seed: int = 0) -> ProGiDiff:
