@@ -8,6 +8,7 @@ Writes benchmarks/results/btcv.json. Run again, it goes on where it was.
 """
 
 import argparse
+import copy
 import json
 import os
 import subprocess
@@ -16,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from delineate import Segmenter, open_dataset
 from delineate.codec import VaeCodec, ceiling
@@ -32,7 +34,7 @@ from delineate.report import print_comparison
 from delineate.systems.progidiff import ProGiDiff
 
 RESULT = Path(__file__).parent / "results" / "btcv.json"
-NINE = (  # the organs of the usual nine-target protocol (TransUNet's eight and the gallbladder's neighbours)
+NINE = (  # TransUNet's eight organs, and the inferior vena cava
     "spleen",
     "right kidney",
     "left kidney",
@@ -56,6 +58,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, help="sampling steps instead of the model's own")
     parser.add_argument("--sampler", help="sampler instead of the model's own")
+    parser.add_argument("--ablate", action="store_true", help="also score proposals drawn without the foundation")
     args = parser.parse_args()
     train_side_by_side(args)
     dataset = open_dataset(args.data)
@@ -64,6 +67,11 @@ def main() -> None:
     changed = {k: v for k, v in {"steps": args.steps, "sampler": args.sampler}.items() if v is not None}
     ours.config = replace(ours.config, **changed)
     models["encoder alone"] = Segmenter(EncoderAlone(ours), models["progidiff"].modalities)
+    if args.ablate:
+        untrusting = copy.copy(ours)
+        untrusting.control = copy.deepcopy(ours.control)
+        torch.nn.init.constant_(untrusting.control.trust.bias, -100.0)
+        models["posterior alone"] = Segmenter(untrusting, models["progidiff"].modalities)
     rows = {
         name: evaluate(model, dataset, split=args.split, n=args.proposals, seed=args.seed)
         for name, model in models.items()
@@ -78,6 +86,7 @@ def main() -> None:
         "proposals": args.proposals,
         "steps": ours.config.steps,
         "sampler": ours.config.sampler,
+        "trust": trust(ours, dataset),
         "training": {name: stages(args.work / name) for name in ("unet", "progidiff")},
         "summaries": summaries,
         "progidiff_minus_unet": difference(rows["progidiff"], rows["unet"]),
@@ -104,6 +113,21 @@ class EncoderAlone:
 
     def propose(self, seen, target, n, seed, on_step=None):  # noqa: D102
         return self.system.estimate(seen, target)[None]
+
+
+@torch.no_grad()
+def trust(system: ProGiDiff, dataset: Dataset) -> dict[int, float]:
+    """How much weight the steered foundation has beside the posterior, by time; on slices of the val split."""
+    bank = build_slices([dataset], "val", system.size)
+    batch = bank.draw(8, 4, torch.Generator().manual_seed(0), augment=False)
+    text = system.foundation.encode_text(list(bank.vocabulary.names))
+    features = system.control.encoder(batch.image)
+    image, concept = torch.arange(8).repeat_interleave(4), batch.concepts.flatten()
+    probability = system.control.estimate(features, text.pooled)[image, 1 + concept].exp()[:, None]
+    hint = system.control.hint(features[image], probability, text.pooled[concept], system.foundation.codec)
+    zero, one = torch.zeros_like(hint.estimate), torch.ones_like(hint.estimate)
+    times = (999, 749, 499, 249, 49)
+    return {t: system.control.combine(one, zero, torch.full((32,), t), hint).mean().item() for t in times}
 
 
 def stages(model: Path) -> dict:

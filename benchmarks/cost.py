@@ -35,8 +35,9 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--model", type=Path, help="model folder; without it the house model")
     args = parser.parse_args()
-    system = Segmenter.load().system
+    system = Segmenter.load(args.model).system
     system.config = replace(system.config, size=SIZE, skip_below=0.0)  # draw even where nothing is to be seen
     network = BasicUNet(2, 1, 2, features=(64, 128, 256, 512, 1024, 64)).eval()
     torch.manual_seed(0)

@@ -22,6 +22,7 @@ from jaxtyping import Bool, Float, Shaped
 FOREGROUND = 0.5  # a probability of at least this is foreground
 _RATE_FLOOR = 1e-7  # keeps a rate off 0 and 1, where one rater's word would be final
 _MOST_RATERS = 64  # decisions packed in one machine word
+_ONE_BITS, _HALF_BITS = 0x3C00, 0x3800  # float16's 1.0 and 0.5; NaN and negative numbers have greater bits
 _CONVERGED = 1e-4  # largest change of any rate in the last iteration
 
 
@@ -55,7 +56,7 @@ def fuse_majority(probabilities: Shaped[np.ndarray, " N *space"]) -> Float[np.nd
     stack = _checked(probabilities)
     votes = np.zeros(stack.shape[1:], np.int32)
     for mask in stack:
-        votes += mask >= FOREGROUND
+        votes += foreground(mask)
     return (2 * votes > len(stack)).astype(np.float32)
 
 
@@ -79,7 +80,7 @@ def fuse_staple(
         prior: P(foreground) of a voxel before any mask is seen.
         iterations: EM iterations at most; UniSegDiff takes 20.
     """
-    masks = _checked(probabilities) >= FOREGROUND
+    masks = foreground(_checked(probabilities))
     present = sum(bool(mask.any()) for mask in masks)
     if 2 * present <= len(masks):
         return np.zeros(masks.shape[1:], np.float32)
@@ -175,11 +176,20 @@ def _patterns(masks: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return patterns[kept], (np.cumsum(kept) - 1)[index], counts[kept]
 
 
+def foreground(probability: np.ndarray) -> np.ndarray:
+    """Where a probability is at least 0.5, bool; quick for float16."""
+    if probability.dtype == np.float16 and (bits := probability.view(np.uint16)).max(initial=0) <= _ONE_BITS:
+        return bits >= _HALF_BITS
+    return probability >= FOREGROUND
+
+
 def _checked(probabilities: np.ndarray) -> np.ndarray:
     stack = np.asarray(probabilities)
     if stack.ndim < 2 or len(stack) == 0:
         raise ValueError(f"probabilities must be (N, *space) with N of 1 or more, not {stack.shape}.")
     for mask in stack:  # one at a time: no copy of the stack
+        if mask.size and mask.dtype == np.float16 and mask.view(np.uint16).max() <= _ONE_BITS:
+            continue  # NumPy compares halves slowly; the bits of those in [0, 1] are ordered as the halves are
         if mask.size and not (mask.min() >= 0 and mask.max() <= 1):
             raise ValueError("probabilities must lie in [0, 1] and be finite; apply the sigmoid first.")
     return stack

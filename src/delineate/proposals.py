@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from delineate.files import safe_name
-from delineate.fusion import FUSIONS
+from delineate.fusion import FUSIONS, foreground
 from delineate.prompt import Prompt
 from delineate.scan import Scan, write_labels, write_map
 
@@ -67,7 +67,7 @@ class TargetProposals:
         drawn = self._drawn()
         if not 0 <= k < len(drawn):
             raise ValueError(f"there are proposals 0 to {len(drawn) - 1}, not {k}")
-        return drawn[k] >= 0.5
+        return foreground(drawn[k])
 
     def _drawn(self) -> np.ndarray:
         if self.probabilities is None:
