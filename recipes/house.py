@@ -10,6 +10,7 @@ validation and test splits; writes src/delineate/house/ in half precision with i
 import argparse
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from delineate.model_folder import house_folder, load_model, save_model
 from delineate.running import read_bank, train_on
 from delineate.segmenter import Segmenter
 from delineate.systems import PRESETS
+from delineate.systems.progidiff import ProGiDiffConfig
 
 LICENCES = {
     "btcv_ct": "BTCV (Synapse syn3193805), usually quoted CC BY 4.0",
@@ -68,10 +70,11 @@ def main() -> None:
         work.mkdir(parents=True, exist_ok=True)
         train_on("progidiff", bank, model, work, settings, [d.name for d in datasets], watch=Lines())
     segmenter = load_model(model)
+    segmenter.system.config = replace(segmenter.system.config, steps=ProGiDiffConfig().steps)
     figures = {}
     for dataset in datasets:
         split = "test"
-        figures[dataset.name] = summarise(evaluate(segmenter, dataset, split=split, n=8, limit=20))
+        figures[dataset.name] = summarise(evaluate(segmenter, dataset, split=split, n=8, limit=20, fusions=("mean",)))
         print(dataset.name, round(figures[dataset.name]["mean"].get("consensus_dice", float("nan")), 3), flush=True)
     ship(segmenter, model, figures)
 
