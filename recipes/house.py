@@ -169,7 +169,7 @@ def card(training: dict, segmenter: Segmenter, figures: dict) -> str:
             "ProGiDiff, preset "
             + training["preset"]
             + f", trained by `recipes/house.py` on {training['slices']} slices",
-            f"({stages}), on two CPU cores. Foundation: {segmenter.system.foundation.pretraining};",
+            f"({stages}), on a CPU. Foundation: {segmenter.system.foundation.pretraining};",
             "it is not Stable Diffusion and saw nothing but these sets. Weights are stored in half precision.",
             "",
             "**Not a medical device.** It is small and briefly trained: a start for trying things, not for patients.",
