@@ -195,7 +195,7 @@ def _print_run(report: dict[str, Any], folder: Path) -> None:
                 f"{min(volumes):.{digits}f} to {max(volumes):.{digits}f}" if volumes else "",
             )
     out.print(table)
-    out.print(f"{folder / 'run.json'}", highlight=False)
+    out.print(f"{folder / 'run.json'}", highlight=False, soft_wrap=True)
     for case in report["cases"]:
         if "montage.png" in case.get("written", ()):
             out.print(f"{folder / case['case'] / 'montage.png'}", highlight=False, soft_wrap=True)
@@ -364,7 +364,7 @@ def demo(
     data: Annotated[
         Path | None, typer.Option(help="Dataset to show; without it a phantom is made. Its test split is used.")
     ] = None,
-    minutes: Annotated[float, typer.Option(help="Length of the short training.")] = 2.0,
+    minutes: Annotated[float, typer.Option(help="Length of each of the two short trainings.")] = 1.2,
     threads: ThreadsOption = None,
     device: DeviceOption = "auto",
 ) -> None:
