@@ -17,7 +17,7 @@ from delineate.report import print_comparison
 from delineate.running import Watch, train_system
 from delineate.segmenter import Segmenter
 
-TARGETS = ("liver", "right kidney", "left kidney", "spleen")  # large enough to be learnt in two minutes
+TARGETS = ("liver", "right kidney", "left kidney", "spleen")  # large: the first that a short training learns
 SUBJECTS = 2  # held-out subjects that are scored: enough to see, few enough to wait for
 
 

@@ -151,7 +151,7 @@ def noise_fields(codec: Codec, n: int, steps: int, shape: tuple[int, ...], seed:
 
 
 def build(config: ProGiDiffConfig, foundation: Foundation, vocabulary: Vocabulary, *, seed: int = 0) -> ProGiDiff:
-    """A system whose control is untrained: it draws what its foundation draws."""
+    """A system whose control is untrained; its foundation is as given."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         control = Control(
