@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -55,7 +56,9 @@ ModalityOption = Annotated[
 SystemArgument = Annotated[str, typer.Argument(help=f"A named system: {', '.join(SYSTEMS)}.")]
 DatasetArgument = Annotated[Path, typer.Argument(help="Dataset folder: nnU-Net/MSD layout, or images/ + masks/.")]
 DatasetsArgument = Annotated[list[Path], typer.Argument(help="One or more dataset folders.")]
-PresetOption = Annotated[str, typer.Option(help=f"Size: {', '.join(PRESETS)}. tiny is for CPU, base for a GPU.")]
+PresetOption = Annotated[
+    str, typer.Option(help="Size: tiny is for a CPU; what else there is, `delineate systems` tells for each system.")
+]
 MinutesOption = Annotated[float | None, typer.Option(min=0.01, help="Train for this much wall time (default 10).")]
 ImagesOption = Annotated[
     int | None, typer.Option(min=1, help="Train on this many images instead; only this repeats to the bit.")
@@ -220,11 +223,11 @@ def prompts(model: ModelOption = None, as_json: JsonOption = False) -> None:
 def systems(as_json: JsonOption = False) -> None:
     """List the named systems that can be trained."""
     if as_json:
-        _print_json({name: {"summary": e.summary, "source": e.source} for name, e in SYSTEMS.items()})
+        _print_json({n: {"summary": e.summary, "source": e.source, "presets": e.presets} for n, e in SYSTEMS.items()})
         return
-    table = Table("system", "what it is", "after", box=None, pad_edge=False)
+    table = Table("system", "what it is", "after", "presets", box=None, pad_edge=False)
     for name, entry in SYSTEMS.items():
-        table.add_row(name, entry.summary, entry.source)
+        table.add_row(name, entry.summary, entry.source, ", ".join(entry.presets))
     out.print(table)
 
 
@@ -276,7 +279,13 @@ def pretrain(
     from delineate.running import pretrain_foundation
 
     chosen = _compute(threads, device)
-    settings = {"preset": _preset(preset), "codec": codec, "seed": seed, "target": target, "modality": modality}
+    settings = {
+        "preset": _preset(preset, PRESETS),
+        "codec": codec,
+        "seed": seed,
+        "target": target,
+        "modality": modality,
+    }
     with progress_bar(err) as bar:
         pretrain_foundation(datasets, output, **settings, **_budget(minutes, images), device=chosen, watch=bar)
     out.print(f"foundation: {output}", highlight=False, soft_wrap=True)
@@ -306,7 +315,7 @@ def train(
         raise typer.BadParameter(f"SYSTEM is one of {', '.join(SYSTEMS)}; got '{system}'")
     chosen = _compute(threads, device)
     settings = {
-        "preset": _preset(preset),
+        "preset": _preset(preset, SYSTEMS[system].presets),
         "foundation": foundation,
         "seed": seed,
         "target": target,
@@ -394,9 +403,9 @@ def doctor(as_json: JsonOption = False) -> None:
         raise typer.Exit(1)
 
 
-def _preset(name: str) -> str:
-    if name not in PRESETS:
-        raise typer.BadParameter(f"--preset is one of {', '.join(PRESETS)}; got '{name}'")
+def _preset(name: str, known: Iterable[str]) -> str:
+    if name not in known:
+        raise typer.BadParameter(f"--preset is one of {', '.join(known)}; got '{name}'")
     return name
 
 

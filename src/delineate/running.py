@@ -99,7 +99,7 @@ def train_system(
     work = _work_folder(output, settings)
     datasets = open_all(paths, target, modality)
     watch.start("planning")
-    plan = make_plan(datasets, PRESETS[preset])
+    plan = make_plan(datasets, SYSTEMS[system].presets[preset])
     settings["plan"] = plan.to_json()
     bank = read_bank(datasets, plan.size, watch)
     return train_on(system, bank, output, work, settings, [d.name for d in datasets], device=device, watch=watch)

@@ -25,6 +25,7 @@ class Entry:
             on_step and should_stop.
         save: (system, folder) writes its weights and returns its configuration.
         load: (folder, configuration, vocabulary) to the system.
+        presets: sizes it can be trained in; each is the largest working grid, in pixels.
     """
 
     summary: str
@@ -32,9 +33,10 @@ class Entry:
     train: Callable[..., "System"]
     save: Callable[[Any, Path], dict[str, Any]]
     load: Callable[[Path, Mapping[str, Any], "Vocabulary"], "System"]
+    presets: Mapping[str, int]
 
 
-PRESETS = {"tiny": 128, "base": 256}  # largest working grid in pixels; tiny trains on two CPU cores, base wants a GPU
+PRESETS = {"tiny": 128, "base": 256}  # tiny trains on two CPU cores, base wants a GPU
 
 
 def _train_unet(bank: "SliceBank", preset: str, *, device: str, foundation: Path | None = None, **how: Any) -> "System":
@@ -109,6 +111,7 @@ SYSTEMS: dict[str, Entry] = {
         _train_unet,
         _save_unet,
         _load_unet,
+        PRESETS,
     ),
     "progidiff": Entry(
         "prompt-guided latent diffusion: a frozen text-to-image model steered from scan to mask by a control",
@@ -116,5 +119,6 @@ SYSTEMS: dict[str, Entry] = {
         _train_progidiff,
         _save_progidiff,
         _load_progidiff,
+        PRESETS,
     ),
 }
