@@ -3,8 +3,8 @@
     python recipes/house.py --data ../shared/data --minutes 60
 
 Reads BTCV CT (13 abdominal organs), MSD hippocampus (MR), ISIC 2018 (skin lesion), BUSI (breast ultrasound), DSB 2018
-H&E (nuclei), LIDC (lung nodule, majority of raters) and phantoms in MR; trains on the train split alone; scores the
-validation and test splits; writes src/delineate/house/ in half precision with its card. Run again, it goes on.
+H&E (nuclei), LIDC (lung nodule, what half of the raters drew) and phantoms in MR; trains on the train split alone; scores
+the test splits; writes src/delineate/house/ in half precision with its card. Run again, it goes on.
 """
 
 import argparse
@@ -13,14 +13,11 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
 from delineate import open_dataset
 from delineate.data.dataset import Dataset
+from delineate.data.lidc import write_lidc
 from delineate.data.phantom import write_phantom_dataset
 from delineate.evaluation import evaluate, summarise
-from delineate.files import write_json
 from delineate.model_folder import house_folder, load_model, save_model
 from delineate.running import read_bank, train_on
 from delineate.segmenter import Segmenter
@@ -46,7 +43,7 @@ SHARES = {
     "lidc": 0.08,
     "phantom_mr": 0.05,
 }
-PATIENTS_LIDC = 250
+PATIENTS_LIDC = {"train": 250, "val": 30, "test": 30}
 PHANTOMS = 12
 
 
@@ -83,7 +80,7 @@ def gather(data: Path, work: Path) -> list[Dataset]:
     """All datasets, those in other formats rewritten under `work`."""
     lidc, phantom = work / "lidc", work / "phantom_mr"
     if not (lidc / "splits.json").exists():
-        write_lidc(data, lidc)
+        write_lidc(data / "lidc4" / "lidc4.npz", data / "splits.json", lidc, per_split=PATIENTS_LIDC)
     if not (phantom / "dataset.json").exists():
         write_phantom_dataset(phantom, cases=PHANTOMS, modality="MR", seed=1)
     return [
@@ -95,31 +92,6 @@ def gather(data: Path, work: Path) -> list[Dataset]:
         open_dataset(lidc, targets=["lung nodule"], modality="CT"),
         open_dataset(phantom),
     ]
-
-
-def write_lidc(data: Path, folder: Path) -> None:
-    """LIDC's crops as images/ and masks/: a pixel is nodule where half of the filled rater slots say so."""
-    with np.load(data / "lidc4" / "lidc4.npz", allow_pickle=False) as file:
-        images, names = file["image"], [str(n) for n in file["names"]]
-        raters = np.unpackbits(file["masks"], axis=-1)
-    known = json.loads((data / "splits.json").read_text())["lidc4"]
-    patients = [n.split("/")[0] for n in names]
-    kept = {s: sorted(p for p in known[s] if p in patients)[: PATIENTS_LIDC if s == "train" else 30] for s in known}
-    wanted = {p for part in kept.values() for p in part}
-    for part in ("images", "masks"):
-        (folder / part).mkdir(parents=True, exist_ok=True)
-    subjects = {}
-    for image, masks, name, patient in zip(images, raters, names, patients, strict=True):
-        if patient not in wanted:
-            continue
-        filled = masks[masks.any(axis=(1, 2))]
-        majority = filled.mean(axis=0) >= 0.5 if len(filled) else np.zeros(image.shape)
-        stem = name.replace("/", "_")
-        subjects[stem] = patient
-        Image.fromarray(image).save(folder / "images" / f"{stem}.png")
-        Image.fromarray((majority * 255).astype(np.uint8)).save(folder / "masks" / f"{stem}.png")
-    write_json(folder / "subjects.json", subjects)
-    write_json(folder / "splits.json", kept)
 
 
 class Lines:

@@ -90,7 +90,7 @@ def check_dataset(
     dataset = checks.description(targets, modality)
     report.targets.update({name: {"cases": 0, "voxels": 0} for name in dataset.labels})
     for number, (name, image) in enumerate(files.images.items(), start=1):
-        checks.case(dataset, image, files.labels.get(name))
+        checks.case(dataset, image, files.labels.get(name), files.raters.get(name, ()))
         if progress is not None:
             progress(number, len(files.images))
     checks.spacings()
@@ -130,6 +130,10 @@ class _Checks:
             )
         for name in labels.keys() - images.keys():
             self.add(labels[name], f"no image '{name}' in {self.files.image_folder}", "add the image or remove it")
+        for name in self.files.raters.keys() - images.keys():
+            for path in self.files.raters[name]:
+                fix = "name it NAME_r<number> after its image, or remove it; it is not used"
+                self.add(path, "no image for this rater's mask", fix, "warning")
         if not images:
             self.add(self.root / self.files.image_folder, "no image in this folder", "put the images there")
 
@@ -163,8 +167,8 @@ class _Checks:
             self.add(file, str(error), whole)
             return None
 
-    def case(self, dataset: Dataset, image: Path, labels: Path | None) -> None:
-        """One image and its labels."""
+    def case(self, dataset: Dataset, image: Path, labels: Path | None, raters: Sequence[Path]) -> None:
+        """One image, its labels, and what single raters drew."""
         scan = self._read(image, read_scan, "replace the file by a good copy, or remove the case")
         if scan is not None:
             for note in scan.notes:
@@ -174,19 +178,18 @@ class _Checks:
                 self.add(image, f"every voxel is {scan.voxels.flat[0]:g}", "export the image again, or remove it")
             if scan.has_spacing:
                 self.spacing_of[image] = scan.spacing_mm
-        if labels is None:
-            return
-        drawn = self._read(labels, read_labels, "labels are whole numbers, one a voxel: export them as such")
-        if drawn is None:
-            return
-        if scan is not None and (difference := grid_difference(scan, drawn)):
-            self.add(labels, f"not on the grid of its image: {difference}", "export the labels on the image's grid")
-        self.values(dataset, labels, drawn)
+        for file in (*([] if labels is None else [labels]), *raters):
+            drawn = self._read(file, read_labels, "labels are whole numbers, one a voxel: export them as such")
+            if drawn is None:
+                continue
+            if scan is not None and (difference := grid_difference(scan, drawn)):
+                self.add(file, f"not on the grid of its image: {difference}", "export the labels on the image's grid")
+            self.values(dataset, file, drawn, single_rater=file != labels)
 
-    def values(self, dataset: Dataset, file: Path, drawn: Scan) -> None:
-        """The ids in one label file."""
+    def values(self, dataset: Dataset, file: Path, drawn: Scan, *, single_rater: bool) -> None:
+        """The ids in one label file; what single raters drew may well be empty, and is not counted."""
         values, voxels = np.unique(drawn.voxels, return_counts=True)
-        if not (values != 0).any():
+        if not single_rater and not (values != 0).any():
             self.add(file, "no voxel is labelled", "fine where the image shows no target; else label it", "warning")
         if not dataset.declared_ids:  # nobody could say what the ids mean: that is a problem already
             return
@@ -195,7 +198,7 @@ class _Checks:
         if unknown:
             self.add(file, f"undeclared ids: {summary(unknown)}", self._advice(dataset, file, unknown, counts))
         for name, number in dataset.labels.items():
-            if seen := int((ids == number).sum()):
+            if not single_rater and (seen := int((ids == number).sum())):
                 self.report.targets[name]["cases"] += 1
                 self.report.targets[name]["voxels"] += seen
 

@@ -26,12 +26,13 @@ from delineate.scan import SCAN_SUFFIXES, Scan, read_labels, read_scan
 
 @dataclass(frozen=True)
 class Case:
-    """One image, whose it is, and the file that labels it (None where nobody has)."""
+    """One image, whose it is, the file that labels it (None where nobody has), and what single raters drew."""
 
     name: str
     subject: str
     image: Path
     labels: Path | None
+    raters: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -93,19 +94,41 @@ class Dataset:
         """
         if case.labels is None:
             raise DatasetError(f"{case.image} has no label file; remove it or label it.")
-        scan, drawn = read_scan(case.image, modality=self.modality), read_labels(case.labels)
+        scan = read_scan(case.image, modality=self.modality)
+        return scan, self._read_ids(case.image, scan, case.labels)
+
+    def read_raters(self, case: Case) -> np.ndarray | None:
+        """What each of several raters drew of the one target, or None where there is nothing of the kind.
+
+        Raters are told apart in datasets of one target alone: `raters/NAME_r1.png`, `NAME_r2.png`, …, in that order.
+        A rater whose file is empty saw nothing; one who has no file is not counted.
+
+        Returns:
+            bool (M, I, J, K), M raters on the grid of the scan; None without files, or with several targets.
+
+        Raises:
+            DatasetError: Grids that disagree (both files named), or undeclared ids.
+            ScanError: A file cannot be read.
+        """
+        if not case.raters or len(self.labels) != 1:
+            return None
+        scan, number = read_scan(case.image, modality=self.modality), next(iter(self.labels.values()))
+        return np.stack([self._read_ids(case.image, scan, path) == number for path in case.raters])
+
+    def _read_ids(self, image: Path, scan: Scan, path: Path) -> np.ndarray:
+        """Int32 ids of a label file on the grid of `scan`, the content of `image`."""
+        drawn = read_labels(path)
         if difference := grid_difference(scan, drawn):
             raise DatasetError(
-                f"{case.image} and {case.labels} must share one grid: {difference}. "
-                f"Export the labels on the image's grid."
+                f"{image} and {path} must share one grid: {difference}. Export the labels on the image's grid."
             )
         ids, unknown = self.ids_of(drawn.voxels)
         if unknown:
             raise DatasetError(
-                f"{case.labels} holds {summary(unknown)}, which {self.root.name} does not declare "
+                f"{path} holds {summary(unknown)}, which {self.root.name} does not declare "
                 f"(declared: {summary(sorted(self.declared_ids))}). Correct the file, or add the names."
             )
-        return scan, ids
+        return ids
 
     @property
     def declared_ids(self) -> frozenset[int]:
@@ -163,7 +186,8 @@ def open_dataset(
     labels, other_ids = choose_targets(declared_labels(description, root), targets, root)
     subjects = read_subjects(root, files.images)
     cases = tuple(
-        Case(name, subjects.get(name, name), image, files.labels.get(name)) for name, image in files.images.items()
+        Case(name, subjects.get(name, name), image, files.labels.get(name), files.raters.get(name, ()))
+        for name, image in files.images.items()
     )
     name = description.get("name")
     return Dataset(

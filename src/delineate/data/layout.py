@@ -2,7 +2,8 @@
 
 Layout 1, nnU-Net v2 and Medical Segmentation Decathlon (MSD): `dataset.json`, `imagesTr/NAME_0000.nii.gz` (or
 `imagesTr/NAME.nii.gz`), `labelsTr/NAME.nii.gz`. Layout 2: `images/NAME.*` and `masks/NAME.*` (also
-`NAME_mask.*`, `NAME_segmentation.*`). Files are found by listing the folders; no path comes from a JSON file.
+`NAME_mask.*`, `NAME_segmentation.*`). Beside either there may be `raters/NAME_r1.*`, `NAME_r2.*`, …: what each of
+several raters drew. Files are found by listing the folders; no path comes from a JSON file.
 """
 
 import json
@@ -19,6 +20,7 @@ from delineate.scan import is_scan_file, stem_of
 SPLITS = ("train", "val", "test")
 _LAYOUTS = (("imagesTr", "labelsTr"), ("images", "masks"))
 _MASK_SUFFIXES = ("_mask", "_segmentation")
+RATERS = "raters"
 _MR_SEQUENCE = re.compile(
     r"(cine[- ]?)?mri?([- ].*)?|t[12]([- ]?(w|c|ce|gd|spir|star)\b.*)?|t1gd|t1ce|flair|adc|dwi|swi|pd"
 )
@@ -27,13 +29,14 @@ _NO_MODALITY = {"", "r", "g", "b", "rgb", "zscore", "nonorm", "rescale_to_0_1", 
 
 @dataclass(frozen=True)
 class Files:
-    """What lies in the two folders of a dataset: name to path, sorted; (file, fault) where ambiguous."""
+    """What lies in the folders of a dataset: name to path, sorted; (file, fault) where ambiguous."""
 
     image_folder: str
     label_folder: str
     images: dict[str, Path]
     labels: dict[str, Path]
     faults: tuple[tuple[Path, str], ...]
+    raters: dict[str, tuple[Path, ...]]  # in the order of their numbers; under "" the files of another name
 
 
 def find_files(root: Path) -> Files:
@@ -63,7 +66,18 @@ def find_files(root: Path) -> Files:
             if name in labels:
                 faults.append((labels[stem], f"a second mask of '{name}', beside {labels[name].name}; keep one"))
             labels.setdefault(name, labels.pop(stem))
-    return Files(*layout, dict(sorted(images.items())), dict(sorted(labels.items())), tuple(faults))
+    raters = _raters(root / RATERS, faults)
+    return Files(*layout, dict(sorted(images.items())), dict(sorted(labels.items())), tuple(faults), raters)
+
+
+def _raters(folder: Path, faults: list[tuple[Path, str]]) -> dict[str, tuple[Path, ...]]:
+    """The masks of several raters, `NAME_r<number>.*`, by name; {} where there is no such folder."""
+    found: dict[str, list[tuple[int, Path]]] = {}
+    for stem, path in (_by_stem(folder, faults) if folder.is_dir() else {}).items():
+        named = re.fullmatch(r"(.+)_r(\d{1,4})", stem)
+        name, number = (named[1], int(named[2])) if named else ("", 0)
+        found.setdefault(name, []).append((number, path))
+    return {name: tuple(path for _, path in sorted(masks)) for name, masks in sorted(found.items())}
 
 
 def _by_stem(folder: Path, faults: list[tuple[Path, str]]) -> dict[str, Path]:
