@@ -3,7 +3,7 @@
     python recipes/house.py --data ../shared/data --minutes 60
 
 Reads BTCV CT (13 abdominal organs), MSD hippocampus (MR), ISIC 2018 (skin lesion), BUSI (breast ultrasound), DSB 2018
-H&E (nuclei), LIDC (lung nodule, what half of the raters drew) and phantoms in MR; trains on the train split alone; scores
+H&E (nuclei), LIDC (lung nodule, what half of the raters drew) and phantoms in MR; trains on the train split; scores
 the test splits; writes src/delineate/house/ in half precision with its card. Run again, it goes on.
 """
 
