@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import io
 import json
 from dataclasses import replace
@@ -133,6 +134,32 @@ def test_the_oracle_is_the_best_proposal_and_singles_are_their_mean(dataset):
     assert summary["mean"]["single_dice"] == pytest.approx(1 / 3)
 
 
+def test_the_energy_distance_is_to_the_truth_or_to_the_raters(dataset):
+    _, summary = summary_of("truth", dataset)
+    assert summary["mean"]["ged"] == 0
+    assert summary["targets"]["liver"]["raters"] == 1
+    _, summary = summary_of("empty", dataset)
+    assert summary["mean"]["ged"] == 2
+    rows, summary = summary_of("one in three", dataset)  # 2 · 2/3 of the proposals are 1 away, 4/9 of their pairs
+    assert [r.ged for r in rows if r.present] == pytest.approx([2 * 2 / 3 - 4 / 9] * 5)
+    assert [r.ged for r in rows if not r.present] == [0]
+    assert summary["targets"]["liver"]["ged"] == pytest.approx(8 / 9)
+
+
+def test_the_energy_distance_to_raters_who_spread_as_the_proposals_do_is_none(dataset):
+    class Read(Known):
+        def read_raters(self, case):
+            truth = self.read(case)[1] == 1
+            return np.stack([truth, truth & False, truth & False])
+
+    fields = {f.name: getattr(dataset, f.name) for f in dataclasses.fields(dataset)}
+    rows = evaluate(Segmenter(Oracle("one in three")), Read(**fields | {"labels": {"liver": 1}}), n=3)
+    assert [r.raters for r in rows] == [3, 3, 3]
+    assert [r.ged for r in rows] == pytest.approx([0, 0, 0])
+    assert rows[0].oracle == 1  # of the truth, as ever
+    assert summarise(rows)["mean"]["raters"] == 3
+
+
 def test_absent_targets_do_not_enter_the_means(dataset):
     rows, summary = summary_of("truth", dataset)
     without = summarise([r for r in rows if r.present])
@@ -176,7 +203,9 @@ def test_rows_as_csv_hold_every_figure(dataset, tmp_path):
     lines = list(csv.DictReader(io.StringIO((tmp_path / "rows.csv").read_text())))
     assert len(lines) == len(rows)
     assert {"case", "target", "present", "outcome", "score", "single_dice", "mean_single_dice"} <= lines[0].keys()
-    assert {"oracle_dice", "mean_dice", "majority_dice", "staple_dice", "iou", "hd95_mm", "nsd"} <= lines[0].keys()
+    assert {"oracle_dice", "mean_dice", "majority_dice", "staple_dice", "iou", "ged", "hd95_mm", "nsd"} <= lines[
+        0
+    ].keys()
     for line, row in zip(lines, rows, strict=True):
         assert (line["case"], line["target"], line["present"]) == (row.case, row.target, str(row.present))
         assert float(line["mean_single_dice"]) == pytest.approx(row.single["mean_dice"], abs=1e-4)

@@ -2,15 +2,21 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from scipy import ndimage
 
+from delineate import metrics
 from delineate.metrics import (
     Emptiness,
     bootstrap_mean,
     diagonal_mm,
     dice,
     emptiness,
+    ged_squared,
     hd95_mm,
+    hm_iou,
     iou,
     nsd,
     paired_bootstrap,
@@ -120,6 +126,11 @@ def test_volumes_in_ml():
         (lambda: nsd(A, A, SPACING, -1.0), "tolerance_mm"),
         (lambda: score(A, A, SPACING, -1.0), "tolerance_mm"),
         (lambda: volume_ml(A[0], (1, 1)), "3-D"),
+        (lambda: ged_squared(HALVES.astype(float), HALVES), "must be bool"),
+        (lambda: ged_squared(HALVES, HALVES[:, :3]), r"share a grid .* not \(2, 4\) and \(2, 3\)"),
+        (lambda: ged_squared(HALVES[:0], HALVES), "hold a mask each"),
+        (lambda: ged_squared(HALVES[:1], HALVES, unbiased=True), "two samples and two raters at least, not 1 and 2"),
+        (lambda: hm_iou(HALVES[0], HALVES[1]), r"\(4,\) and \(4,\)"),
         (lambda: paired_bootstrap([1.0], [1.0, 2.0]), "same subjects"),
         (lambda: bootstrap_mean([np.nan]), "finite"),
         (lambda: bootstrap_mean([]), "at least one"),
@@ -128,6 +139,84 @@ def test_volumes_in_ml():
 def test_errors(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+# Sets of masks. IoU of LEFT and RIGHT is 0, of either with FULL 1/2.
+
+LEFT, RIGHT, FULL, NONE = (np.array([bool(int(c)) for c in bits]) for bits in ("1100", "0011", "1111", "0000"))
+HALVES = np.stack([LEFT, RIGHT])
+
+
+def sets(*masks):
+    return np.stack(masks)
+
+
+@pytest.mark.parametrize(
+    ("samples", "raters", "biased", "unbiased", "matched"),
+    [
+        # 2 · 1/2 - 1/2 - 0: among two halves half of all pairs, or every pair of two, are 1 apart
+        (sets(LEFT, RIGHT), sets(FULL, FULL), 0.5, 0.0, 0.5),
+        (sets(LEFT, RIGHT), sets(LEFT, RIGHT), 0.0, -1.0, 1.0),  # 2 · 1/2 - 1 - 1 without i = j
+        (sets(LEFT, LEFT), sets(RIGHT, RIGHT), 2.0, 2.0, 0.0),
+        (sets(LEFT, LEFT), sets(LEFT, RIGHT), 0.5, 0.0, 0.5),
+        (sets(NONE, NONE), sets(NONE, NONE), 0.0, 0.0, 1.0),
+        (sets(NONE, NONE), sets(FULL, FULL), 2.0, 2.0, 0.0),
+        (sets(NONE, FULL), sets(NONE, NONE), 0.5, 0.0, 0.5),
+        # three samples, two raters: 2 (0 + 1 + 1 + 0 + 1/2 + 1/2) / 6 - 2 (1 + 1/2 + 1/2) / 9 - 1/2; by hand
+        (sets(LEFT, RIGHT, FULL), sets(LEFT, RIGHT), 1 - 4 / 9 - 1 / 2, 1 - 2 / 3 - 1, (2 + 2 + 2 * 0.5) / 6),
+    ],
+)
+def test_sets_of_masks_by_hand(samples, raters, biased, unbiased, matched):
+    assert ged_squared(samples, raters) == pytest.approx(biased)
+    assert ged_squared(samples, raters, unbiased=True) == pytest.approx(unbiased)
+    assert hm_iou(samples, raters) == pytest.approx(matched)
+    assert ged_squared(raters, samples) == pytest.approx(biased)
+    assert hm_iou(raters, samples) == pytest.approx(matched)
+
+
+def test_one_sample_and_one_rater_are_twice_one_minus_iou():
+    P, T = blob(0), blob(1)
+    assert ged_squared(P[None], T[None]) == pytest.approx(2 * (1 - iou(P, T)))
+    assert hm_iou(P[None], T[None]) == pytest.approx(iou(P, T))
+
+
+def test_repeating_a_set_changes_neither():
+    samples, raters = np.stack([blob(k) for k in range(3)]), np.stack([blob(k) for k in range(10, 12)])
+    for measure in (ged_squared, hm_iou):
+        once = measure(samples, raters)
+        assert measure(samples.repeat(4, axis=0), raters) == pytest.approx(once)
+        assert measure(samples[::-1], raters[::-1]) == pytest.approx(once)
+
+
+def test_every_sample_counts_in_the_matching():
+    """Not the best one for each rater alone: that would only grow with the number of samples."""
+    raters = sets(LEFT, RIGHT)
+    assert hm_iou(sets(LEFT, RIGHT, NONE, NONE), raters) == pytest.approx(0.5)
+
+
+masks_of_six = arrays(bool, st.tuples(st.integers(1, 5), st.just(6)))
+
+
+@given(masks_of_six, masks_of_six)
+@settings(deadline=None, max_examples=60)
+def test_sets_of_masks_equal_the_definitions(samples, raters):
+    def apart(ones, others):
+        return np.mean([1 - iou(a[None], b[None]) for a in ones for b in others])
+
+    wanted = 2 * apart(samples, raters) - apart(samples, samples) - apart(raters, raters)
+    assert ged_squared(samples, raters) == pytest.approx(wanted)
+    assert -1e-12 <= ged_squared(samples, raters) <= 2
+    assert ged_squared(samples, samples) == pytest.approx(0, abs=1e-12)
+    assert hm_iou(samples, samples) == pytest.approx(1)
+    best = np.mean([max(iou(s[None], r[None]) for s in samples) for r in raters])
+    assert hm_iou(samples, raters) <= best + 1e-12  # an oracle is never below it
+
+
+def test_large_masks_are_taken_in_parts(monkeypatch):
+    samples, raters = np.stack([blob(k) for k in range(4)]), np.stack([blob(k) for k in range(4, 7)])
+    whole = ged_squared(samples, raters)
+    monkeypatch.setattr(metrics, "COLUMNS_AT_ONCE", 100)
+    assert ged_squared(samples, raters) == whole
 
 
 def test_bootstrap_has_the_normal_theorys_width():

@@ -9,7 +9,7 @@ import numpy as np
 
 from delineate.data.dataset import Case, Dataset
 from delineate.fusion import FUSIONS
-from delineate.metrics import bootstrap_mean, dice, score
+from delineate.metrics import bootstrap_mean, dice, ged_squared, score
 from delineate.proposals import Outcome
 from delineate.scan import orientation_of, to_canonical
 from delineate.segmenter import Segmenter
@@ -28,6 +28,8 @@ class Row:
         single: `delineate.metrics.score` of proposal 0, plus `mean_dice` over all proposals taken singly.
         consensus: the same scores of each fusion.
         oracle: Dice of the best proposal, which needs the truth to be found; an upper bound, never a result.
+        ged: `delineate.metrics.ged_squared` of all proposals against the raters; it depends on their number.
+        raters: how many those are; 1 where there is the one truth only.
         absent_slices: axial slices in which the truth has no voxel of the target.
         false_slices: how many of those the consensus has a voxel in.
         wrong: mean Dice of the *other* prompts' consensus against this target; low when the prompt is heeded.
@@ -41,6 +43,8 @@ class Row:
     single: dict[str, Any]
     consensus: dict[str, dict[str, Any]]
     oracle: float
+    ged: float
+    raters: int
     absent_slices: int
     false_slices: int
     wrong: float
@@ -84,6 +88,7 @@ def _case_rows(
     on_step: Callable[[float], None],
 ) -> list[Row]:
     scan, labels = dataset.read(case)
+    raters = dataset.read_raters(case)
     seen = segmenter.look(scan)
     orientation = orientation_of(scan.affine)
     fused, rows = {}, []
@@ -92,7 +97,9 @@ def _case_rows(
         answer = segmenter(seen, [name], n=n, seed=seed)[name]
         consensus = {how: answer.consensus(how) for how in fusions}
         fused[name] = consensus[fusions[0]]
-        singles = [dice(answer.choose(k), truth) for k in range(len(answer))]
+        masks = np.stack([answer.choose(k) for k in range(len(answer))])
+        singles = [dice(mask, truth) for mask in masks]
+        readings = truth[None] if raters is None else raters
         drawn = to_canonical(fused[name], orientation).any(axis=(1, 2))
         absent = ~to_canonical(truth, orientation).any(axis=(1, 2))
         rows.append(
@@ -102,9 +109,11 @@ def _case_rows(
                 present=bool(truth.any()),
                 outcome=answer.outcome.value,
                 score=answer.score,
-                single={**score(answer.choose(0), truth, scan.spacing_mm), "mean_dice": fmean(singles)},
+                single={**score(masks[0], truth, scan.spacing_mm), "mean_dice": fmean(singles)},
                 consensus={how: score(mask, truth, scan.spacing_mm) for how, mask in consensus.items()},
                 oracle=max(singles),
+                ged=ged_squared(masks, readings),
+                raters=len(readings),
                 absent_slices=int(absent.sum()),
                 false_slices=int((absent & drawn).sum()),
                 wrong=0.0,
@@ -123,7 +132,7 @@ def _wrong(name: str, fused: dict[str, np.ndarray], truth: np.ndarray) -> float:
 def summarise(rows: Sequence[Row]) -> dict[str, Any]:
     """Means over cases, for each target and over the targets, and what can be said of absent ones.
 
-    Dice, IoU, HD95 and NSD are means over the cases in which the target is present; those in which it is absent
+    Dice, IoU, GED, HD95 and NSD are means over the cases in which the target is present; those in which it is absent
     count in `absent` alone (a Dice there is 1 or 0 by convention and would drown the rest). The interval is a
     bootstrap over cases of the mean over targets.
     """
@@ -168,6 +177,8 @@ def _means(rows: list[Row], first: str) -> dict[str, float]:
         "consensus_dice": fmean(r.consensus[first]["dice"] for r in rows),
         "oracle_dice": fmean(r.oracle for r in rows),
         "iou": fmean(r.consensus[first]["iou"] for r in rows),
+        "ged": fmean(r.ged for r in rows),
+        "raters": fmean(r.raters for r in rows),
         "hd95_mm": fmean(r.consensus[first]["hd95_mm"] for r in rows),
         "nsd": fmean(r.consensus[first]["nsd"] for r in rows),
         "wrong_prompt_dice": fmean(r.wrong for r in rows),

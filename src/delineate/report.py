@@ -24,13 +24,13 @@ def write_rows(rows: Sequence["Row"], path: Path) -> None:
     writer.writerow(
         ["case", "target", "present", "outcome", "score", "single_dice", "mean_single_dice", "oracle_dice"]
         + [f"{how}_dice" for how in fused]
-        + ["iou", "hd95_mm", "nsd", "emptiness", "wrong_prompt_dice"]
+        + ["iou", "ged", "hd95_mm", "nsd", "emptiness", "wrong_prompt_dice"]
     )
     for row in rows:
         scores = row.consensus[first]
         numbers = [row.score, row.single["dice"], row.single["mean_dice"], row.oracle]
         numbers += [row.consensus[how]["dice"] for how in fused]
-        numbers += [scores["iou"], scores["hd95_mm"], scores["nsd"]]
+        numbers += [scores["iou"], row.ged, scores["hd95_mm"], scores["nsd"]]
         cells = [f"{v:.4f}" for v in numbers]
         head = [row.case, row.target, str(row.present), row.outcome]
         writer.writerow([*head, *cells, str(scores["emptiness"]), f"{row.wrong:.4f}"])
@@ -40,7 +40,7 @@ def write_rows(rows: Sequence["Row"], path: Path) -> None:
 def print_summary(summary: dict[str, Any], console: Console) -> None:
     """The table of a `delineate.evaluation.summarise`."""
     table = Table(box=None, pad_edge=False)
-    for heading in ("target", "n", "single", "consensus", "oracle", "HD95 mm", "NSD", "wrong prompt"):
+    for heading in ("target", "n", "single", "consensus", "oracle", "GED²", "HD95 mm", "NSD", "wrong prompt"):
         table.add_column(heading, justify="left" if heading == "target" else "right")
     for name, t in [*summary["targets"].items(), ("mean", summary["mean"])]:
         if not t:
@@ -48,7 +48,7 @@ def print_summary(summary: dict[str, Any], console: Console) -> None:
         table.add_row(
             name,
             str(t.get("n", "")),
-            *(f"{t[k]:.3f}" for k in ("single_dice", "consensus_dice", "oracle_dice")),
+            *(f"{t[k]:.3f}" for k in ("single_dice", "consensus_dice", "oracle_dice", "ged")),
             f"{t['hd95_mm']:.1f}",
             f"{t['nsd']:.3f}",
             f"{t['wrong_prompt_dice']:.3f}",
