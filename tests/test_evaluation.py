@@ -134,6 +134,63 @@ def test_the_oracle_is_the_best_proposal_and_singles_are_their_mean(dataset):
     assert summary["mean"]["single_dice"] == pytest.approx(1 / 3)
 
 
+EVERYWHERE = ("single_dice", "consensus_dice", "oracle_dice", "iou")
+
+
+@pytest.mark.parametrize(
+    ("kind", "liver", "spleen"),
+    [
+        ("truth", (1, 1, 1, 1), (1, 1, 1, 1)),
+        ("empty", (0, 0, 0, 0), (1 / 3, 1 / 3, 1 / 3, 1 / 3)),  # rightly empty in one of three
+        ("everything", None, (None, None, None, None)),
+        ("one in three", (1 / 3, 0, 1, 0), ((2 / 3 + 1) / 3, 1 / 3, 1, 1 / 3)),
+    ],
+)
+def test_the_second_reading_counts_every_case_with_empty_masks_one_or_zero(dataset, kind, liver, spleen):
+    _, summary = summary_of(kind, dataset)
+    targets, mean = summary["targets"], summary["mean"]["all_cases"]
+    assert {name: t["all_cases"]["n"] for name, t in targets.items()} == {"liver": 3, "spleen": 3}
+    assert {name: t["n"] for name, t in targets.items()} == {"liver": 3, "spleen": 2}
+    assert mean["n"] == 6
+    assert set(mean) == {"n", *EVERYWHERE}
+    for key in EVERYWHERE:
+        assert targets["liver"]["all_cases"][key] == pytest.approx(targets["liver"][key])  # present in all
+        assert mean[key] == pytest.approx(
+            (targets["liver"]["all_cases"][key] + targets["spleen"]["all_cases"][key]) / 2
+        )
+    if liver:
+        assert [targets["liver"]["all_cases"][key] for key in EVERYWHERE] == pytest.approx(liver)
+        assert [targets["spleen"]["all_cases"][key] for key in EVERYWHERE] == pytest.approx(spleen)
+    else:  # voxels where nothing is: 0, so the mean falls by a third
+        for key in EVERYWHERE:
+            assert targets["spleen"]["all_cases"][key] == pytest.approx(targets["spleen"][key] * 2 / 3)
+
+
+def test_a_target_that_no_case_shows_counts_in_the_second_reading_alone(dataset):
+    rows = [r for r in summary_of("empty", dataset)[0] if not r.present or r.target == "liver"]
+    summary = summarise(rows)
+    assert list(summary["targets"]) == ["liver"]
+    assert summary["mean"]["consensus_dice"] == 0
+    assert summary["mean"]["all_cases"]["consensus_dice"] == 0.5  # the liver 0, the spleen 1
+    assert summary["mean"]["all_cases"]["n"] == 4
+    nothing_there = summarise([r for r in rows if not r.present])
+    assert nothing_there["mean"] == {"all_cases": {"n": 1} | dict.fromkeys(EVERYWHERE, 1.0)}
+    text = io.StringIO()
+    print_summary(nothing_there, Console(file=text, width=200))
+    assert "Over all 1, where two empty masks score 1 and one of two 0: single 1.000" in text.getvalue()
+
+
+def test_iou_is_told_of_singles_and_of_the_best_as_dice_is(dataset):
+    rows, summary = summary_of("everything", dataset)
+    for name, t in summary["targets"].items():
+        alike = [r.consensus["mean"]["iou"] for r in rows if r.target == name and r.present]
+        assert t["single_iou"] == t["iou"] == pytest.approx(sum(alike) / len(alike))  # all proposals are the same
+        assert t["oracle_iou"] == pytest.approx(t["iou"])
+    _, summary = summary_of("one in three", dataset)
+    assert summary["mean"]["single_iou"] == pytest.approx(1 / 3)
+    assert (summary["mean"]["iou"], summary["mean"]["oracle_iou"]) == (0, 1)
+
+
 def test_the_energy_distance_is_to_the_truth_or_to_the_raters(dataset):
     _, summary = summary_of("truth", dataset)
     assert summary["mean"]["ged"] == 0
@@ -163,7 +220,8 @@ def test_the_energy_distance_to_raters_who_spread_as_the_proposals_do_is_none(da
 def test_absent_targets_do_not_enter_the_means(dataset):
     rows, summary = summary_of("truth", dataset)
     without = summarise([r for r in rows if r.present])
-    assert without["targets"] == summary["targets"]
+    for name, figures in summary["targets"].items():
+        assert {k: v for k, v in figures.items() if k != "all_cases"}.items() <= without["targets"][name].items()
     assert without["absent"]["n"] == 0
 
 
@@ -209,6 +267,7 @@ def test_rows_as_csv_hold_every_figure(dataset, tmp_path):
     for line, row in zip(lines, rows, strict=True):
         assert (line["case"], line["target"], line["present"]) == (row.case, row.target, str(row.present))
         assert float(line["mean_single_dice"]) == pytest.approx(row.single["mean_dice"], abs=1e-4)
+        assert float(line["mean_single_iou"]) == pytest.approx(row.single["mean_iou"], abs=1e-4)
         assert float(line["oracle_dice"]) == pytest.approx(row.oracle)
         assert line["emptiness"] == row.consensus["mean"]["emptiness"]
 

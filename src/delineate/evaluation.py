@@ -9,7 +9,7 @@ import numpy as np
 
 from delineate.data.dataset import Case, Dataset
 from delineate.fusion import FUSIONS
-from delineate.metrics import bootstrap_mean, dice, ged_squared, score
+from delineate.metrics import bootstrap_mean, dice, ged_squared, iou, score
 from delineate.proposals import Outcome
 from delineate.scan import orientation_of, to_canonical
 from delineate.segmenter import Segmenter
@@ -25,7 +25,7 @@ class Row:
         present: whether the truth has any voxel of it.
         outcome: what the segmenter said.
         score: its presence score.
-        single: `delineate.metrics.score` of proposal 0, plus `mean_dice` over all proposals taken singly.
+        single: `delineate.metrics.score` of proposal 0, plus `mean_dice` and `mean_iou` over all proposals one by one.
         consensus: the same scores of each fusion.
         oracle: Dice of the best proposal, which needs the truth to be found; an upper bound, never a result.
         ged: `delineate.metrics.ged_squared` of all proposals against the raters; it depends on their number.
@@ -109,7 +109,8 @@ def _case_rows(
                 present=bool(truth.any()),
                 outcome=answer.outcome.value,
                 score=answer.score,
-                single={**score(masks[0], truth, scan.spacing_mm), "mean_dice": fmean(singles)},
+                single=score(masks[0], truth, scan.spacing_mm)
+                | {"mean_dice": fmean(singles), "mean_iou": fmean(iou(mask, truth) for mask in masks)},
                 consensus={how: score(mask, truth, scan.spacing_mm) for how, mask in consensus.items()},
                 oracle=max(singles),
                 ged=ged_squared(masks, readings),
@@ -132,25 +133,32 @@ def _wrong(name: str, fused: dict[str, np.ndarray], truth: np.ndarray) -> float:
 def summarise(rows: Sequence[Row]) -> dict[str, Any]:
     """Means over cases, for each target and over the targets, and what can be said of absent ones.
 
-    Dice, IoU, GED, HD95 and NSD are means over the cases in which the target is present; those in which it is absent
-    count in `absent` alone (a Dice there is 1 or 0 by convention and would drown the rest). The interval is a
-    bootstrap over cases of the mean over targets.
+    Two readings of empty masks (`docs/concepts/empty-masks.md`). Dice, IoU, GED, HD95 and NSD are means over the cases
+    in which the target is present; a score where it is absent is 1 or 0 by convention and would drown the rest, so
+    those cases count in `absent` alone. Beside them `all_cases` has Dice and IoU over every case by that convention
+    (both empty 1, one empty 0); `n` is the number of cases of a target, and in `mean` of targets times cases. The
+    mean of `all_cases` is over all targets, those that no case shows included, which have no entry of their own.
+
+    The interval is a bootstrap over cases of the mean over targets that are present.
     """
     present = [r for r in rows if r.present]
     absent = [r for r in rows if not r.present]
     first = next(iter(rows[0].consensus)) if rows else "mean"
     targets = {}
-    for name in dict.fromkeys(r.target for r in present):
+    everywhere = {name: _over_all([r for r in rows if r.target == name], first) for name in _targets(rows)}
+    for name in _targets(present):
         own = [r for r in present if r.target == name]
-        targets[name] = {"n": len(own), **_means(own, first)}
+        targets[name] = {"n": len(own), **_means(own, first), "all_cases": everywhere[name]}
     overall: dict[str, Any] = {}
     if targets:
-        overall = {k: fmean(t[k] for t in targets.values()) for k in next(iter(targets.values())) if k != "n"}
+        overall = _mean_of([{k: v for k, v in t.items() if k not in ("n", "all_cases")} for t in targets.values()])
         cases = list(dict.fromkeys(r.case for r in present))
         by_case = [fmean(r.consensus[first]["dice"] for r in present if r.case == c) for c in cases]
         if len(cases) > 1:
             overall["consensus_dice_interval"] = list(bootstrap_mean(np.array(by_case)))
         overall["right_minus_wrong"] = overall["consensus_dice"] - overall["wrong_prompt_dice"]
+    if rows:
+        overall["all_cases"] = _mean_of(list(everywhere.values())) | {"n": len(rows)}
     found = Outcome.FOUND.value
     return {
         "cases": len({r.case for r in rows}),
@@ -171,12 +179,22 @@ def summarise(rows: Sequence[Row]) -> dict[str, Any]:
     }
 
 
+def _targets(rows: Sequence[Row]) -> list[str]:
+    return list(dict.fromkeys(r.target for r in rows))
+
+
+def _mean_of(figures: list[dict[str, float]]) -> dict[str, float]:
+    return {key: fmean(one[key] for one in figures) for key in figures[0]}
+
+
 def _means(rows: list[Row], first: str) -> dict[str, float]:
     means = {
         "single_dice": fmean(r.single["mean_dice"] for r in rows),
         "consensus_dice": fmean(r.consensus[first]["dice"] for r in rows),
         "oracle_dice": fmean(r.oracle for r in rows),
+        "single_iou": fmean(r.single["mean_iou"] for r in rows),
         "iou": fmean(r.consensus[first]["iou"] for r in rows),
+        "oracle_iou": fmean(r.oracle / (2 - r.oracle) for r in rows),  # the proposal of the best Dice has the best IoU
         "ged": fmean(r.ged for r in rows),
         "raters": fmean(r.raters for r in rows),
         "hd95_mm": fmean(r.consensus[first]["hd95_mm"] for r in rows),
@@ -184,3 +202,9 @@ def _means(rows: list[Row], first: str) -> dict[str, float]:
         "wrong_prompt_dice": fmean(r.wrong for r in rows),
     }
     return means | {f"{how}_dice": fmean(r.consensus[how]["dice"] for r in rows) for how in rows[0].consensus}
+
+
+def _over_all(rows: list[Row], first: str) -> dict[str, float]:
+    """The second reading of one target: every case, both masks empty 1, one of them empty 0."""
+    means = _means(rows, first)
+    return {"n": len(rows)} | {k: means[k] for k in ("single_dice", "consensus_dice", "oracle_dice", "iou")}

@@ -22,13 +22,14 @@ def write_rows(rows: Sequence["Row"], path: Path) -> None:
     first = next(iter(rows[0].consensus))
     fused = list(rows[0].consensus)
     writer.writerow(
-        ["case", "target", "present", "outcome", "score", "single_dice", "mean_single_dice", "oracle_dice"]
+        ["case", "target", "present", "outcome", "score", "single_dice", "mean_single_dice", "mean_single_iou"]
+        + ["oracle_dice"]
         + [f"{how}_dice" for how in fused]
         + ["iou", "ged", "hd95_mm", "nsd", "emptiness", "wrong_prompt_dice"]
     )
     for row in rows:
         scores = row.consensus[first]
-        numbers = [row.score, row.single["dice"], row.single["mean_dice"], row.oracle]
+        numbers = [row.score, row.single["dice"], row.single["mean_dice"], row.single["mean_iou"], row.oracle]
         numbers += [row.consensus[how]["dice"] for how in fused]
         numbers += [scores["iou"], row.ged, scores["hd95_mm"], scores["nsd"]]
         cells = [f"{v:.4f}" for v in numbers]
@@ -43,7 +44,7 @@ def print_summary(summary: dict[str, Any], console: Console) -> None:
     for heading in ("target", "n", "single", "consensus", "oracle", "GED²", "HD95 mm", "NSD", "wrong prompt"):
         table.add_column(heading, justify="left" if heading == "target" else "right")
     for name, t in [*summary["targets"].items(), ("mean", summary["mean"])]:
-        if not t:
+        if "single_dice" not in t:  # no case shows any target
             continue
         table.add_row(
             name,
@@ -55,6 +56,13 @@ def print_summary(summary: dict[str, Any], console: Console) -> None:
         )
     console.print(table)
     absent, present = summary["absent"], summary["present"]
+    if everywhere := summary["mean"].get("all_cases"):
+        console.print(
+            f"The table is of cases in which a target is present. Over all {everywhere['n']}, where two empty masks "
+            f"score 1 and one of two 0: single {everywhere['single_dice']:.3f}, consensus "
+            f"{everywhere['consensus_dice']:.3f}, oracle {everywhere['oracle_dice']:.3f}, IoU {everywhere['iou']:.3f}.",
+            highlight=False,
+        )
     console.print(
         f"absent targets: {absent['n']}, of which called found: {absent['said_found']}; "
         f"present targets: {present['n']}, of which called likely absent: {present['said_absent']}; "
