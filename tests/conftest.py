@@ -4,6 +4,7 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -66,22 +67,32 @@ def foundation_folder(two_organ_bank, tmp_path_factory) -> Path:
     return folder / "foundation"
 
 
-@pytest.fixture(scope="session")
-def trained(two_organ_bank, foundation_folder, tmp_path_factory) -> dict[str, Segmenter]:
-    """Every named system after seconds of training on `two_organ_bank`; do not change them."""
-    images = {"unet": 1400, "progidiff": 800}
-    return {
-        name: Segmenter(
-            entry.train(
-                two_organ_bank,
-                "tiny",
-                budget=Budget(images=images[name]),
-                folder=tmp_path_factory.mktemp(name),
-                seed=0,
-                foundation=foundation_folder,
-                device="cpu",
-            ),
-            two_organ_bank.modalities,
+class Trained(dict):
+    """Every named system by its name, trained for seconds on `two_organ_bank` when first asked for; do not change."""
+
+    images = {"unet": 1400, "progidiff": 800, "unisegdiff": 1200, "ddim": 800}
+
+    def __init__(self, bank: SliceBank, foundation: Callable[[], Path], folder: Path):
+        super().__init__()
+        self.bank, self.foundation, self.folder = bank, foundation, folder
+
+    def __missing__(self, name: str) -> Segmenter:
+        system = SYSTEMS[name].train(
+            self.bank,
+            "tiny",
+            budget=Budget(images=self.images[name]),
+            folder=self.folder / name,
+            seed=0,
+            foundation=self.foundation() if name == "progidiff" else None,
+            device="cpu",
         )
-        for name, entry in SYSTEMS.items()
-    }
+        self[name] = Segmenter(system, self.bank.modalities)
+        return self[name]
+
+
+@pytest.fixture(scope="session")
+def trained(two_organ_bank, request, tmp_path_factory) -> Trained:
+    """See `Trained`."""
+    return Trained(
+        two_organ_bank, lambda: request.getfixturevalue("foundation_folder"), tmp_path_factory.mktemp("trained")
+    )

@@ -3,7 +3,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 
-from delineate.codec import CODECS, STRIDE, PixelUnshuffleCodec, VaeCodec, ceiling
+from delineate.codec import CODECS, STRIDE, PixelUnshuffleCodec, VaeCodec, ceiling, noise_fields
 from delineate.networks.foundation import SCHEDULER
 from delineate.sampling import sample_ddim
 from delineate.schedule import schedule_from_config, trailing_times
@@ -194,3 +194,22 @@ def test_sampling_by_the_posterior_alone_gives_each_pixel_its_probability(p):
 
     drawn = sample_ddim(denoise, lambda step: noise, trailing_times(100), schedule)
     assert (drawn > 0).float().mean().item() == pytest.approx(p, abs=0.02)
+
+
+def test_noise_depends_on_seed_proposal_and_step_and_on_nothing_else():
+    codec = PixelUnshuffleCodec()
+    many = torch.stack([noise_fields(codec, 5, (64, 4, 4), seed=3)(step) for step in range(4)])
+    assert many.shape == (4, 5, 64, 4, 4)
+    torch.manual_seed(99)
+    assert torch.equal(noise_fields(codec, 2, (64, 4, 4), seed=3)(2), many[2, :2])
+    others = [noise_fields(codec, 5, (64, 4, 4), seed=4)(step) for step in range(4)]
+    fields = torch.cat([many.flatten(0, 1), *others]).flatten(1)
+    nearness = torch.corrcoef(fields) - torch.eye(len(fields))
+    assert nearness.abs().max() < 0.6  # coarse grains leave few free numbers, but none is like another
+    assert abs(fields.mean()) < 0.1
+    assert abs(fields.std() - 1) < 0.02
+
+
+@pytest.mark.parametrize("seed", [-1, 2**40, 2**62])
+def test_any_seed_makes_noise(seed):
+    assert torch.isfinite(noise_fields(PixelUnshuffleCodec(), 2, (64, 2, 2), seed)(0)).all()

@@ -4,15 +4,12 @@ import pytest
 import torch
 
 from delineate.captions import captions
-from delineate.codec import PixelUnshuffleCodec
 from delineate.networks.foundation import Foundation
 from delineate.schedule import trailing_times
 from delineate.systems import progidiff
-from delineate.systems.progidiff import ProGiDiff, ProGiDiffConfig, build, noise_fields, train_progidiff
+from delineate.systems.progidiff import ProGiDiff, ProGiDiffConfig, build, train_progidiff
 from delineate.systems.system import Target
 from delineate.training import Budget
-
-CODEC = PixelUnshuffleCodec()
 
 
 def dice(mask, truth):
@@ -142,24 +139,6 @@ def test_seeds_differ_and_the_same_seed_is_the_same_to_the_bit(system, slices):
     one, same, other = (system.propose(seen, target(system, "liver"), 1, seed) for seed in (0, 0, 1))
     assert torch.equal(one, same)
     assert (one - other).abs().max() > 1e-4
-
-
-def test_noise_depends_on_seed_proposal_and_step_and_on_nothing_else():
-    many = noise_fields(CODEC, 5, 4, (64, 4, 4), seed=3)
-    assert many.shape == (4, 5, 64, 4, 4)
-    torch.manual_seed(99)
-    assert torch.equal(noise_fields(CODEC, 2, 4, (64, 4, 4), seed=3), many[:, :2])
-    assert torch.equal(noise_fields(CODEC, 5, 1, (64, 4, 4), seed=3), many[:1])
-    fields = torch.cat([many.flatten(0, 1), noise_fields(CODEC, 5, 4, (64, 4, 4), seed=4).flatten(0, 1)]).flatten(1)
-    nearness = torch.corrcoef(fields) - torch.eye(len(fields))
-    assert nearness.abs().max() < 0.6  # coarse grains leave few free numbers, but none is like another
-    assert abs(fields.mean()) < 0.1
-    assert abs(fields.std() - 1) < 0.02
-
-
-@pytest.mark.parametrize("seed", [-1, 2**40, 2**62])
-def test_any_seed_makes_noise(seed):
-    assert torch.isfinite(noise_fields(CODEC, 2, 1, (64, 2, 2), seed)).all()
 
 
 def test_slices_where_the_encoder_sees_nothing_are_left_empty_and_not_drawn(system, slices):

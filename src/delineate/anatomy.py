@@ -96,6 +96,21 @@ STRUCTURES: tuple[Structure, ...] = (
     Structure("vertebrae", ("vertebra", "vertebral bodies")),
 )
 
+# What the word "lesion" asks for, all together, of a model that knows some of them.
+FINDINGS = frozenset(
+    {
+        "polyp",
+        "skin lesion",
+        "breast lesion",
+        "lung nodule",
+        "nuclei",
+        "lesion",
+        "tumour",
+        "liver tumour",
+        "kidney tumour",
+    }
+)
+
 # A word that stands for another one wherever it appears, so that "right renal" is "right kidney".
 WORD_ALIASES: dict[str, str] = {
     "r": "right",

@@ -6,7 +6,8 @@ in [-1, 1] go through the same latents as one-channel pictures (`encode_picture`
 a codec's latents are noised with, and `posterior` what can be said of them without a network.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import cache
 
 import numpy as np
 import torch
@@ -22,23 +23,22 @@ Latent = Float[Tensor, "batch channels h w"]
 
 
 class PixelUnshuffleCodec(nn.Module):
-    """Lossless: every 8×8 block of the ±1 mask becomes 64 channels, multiplied by `scale`.
+    """Lossless: every block of stride × stride pixels of the ±1 mask becomes channels, multiplied by `scale`.
 
     Its noise is a pyramid: white noise of several grain sizes, added up to unit variance. With white noise alone a
     network averages over the pixels and sees every shape far too early in the schedule, and proposals that differ by
     white noise differ by specks instead of by shape.
     """
 
-    channels = STRIDE**2
-    grains = (1, 2, 4, 8, 16)  # pixels; equal shares of the variance
-
-    def __init__(self, scale: float = 1.0):
+    def __init__(self, scale: float = 1.0, stride: int = STRIDE, grains: Sequence[int] = (1, 2, 4, 8, 16)):
+        """A codec; the noise has `grains` of so many pixels with equal shares of the variance: (1,) is white."""
         super().__init__()
-        self.scale = scale
+        self.scale, self.stride, self.grains = scale, stride, tuple(grains)
+        self.channels = stride**2
 
     def encode_picture(self, picture: Picture) -> Latent:
         """Latents of pictures (B, 1, H, W) in [-1, 1]."""
-        return F.pixel_unshuffle(picture, STRIDE) * self.scale
+        return F.pixel_unshuffle(picture, self.stride) * self.scale
 
     def encode(self, mask: Picture) -> Latent:
         """Latents of masks (B, 1, H, W) in [0, 1]."""
@@ -46,20 +46,20 @@ class PixelUnshuffleCodec(nn.Module):
 
     def decode(self, latent: Latent) -> Picture:
         """Masks (B, 1, H, W), unclamped."""
-        return (F.pixel_shuffle(latent / self.scale, STRIDE) + 1) / 2
+        return (F.pixel_shuffle(latent / self.scale, self.stride) + 1) / 2
 
     def noise(self, shape: torch.Size | tuple[int, ...], generator: Generator) -> Latent:
-        """Noise for latents of this shape (B, 64, h, w): every value is standard normal, neighbours are alike."""
-        batch, _, rows, columns = shape
-        total = torch.zeros(batch, 1, rows * STRIDE, columns * STRIDE)
+        """Noise for latents of this shape (B, channels, h, w): every value is standard normal, neighbours are alike."""
+        batch, _, h, w = shape
+        rows, columns = h * self.stride, w * self.stride
+        total = torch.zeros(batch, 1, rows, columns)
         for grain in self.grains:
             # One extra grain and a random start, or the blocks of all samples would share their borders.
-            size = (rows * STRIDE // grain + 2, columns * STRIDE // grain + 2)
-            blocks = torch.randn(batch, 1, *size, generator=generator)
+            blocks = torch.randn(batch, 1, rows // grain + 2, columns // grain + 2, generator=generator)
             blocks = blocks.repeat_interleave(grain, dim=2).repeat_interleave(grain, dim=3)
             top, left = torch.randint(grain, (2,), generator=generator).tolist()
-            total += blocks[:, :, top : top + rows * STRIDE, left : left + columns * STRIDE]
-        return F.pixel_unshuffle(total / len(self.grains) ** 0.5, STRIDE)
+            total += blocks[:, :, top : top + rows, left : left + columns]
+        return F.pixel_unshuffle(total / len(self.grains) ** 0.5, self.stride)
 
     def posterior(self, estimate: Latent, x_t: Latent, signal: Tensor, noise: Tensor) -> Latent:
         """The clean latent to expect at x_t if each pixel were a coin of its own, `estimate` giving the odds.
@@ -136,6 +136,20 @@ CODECS: dict[str, Callable[..., Codec]] = {
     "unshuffle": lambda vae, **config: PixelUnshuffleCodec(**config),
     "vae": lambda vae, **config: VaeCodec(vae, **config),
 }
+
+
+def noise_fields(codec: Codec, n: int, shape: tuple[int, ...], seed: int) -> Callable[[int], Tensor]:
+    """Noise of a step for each of n proposals: step to (n, *shape).
+
+    Field k of a step depends on (seed, k, step) and on nothing else. A step's fields are made when first asked for.
+    """
+
+    @cache
+    def of(step: int) -> Tensor:
+        seeds = [(((seed * 1_000_003 + k) * 1009 + step) * 2 + 1) % 2**63 for k in range(n)]
+        return torch.cat([codec.noise((1, *shape), Generator().manual_seed(s)) for s in seeds])
+
+    return of
 
 
 @torch.no_grad()

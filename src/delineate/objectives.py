@@ -91,3 +91,26 @@ def contrast_loss(
     log_share = similarity - similarity.masked_fill(itself, -torch.inf).logsumexp(dim=1, keepdim=True)
     partner = (group[:, None] == group[None, :]) & ~itself
     return -(log_share * partner).sum(dim=1).div(partner.sum(dim=1)).mean()
+
+
+def noise_error(
+    noise_hat: Float[Tensor, "batch channels h w"], noise: Float[Tensor, "batch channels h w"]
+) -> Float[Tensor, " batch"]:
+    """Mean squared error of the noise, a value a sample (UniSegDiff's L_n)."""
+    return (noise_hat - noise).square().flatten(1).mean(1)
+
+
+def mask_error(
+    logit: Float[Tensor, "batch channels h w"], mask: Float[Tensor, "batch channels h w"], smooth: float = 1.0
+) -> Float[Tensor, " batch"]:
+    """Binary cross entropy plus one minus soft Dice, a value a sample (UniSegDiff's L_dice + L_ce).
+
+    Args:
+        logit: (B, C, h, w).
+        mask: (B, C, h, w) in {0, 1}; may be empty, where an empty prediction costs nothing.
+        smooth: in pixels.
+    """
+    entropy = F.binary_cross_entropy_with_logits(logit, mask, reduction="none").flatten(1).mean(1)
+    probability, true = logit.sigmoid().flatten(1), mask.flatten(1)
+    both = (probability * true).sum(1)
+    return entropy + 1 - (2 * both + smooth) / (probability.sum(1) + true.sum(1) + smooth)

@@ -47,14 +47,14 @@ class Features:
 class ImageEncoder(nn.Module):
     """Scan slices (B, 3, S, S) in [-1, 1] to `Features`.
 
-    The first level works at half resolution on 2×2 pixels folded into channels: nothing is thrown away, and the
-    full-resolution layers, which cost most, are not needed. Heads unfold again.
+    With `fold` 2 the first level works at half resolution on 2×2 pixels folded into channels: nothing is thrown away,
+    and the full-resolution layers, which cost most, are not needed. Heads unfold again.
     """
 
-    def __init__(self, widths: tuple[int, ...]):
+    def __init__(self, widths: tuple[int, ...], fold: int = 2):
         super().__init__()
-        self.widths = widths
-        self.stem = nn.Conv2d(12, widths[0], 3, padding=1)
+        self.widths, self.fold = widths, fold
+        self.stem = nn.Conv2d(3 * fold**2, widths[0], 3, padding=1)
         self.down = nn.ModuleList([ResidualBlock(widths[0], widths[0])])
         self.shrink = nn.ModuleList()
         for a, b in pairwise(widths):
@@ -67,19 +67,25 @@ class ImageEncoder(nn.Module):
             self.up.append(ResidualBlock(2 * b, b))
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a quarter faster on CPU
 
-    def forward(self, image: Float[Tensor, "batch 3 size size"]) -> Features:
-        """Features of (B, 3, S, S); S must be a multiple of 16."""
-        folded = F.pixel_unshuffle(image, 2).contiguous(memory_format=torch.channels_last)
+    def levels(self, image: Float[Tensor, "batch 3 size size"]) -> list[Tensor]:
+        """The decoder's features at every level, finest first: (B, widths[i], S / fold / 2^i, S / fold / 2^i)."""
+        folded = F.pixel_unshuffle(image, self.fold).contiguous(memory_format=torch.channels_last)
         x = self.down[0](self.stem(folded))
         skips = [x]
         for shrink, block in zip(self.shrink, self.down[1:], strict=True):
             x = block(shrink(x))
             skips.append(x)
-        levels = {x.shape[-1]: x}
+        levels = [x]
         for grow, block, skip in zip(self.grow, self.up, skips[-2::-1], strict=True):
             x = block(torch.cat([grow(x), skip], dim=1))
-            levels[x.shape[-1]] = x
-        return Features(fine=x, coarse=levels[image.shape[-1] // 8])
+            levels.append(x)
+        return levels[::-1]
+
+    def forward(self, image: Float[Tensor, "batch 3 size size"]) -> Features:
+        """Features of (B, 3, S, S); S must be a multiple of fold × 2^(levels - 1)."""
+        levels = self.levels(image)
+        coarse = next(level for level in levels if level.shape[-1] == image.shape[-1] // 8)
+        return Features(fine=levels[0], coarse=coarse)
 
 
 class ConceptHead(nn.Module):

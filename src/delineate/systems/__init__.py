@@ -5,6 +5,7 @@ The table itself needs no torch: `delineate systems` and `delineate --help` read
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,6 +105,39 @@ def _load_progidiff(folder: Path, config: Mapping[str, Any], vocabulary: "Vocabu
     return system
 
 
+def _train_unisegdiff(
+    bank: "SliceBank", preset: str, *, device: str, foundation: Path | None = None, uniform: bool = False, **how: Any
+) -> "System":
+    from delineate.stages import Stages, Strategy
+    from delineate.systems import unisegdiff
+
+    stages = Stages(Strategy.UNIFORM, target="mask", interval=10) if uniform else Stages()
+    config = unisegdiff.UniSegDiffConfig(bank.size, preset, stages)
+    system = unisegdiff.build(config, bank.vocabulary, seed=how["seed"])
+    return unisegdiff.train_unisegdiff(system.to(device), bank, **how)
+
+
+def _save_unisegdiff(system: Any, folder: Path) -> dict[str, Any]:
+    from delineate.weights import save_weights
+
+    save_weights(system.condition, folder / "condition.safetensors")
+    save_weights(system.denoiser, folder / "denoiser.safetensors")
+    return {**asdict(system.config), "targets": list(system.learnt.names)}
+
+
+def _load_unisegdiff(folder: Path, config: Mapping[str, Any], vocabulary: "Vocabulary") -> "System":
+    from delineate.prompt import Vocabulary
+    from delineate.systems import unisegdiff
+    from delineate.weights import load_weights
+
+    known = {k: v for k, v in config.items() if k != "targets"}
+    learnt = Vocabulary(tuple(c for c in vocabulary.concepts if c.name in config["targets"]))
+    system = unisegdiff.build(unisegdiff.UniSegDiffConfig.from_json(known), learnt)
+    load_weights(system.condition, folder / "condition.safetensors")
+    load_weights(system.denoiser, folder / "denoiser.safetensors")
+    return system
+
+
 SYSTEMS: dict[str, Entry] = {
     "unet": Entry(
         "plain 2-D U-Net, one channel a target, Dice + CE: the baseline beside every claim; one answer, no proposals",
@@ -120,5 +154,21 @@ SYSTEMS: dict[str, Entry] = {
         _save_progidiff,
         _load_progidiff,
         PRESETS,
+    ),
+    "unisegdiff": Entry(
+        "one staged diffusion model for lesions of every modality: frozen condition network, two decoders",
+        "Hu et al. 2025, arXiv 2507.18362",
+        _train_unisegdiff,
+        _save_unisegdiff,
+        _load_unisegdiff,
+        {"tiny": 128, "small": 256, "paper": 256},
+    ),
+    "ddim": Entry(
+        "UniSegDiff's networks without its stages: the mask is predicted at every time alike, 100 DDIM steps",
+        "Song et al. 2021, arXiv 2010.02502; the uniform row of UniSegDiff's Table 4",
+        partial(_train_unisegdiff, uniform=True),
+        _save_unisegdiff,
+        _load_unisegdiff,
+        {"tiny": 128, "small": 256, "paper": 256},
     ),
 }

@@ -14,7 +14,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from delineate.checkpoint import TrainState, new_state
-from delineate.codec import Codec
+from delineate.codec import noise_fields
 from delineate.data.slices import Batch, SliceBank
 from delineate.networks.control import Control, Hint
 from delineate.networks.encoder import ENCODER_WIDTHS, Features
@@ -93,13 +93,13 @@ class ProGiDiff:
         codec, pooled = self.foundation.codec, text.pooled.expand(len(active), -1)
         hint = self.control.hint(seen[active], probability[active][:, None], pooled, codec)
         times = trailing_times(self.config.steps)
-        fields = noise_fields(codec, n, len(times), tuple(hint.estimate.shape[1:]), seed).to(hint.estimate.device)
+        fields = noise_fields(codec, n, tuple(hint.estimate.shape[1:]), seed)
         pairs = torch.cartesian_prod(torch.arange(len(active)), torch.arange(n))
         for done, chunk in enumerate(pairs.split(PAIRS_AT_ONCE), start=1):
             slices, proposals = chunk[:, 0], chunk[:, 1]
             x0 = SAMPLERS[self.config.sampler](
                 self._denoiser(hint[slices], text),
-                lambda step, proposals=proposals: fields[step, proposals],
+                lambda step, proposals=proposals: fields(step)[proposals].to(hint.estimate.device),
                 times,
                 self.foundation.schedule,
             )
@@ -138,16 +138,6 @@ def clean_estimate(
     ).sample
     posterior = foundation.codec.posterior(hint.estimate, x_t, *foundation.schedule.signal_and_noise(t, x_t))
     return control.combine(foundation.schedule.to_x0(output, x_t, t), posterior, t, hint)
-
-
-def noise_fields(codec: Codec, n: int, steps: int, shape: tuple[int, ...], seed: int) -> Tensor:
-    """Noise (steps, n, *shape): field [i, k] depends on (seed, k, i) and on nothing else."""
-    fields = [
-        codec.noise((1, *shape), Generator().manual_seed((((seed * 1_000_003 + k) * 1009 + step) * 2 + 1) % 2**63))
-        for step in range(steps)
-        for k in range(n)
-    ]
-    return torch.cat(fields).unflatten(0, (steps, n))
 
 
 def build(config: ProGiDiffConfig, foundation: Foundation, vocabulary: Vocabulary, *, seed: int = 0) -> ProGiDiff:

@@ -1,0 +1,356 @@
+"""UniSegDiff: one staged diffusion model for lesions of every modality.
+
+After Hu et al. (2025), arXiv 2507.18362, whose text leaves widths, noise schedule and the place of cross-attention
+open; what was decided is in `UniSegDiffConfig`. As published the denoiser is binary: it draws whatever the sets call a
+target. A prompt is answered by the condition network, which tells the targets apart pixel by pixel:
+
+    P(pixel is polyp) = P(pixel is any target) P(polyp | any target)
+
+The first factor is drawn N times, the second is certain; the word "lesion" asks for all findings together.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn import functional as F
+
+from delineate import anatomy
+from delineate.checkpoint import TrainState, new_state
+from delineate.codec import PixelUnshuffleCodec, noise_fields
+from delineate.data.slices import SliceBank
+from delineate.networks.condition import ConditionNetwork
+from delineate.networks.denoiser import TwinDenoiser
+from delineate.objectives import mask_error, noise_error, segmentation_loss
+from delineate.prompt import Concept, Vocabulary
+from delineate.sampling import sample_ddim
+from delineate.schedule import Prediction, Schedule, schedule_from_config
+from delineate.stages import Branch, Clamp, Stages, Strategy
+from delineate.systems.system import Target
+from delineate.training import Budget, Hyperparameters, train, use_average
+
+CONDITION_SHARE = 0.6  # of the training budget; the rest trains the denoiser
+PAIRS_AT_ONCE = 64  # (slice, proposal) pairs in one forward: bounds memory, changes nothing else
+GENERIC = "lesion"  # every finding of the vocabulary together
+
+SCHEDULES = {
+    "cosine": {"beta_schedule": "squaredcos_cap_v2"},
+    "linear": {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02},
+}
+GRAINS = {"pyramid": (1, 2, 4, 8, 16), "white": (1,)}
+
+
+@dataclass(frozen=True)
+class Size:
+    """Widths of a preset, finest level first.
+
+    `fold` is how many pixels a side the finest level takes together; cross-attention serves levels of up to `tokens`
+    tokens at the working grid of the preset.
+    """
+
+    condition: tuple[int, ...]
+    denoiser: tuple[int, ...]
+    fold: int
+    tokens: int
+    hyper: Hyperparameters = field(default_factory=Hyperparameters)
+
+
+SIZES = {
+    "tiny": Size((32, 64, 96, 128, 192), (16, 32, 64, 96, 128), fold=2, tokens=16 * 16),
+    "small": Size((32, 64, 128, 256, 512), (32, 64, 128, 256, 256), fold=2, tokens=32 * 32),
+    "paper": Size(
+        (64, 128, 256, 512, 1024),
+        (64, 128, 256, 512, 1024),
+        fold=1,
+        tokens=64 * 64,
+        hyper=Hyperparameters(batch_size=64, learning_rate=1e-4),  # AdamW, Sec. 3.1
+    ),
+}
+
+
+@dataclass(frozen=True)
+class UniSegDiffConfig:
+    """What a model folder must say beside its weights.
+
+    Attributes:
+        size: pixels along a side of the working grid.
+        preset: a key of `SIZES`.
+        stages: boundaries, weights and order of the decoders, or a plain strategy instead of stages.
+        schedule: cosine, or linear, in which x0 from ε at 599 is six times less certain.
+        noise: white as published, or a pyramid of grain sizes, with which proposals differ by shape.
+        cross_attention: at coarse levels; without it all levels are fused by convolution.
+        pretrained: whether the condition network is trained first and frozen.
+        chains: "own" gives each proposal a chain of its own; "shared" is the letter of the paper: one chain a
+            decoder down to `stages.low`, and from there fresh noise for each proposal, which hardly differ then.
+        skip_below: slices where the condition network's own probability nowhere reaches this are not drawn.
+    """
+
+    size: int = 128
+    preset: str = "tiny"
+    stages: Stages = field(default_factory=Stages)
+    schedule: str = "cosine"
+    noise: str = "pyramid"
+    cross_attention: bool = True
+    pretrained: bool = True
+    chains: str = "own"
+    skip_below: float = 0.02
+
+    def __post_init__(self):
+        allowed = {"preset": SIZES, "schedule": SCHEDULES, "noise": GRAINS, "chains": ("own", "shared")}
+        for name, known in allowed.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} is one of {', '.join(known)}; got '{getattr(self, name)}'")
+        if self.chains == "shared" and (self.stages.strategy is not Strategy.STAGED or self.stages.low < 0):
+            raise ValueError("shared chains part at the third stage; these stages have none")
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "UniSegDiffConfig":
+        """The configuration that `asdict` and JSON made of one; unknown keys are errors."""
+        stages = dict(values["stages"])
+        stages["strategy"], stages["clamp"] = Strategy(stages["strategy"]), Clamp(stages["clamp"])
+        stages["weights"] = tuple(tuple(pair) for pair in stages["weights"])
+        return cls(**{**values, "stages": Stages(**stages)})
+
+
+@dataclass(frozen=True, eq=False)
+class Conditions:
+    """What the condition network saw of slices.
+
+    `levels` finest first, (S, width, h, w) each; `probability` (S, 1 + concepts, size, size), background first.
+    """
+
+    levels: list[Tensor]
+    probability: Tensor
+
+
+class UniSegDiff:
+    """A condition network, a denoiser with two decoders, and how to draw with them."""
+
+    def __init__(
+        self, config: UniSegDiffConfig, vocabulary: Vocabulary, condition: ConditionNetwork, denoiser: TwinDenoiser
+    ):
+        """`vocabulary` is that of the training sets; the system adds "lesion" where it knows findings."""
+        self.config = config
+        self.learnt = vocabulary
+        self.vocabulary = with_generic(vocabulary)
+        self.condition = condition.eval()
+        self.denoiser = denoiser.eval()
+        self.codec = PixelUnshuffleCodec(stride=SIZES[config.preset].fold, grains=GRAINS[config.noise])
+        self.schedule = schedule_from_config({**SCHEDULES[config.schedule], "prediction_type": "sample"})
+
+    @property
+    def size(self) -> int:
+        """Pixels along a side of the working grid."""
+        return self.config.size
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are."""
+        return next(self.denoiser.parameters()).device
+
+    def to(self, device: torch.device | str) -> "UniSegDiff":
+        """Itself, moved."""
+        self.condition.to(device)
+        self.denoiser.to(device)
+        return self
+
+    @torch.no_grad()
+    def see(self, stack: Tensor) -> Conditions:
+        """Condition features of slices (S, 3, size, size), made once for any number of prompts and proposals."""
+        parts = [self.condition(chunk.to(self.device)) for chunk in stack.split(16)]
+        levels = [torch.cat(level) for level in zip(*parts, strict=True)]
+        probability = [self.condition.log_probability(chunk).exp() for chunk in levels[0].split(16)]
+        return Conditions(levels, torch.cat(probability))
+
+    @torch.no_grad()
+    def estimate(self, seen: Conditions, target: Target) -> Tensor:
+        """The condition network's own probability of the target, (S, size, size)."""
+        return seen.probability[:, self._channels(target.concept)].sum(1).cpu()
+
+    @torch.no_grad()
+    def propose(
+        self, seen: Conditions, target: Target, n: int, seed: int, on_step: Callable[[float], None] = lambda share: None
+    ) -> Tensor:
+        """N probability volumes (N, S, size, size) of one target; proposal k uses one noise field for all slices."""
+        own = seen.probability[:, self._channels(target.concept)].sum(1)
+        share = (own / (1 - seen.probability[:, 0]).clamp(min=1e-6)).clamp(max=1)
+        out = torch.zeros(n, len(own), self.size, self.size)
+        active = (own.flatten(1).max(1).values >= self.config.skip_below).nonzero()[:, 0]
+        if len(active):
+            levels = [level[active] for level in seen.levels]
+            drawn = self._draw(levels, n, seed, on_step)
+            out[:, active.cpu()] = (drawn * share[active]).cpu()
+        return out
+
+    def _channels(self, concept: Concept) -> list[int]:
+        """Where the condition network answers for a concept."""
+        names = self.learnt.names
+        if concept.name in names:
+            return [1 + names.index(concept.name)]
+        return [1 + i for i, name in enumerate(names) if name in anatomy.FINDINGS]
+
+    def _draw(self, levels: list[Tensor], n: int, seed: int, on_step: Callable[[float], None]) -> Tensor:
+        """Probability of any target, (n, S, size, size). Even proposals take the mask's chain, odd ones the noise's."""
+        stages, edge = self.config.stages, self.size // self.codec.stride
+        fields = noise_fields(self.codec, n, (self.codec.channels, edge, edge), seed)
+        slices = len(levels[0])
+        out = torch.zeros(n, slices, self.size, self.size, device=self.device)
+        shared = {}
+        if self.config.chains == "shared":
+            times = stages.times()
+            for chain in Branch:
+                steps = [self._sample(chunk, chain, times[:-1], _first(fields)) for chunk in _chunks(levels)]
+                shared[chain] = torch.cat(steps)
+        done = 0
+        for first, chain in enumerate(tuple(Branch)[:n]):
+            mine = torch.cartesian_prod(torch.arange(first, n, 2), torch.arange(slices)).to(self.device)
+            for chunk in mine.split(PAIRS_AT_ONCE):
+                proposals, which = chunk[:, 0], chunk[:, 1]
+                condition = [level[which] for level in levels]
+                if shared:
+                    t = torch.full((len(which),), stages.low)
+                    noise = fields(1)[proposals.cpu()].to(self.device)
+                    x_t = self.schedule.add_noise(shared[chain][which], noise, t)
+                    x0 = self._clean(condition, chain, x_t, stages.low)
+                else:
+                    x0 = self._sample(condition, chain, stages.times(), lambda s, p=proposals: fields(s)[p.cpu()])
+                out[proposals, which] = self.codec.decode(x0)[:, 0].clamp(0, 1)
+                done += len(chunk)
+                on_step(done / (n * slices))
+        return out
+
+    def _sample(
+        self, condition: list[Tensor], chain: Branch, times: list[int], noise: Callable[[int], Tensor]
+    ) -> Tensor:
+        """x0 of one chain by DDIM over `times`."""
+        count = len(condition[0])
+        return sample_ddim(
+            partial(self._clean, condition, chain),
+            lambda step: noise(step).to(self.device).expand(count, -1, -1, -1),
+            times,
+            self.schedule,
+        )
+
+    def _clean(self, condition: list[Tensor], chain: Branch, x_t: Tensor, t: int) -> Tensor:
+        """x0 at (x_t, t) by the decoder whose turn it is."""
+        stages = self.config.stages
+        branch = stages.branch_at(t, chain)
+        when = torch.full((len(x_t),), t)
+        answer = self.denoiser(x_t, stages.told(when).to(self.device), condition, (branch,))[branch]
+        return clean_from(answer, branch, x_t, when, self.schedule)
+
+
+def clean_from(answer: Tensor, branch: Branch, x_t: Tensor, t: Tensor, schedule: Schedule) -> Tensor:
+    """x0 in [-1, 1] from a decoder's answer at times `t` (B,): logits of the mask, or ε.
+
+    From ε it is clipped, for at 599 of the linear schedule errors come back sixfold.
+    """
+    if branch is Branch.MASK:
+        return torch.tanh(answer / 2)  # 2 sigmoid - 1
+    return replace(schedule, prediction=Prediction.EPSILON).to_x0(answer, x_t, t).clamp(-1, 1)
+
+
+def with_generic(vocabulary: Vocabulary) -> Vocabulary:
+    """The vocabulary with "lesion" at its end, where it has findings and no such name yet."""
+    found = [c for c in vocabulary.concepts if c.name in anatomy.FINDINGS]
+    if not found or GENERIC in vocabulary.names:
+        return vocabulary
+    modalities = tuple(dict.fromkeys(m for c in found for m in c.modalities))
+    return Vocabulary((*vocabulary.concepts, Concept(GENERIC, (), modalities)))
+
+
+def build(config: UniSegDiffConfig, vocabulary: Vocabulary, *, seed: int = 0) -> UniSegDiff:
+    """An untrained system for the targets of the training sets."""
+    size = SIZES[config.preset]
+    edges = [config.size // size.fold // 2**level for level in range(len(size.denoiser))]
+    if edges[-1] < 1 or config.size % (size.fold * 2 ** (len(edges) - 1)):
+        raise ValueError(f"size {config.size} must be a multiple of {size.fold * 2 ** (len(edges) - 1)}")
+    attends = [config.cross_attention and edge**2 <= size.tokens for edge in edges]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        condition = ConditionNetwork(size.condition, len(vocabulary.concepts), size.fold)
+        denoiser = TwinDenoiser(size.fold**2, size.denoiser, size.condition, attends=attends)
+    return UniSegDiff(config, vocabulary, condition, denoiser)
+
+
+def train_unisegdiff(
+    system: UniSegDiff,
+    bank: SliceBank,
+    *,
+    budget: Budget,
+    folder: Path,
+    seed: int = 0,
+    on_step: Callable[[str, TrainState, float], None] = lambda stage, state, spent: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> UniSegDiff:
+    """Train the condition network for segmentation, freeze it, and train the denoiser on its features.
+
+    Without pre-training (an ablation) both are trained by the denoiser's loss alone.
+    """
+    condition, denoiser, device = system.condition, system.denoiser, system.device
+    stages, pretrained = system.config.stages, system.config.pretrained
+    branches = tuple(Branch) if stages.target == "both" else (Branch(stages.target),)
+
+    def condition_loss(size: int, generator: Generator) -> tuple[Tensor, dict[str, float]]:
+        batch = bank.draw(size, 1, generator).to(device)
+        possible = (bank.annotated | bank.foreign).to(device)[batch.dataset]
+        return segmentation_loss(
+            condition.log_probability(condition(batch.image)[0], possible), batch.labels, possible
+        ), {}
+
+    def denoiser_loss(size: int, generator: Generator) -> tuple[Tensor, dict[str, float]]:
+        batch = bank.draw(size, 1, generator).to(device)
+        with torch.set_grad_enabled(not pretrained):
+            features = condition(batch.image)
+        mask = (batch.labels > 0).float()[:, None]
+        x0 = system.codec.encode(mask)
+        t = stages.draw(size, generator)
+        noise = system.codec.noise(x0.shape, generator).to(device)
+        x_t = system.schedule.add_noise(x0, noise, t)
+        answers = denoiser(x_t, stages.told(t).to(device), features, branches)
+        noise_weight, mask_weight = (w.to(device) for w in stages.loss_weights(t))
+        loss, parts = torch.zeros((), device=device), {}
+        if Branch.NOISE in answers:
+            error = noise_error(answers[Branch.NOISE], noise)
+            loss, parts["noise"] = loss + (noise_weight * error).mean(), error.mean().item()
+        if Branch.MASK in answers:
+            error = mask_error(answers[Branch.MASK], F.pixel_unshuffle(mask, system.codec.stride))
+            loss, parts["mask"] = loss + (mask_weight * error).mean(), error.mean().item()
+        return loss, parts
+
+    both = nn.ModuleDict({"condition": condition, "denoiser": denoiser})
+    plan: list[tuple[str, nn.Module, Any, float]] = [
+        ("condition", condition, condition_loss, CONDITION_SHARE),
+        ("denoiser", denoiser, denoiser_loss, 1 - CONDITION_SHARE),
+    ]
+    if not pretrained:
+        plan = [("denoiser", both, denoiser_loss, 1.0)]
+    for number, (name, module, loss_of, share) in enumerate(plan):
+        both.requires_grad_(False).eval()
+        state = new_state(module.requires_grad_(True), seed=seed + number)
+        train(
+            state,
+            loss_of,
+            budget=budget.share(share),
+            folder=folder / name,
+            hyper=SIZES[system.config.preset].hyper,
+            on_step=lambda s, spent, name=name: on_step(name, s, spent),
+            should_stop=should_stop,
+        )
+        use_average(state)
+    both.requires_grad_(False).eval()
+    return system
+
+
+def _first(fields: Callable[[int], Tensor]) -> Callable[[int], Tensor]:
+    """The noise of the first proposal, for every chain that is shared."""
+    return lambda step: fields(step)[:1]
+
+
+def _chunks(levels: list[Tensor]) -> list[list[Tensor]]:
+    """The levels of some slices at a time."""
+    return [list(parts) for parts in zip(*(level.split(PAIRS_AT_ONCE) for level in levels), strict=True)]
