@@ -67,10 +67,11 @@ def foundation_folder(two_organ_bank, tmp_path_factory) -> Path:
     return folder / "foundation"
 
 
+IMAGES = {"unet": 1400, "progidiff": 800, "unisegdiff": 1200, "ddim": 800}
+
+
 class Trained(dict):
     """Every named system by its name, trained for seconds on `two_organ_bank` when first asked for; do not change."""
-
-    images = {"unet": 1400, "progidiff": 800, "unisegdiff": 1200, "ddim": 800}
 
     def __init__(self, bank: SliceBank, foundation: Callable[[], Path], folder: Path):
         super().__init__()
@@ -80,7 +81,7 @@ class Trained(dict):
         system = SYSTEMS[name].train(
             self.bank,
             "tiny",
-            budget=Budget(images=self.images[name]),
+            budget=Budget(images=IMAGES[name]),
             folder=self.folder / name,
             seed=0,
             foundation=self.foundation() if name == "progidiff" else None,

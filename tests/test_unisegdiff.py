@@ -129,7 +129,7 @@ def test_a_strategy_of_one_target_trains_and_asks_one_decoder(two_organ_bank, tm
     assert {b for _, b in asked} == {chosen}
 
 
-class evaluations:  # noqa: N801
+class evaluations:
     """Within the block, the (time told, decoder) of every call of the denoiser and how often scans are looked at."""
 
     def __init__(self, system):
