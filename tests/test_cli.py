@@ -194,6 +194,55 @@ def test_evaluate_writes_its_report_and_prints_the_same(delineate, phantom_datas
     assert "liver" in out
 
 
+def two_sets(folder):
+    """Bright discs and dark discs on grey, 6 images of 40 × 48 each, as images/ + masks/ with splits; no names."""
+    rows, columns = np.mgrid[:40, :48]
+    for name, level in (("light", 250), ("dark", 10)):
+        for part in ("images", "masks"):
+            (folder / name / part).mkdir(parents=True)
+        rng = np.random.default_rng(level)
+        for number in range(6):
+            row, column, radius = rng.integers(12, 28), rng.integers(12, 36), rng.integers(5, 10)
+            disc = (rows - row) ** 2 + (columns - column) ** 2 < radius**2
+            grey = np.where(disc, level, 128) + rng.integers(-4, 5, disc.shape)
+            Image.fromarray(grey.astype(np.uint8)).save(folder / name / "images" / f"{name}{number}.png")
+            Image.fromarray(disc.astype(np.uint8) * 255).save(folder / name / "masks" / f"{name}{number}.png")
+        names = [f"{name}{number}" for number in range(6)]
+        write_json(folder / name / "splits.json", {"train": names[:4], "val": names[4:5], "test": names[5:]})
+    return folder / "light", folder / "dark"
+
+
+def test_several_folders_are_named_on_one_line(delineate, tmp_path):
+    light, dark = two_sets(tmp_path)
+    named = [f"{light}=polyp@endoscopy", f"{dark}=skin lesion"]
+    code, out, _ = delineate("check", f"{dark}=skin lesion,hair")  # 255 is no id among two
+    assert code == 1
+    code, out, _ = delineate("check", named[1])
+    assert code == 0
+    assert "skin lesion" in out
+    code, _, err = delineate("train", "unet", *named, "-o", tmp_path / "m", "--images", 8, *TRAINING)
+    assert code == 0, err
+    assert [c["name"] for c in json.loads(delineate("prompts", "-m", tmp_path / "m", "--json")[1])["concepts"]] == [
+        "polyp",
+        "skin lesion",
+    ]
+    code, out, err = delineate("evaluate", named[1], "-o", tmp_path / "e", "-m", tmp_path / "m", "-n", 1, "--json")
+    assert code == 0, err
+    assert (json.loads(out)["dataset"], list(json.loads(out)["targets"])) == ("dark", ["skin lesion"])
+
+
+def test_2_a_target_that_is_named_twice(delineate, tmp_path):
+    light, dark = two_sets(tmp_path)
+    for command in (["check"], ["train", "unet"], ["pretrain"], ["evaluate"]):
+        more = [] if command == ["check"] else ["-o", tmp_path / "m"]
+        code, _, err = delineate(*command, f"{light}=polyp", *more, "--target", "polyp")
+        assert code == 2, command
+        assert "named twice, after = and by --target" in one_line(err)
+    code, _, err = delineate("train", "unet", f"{light}=polyp", dark, "-o", tmp_path / "m", *TRAINING)
+    assert code == 5
+    assert 'dark="breast lesion"' in one_line(err)
+
+
 def test_doctor_as_json_ends_with_one_where_something_is_bad(delineate, model, monkeypatch):
     monkeypatch.setattr("delineate.model_folder.house_folder", lambda: model)
     code, out, err = delineate("doctor", "--json")

@@ -40,7 +40,7 @@ ThreadsOption = Annotated[int | None, typer.Option(min=1, help="CPU threads; rec
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …; auto takes a GPU where there is one.")]
 TargetOption = Annotated[
     list[str] | None,
-    typer.Option("--target", help='What the masks of an images/ + masks/ folder show, such as "breast lesion".'),
+    typer.Option("--target", help='What the masks of every images/ + masks/ folder show, such as "breast lesion".'),
 ]
 
 
@@ -54,8 +54,9 @@ ModalityOption = Annotated[
     typer.Option(callback=_modality, help="CT, MR, US, …; for datasets it overrides what dataset.json says."),
 ]
 SystemArgument = Annotated[str, typer.Argument(help=f"A named system: {', '.join(SYSTEMS)}.")]
-DatasetArgument = Annotated[Path, typer.Argument(help="Dataset folder: nnU-Net/MSD layout, or images/ + masks/.")]
-DatasetsArgument = Annotated[list[Path], typer.Argument(help="One or more dataset folders.")]
+DATASET_HELP = "nnU-Net/MSD layout, or images/ + masks/. FOLDER=TARGET[,TARGET][@MODALITY] says what its masks show."
+DatasetArgument = Annotated[str, typer.Argument(help=f"Dataset folder: {DATASET_HELP}")]
+DatasetsArgument = Annotated[list[str], typer.Argument(help=f"One or more dataset folders: {DATASET_HELP}")]
 PresetOption = Annotated[
     str, typer.Option(help="Size: tiny is for a CPU; what else there is, `delineate systems` tells for each system.")
 ]
@@ -126,6 +127,7 @@ def segment(
     from delineate.fusion import FUSIONS
     from delineate.model_folder import check_model, fingerprint, read_vocabulary
     from delineate.prompt import Prompt, unknown_prompt_message
+    from delineate.report import print_run
 
     if consensus not in FUSIONS:
         raise typer.BadParameter(f"--consensus is one of {', '.join(FUSIONS)}")
@@ -167,7 +169,7 @@ def segment(
     if as_json:
         _print_json(report)
     else:
-        _print_run(report, output)
+        print_run(report, output, out)
     for line in unknown:
         _say(f"delineate: {line}")
     failed = [c for c in report["cases"] if c["status"] == "failed"]
@@ -177,31 +179,6 @@ def segment(
         raise typer.Exit(3 if len(scans) == 1 else 1)
     if unknown:
         raise typer.Exit(PromptError.exit_code)
-
-
-def _print_run(report: dict[str, Any], folder: Path) -> None:
-    table = Table("case", "target", "outcome", "score", "consensus", "spread of proposals", box=None, pad_edge=False)
-    for case in report["cases"]:
-        if case["status"] == "failed":
-            table.add_row(case["case"], "", "failed", "", "", "")
-            continue
-        for target in case["targets"]:
-            unit = "pixels" if "consensus_pixels" in target else "ml"
-            volumes = target.get(f"proposals_{unit}", [])
-            digits = 0 if unit == "pixels" else 1
-            table.add_row(
-                case["case"],
-                target["target"] or target["prompt"],
-                target["outcome"],
-                f"{target['score']:.2f}" if "score" in target else "",
-                f"{target[f'consensus_{unit}']:.{digits}f} {unit}" if volumes else "",
-                f"{min(volumes):.{digits}f} to {max(volumes):.{digits}f}" if volumes else "",
-            )
-    out.print(table)
-    out.print(f"{folder / 'run.json'}", highlight=False, soft_wrap=True)
-    for case in report["cases"]:
-        if "montage.png" in case.get("written", ()):
-            out.print(f"{folder / case['case'] / 'montage.png'}", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -237,24 +214,22 @@ def check(
 ) -> None:
     """Look at every file of a dataset and say what is wrong, why, and what to do."""
     from delineate.data.check import check_dataset
+    from delineate.data.named import parse_named
+    from delineate.report import print_check
 
+    named = parse_named(dataset, target, modality)
     with progress_bar(err, quiet=as_json) as bar:
         bar.start("checking")
         report = check_dataset(
-            dataset, targets=target or None, modality=modality, progress=lambda done, total: bar.update(done / total)
+            named.folder,
+            targets=named.targets or None,
+            modality=named.modality,
+            progress=lambda done, total: bar.update(done / total),
         )
     if as_json:
         _print_json(report.to_json())
     else:
-        out.print(f"{report.name}: {report.cases} cases", highlight=False)
-        table = Table("target", "cases", "voxels", box=None, pad_edge=False)
-        for name, counts in report.targets.items():
-            table.add_row(name, *(str(v) for v in counts.values()))
-        out.print(table)
-        for problem in report.problems:
-            _say(f"{problem.severity}: {problem.file}: {problem.what} {problem.fix}")
-        if not report.problems:
-            out.print("nothing wrong")
+        print_check(report, out, _say)
     if not report.ok:
         raise typer.Exit(1)
 

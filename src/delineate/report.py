@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from rich.table import Table
 from delineate.files import write_text
 
 if TYPE_CHECKING:
+    from delineate.data.check import CheckReport
     from delineate.evaluation import Row
 
 
@@ -69,6 +70,45 @@ def print_summary(summary: dict[str, Any], console: Console) -> None:
         f"slices without the target that got voxels of it: {summary['absent_slices']['rate']:.1%}",
         highlight=False,
     )
+
+
+def print_run(report: dict[str, Any], folder: Path, console: Console) -> None:
+    """The table of a `delineate.cohort.run_cohort` that wrote into `folder`, and where its pictures lie."""
+    table = Table("case", "target", "outcome", "score", "consensus", "spread of proposals", box=None, pad_edge=False)
+    for case in report["cases"]:
+        if case["status"] == "failed":
+            table.add_row(case["case"], "", "failed", "", "", "")
+            continue
+        for target in case["targets"]:
+            unit = "pixels" if "consensus_pixels" in target else "ml"
+            volumes = target.get(f"proposals_{unit}", [])
+            digits = 0 if unit == "pixels" else 1
+            table.add_row(
+                case["case"],
+                target["target"] or target["prompt"],
+                target["outcome"],
+                f"{target['score']:.2f}" if "score" in target else "",
+                f"{target[f'consensus_{unit}']:.{digits}f} {unit}" if volumes else "",
+                f"{min(volumes):.{digits}f} to {max(volumes):.{digits}f}" if volumes else "",
+            )
+    console.print(table)
+    console.print(f"{folder / 'run.json'}", highlight=False, soft_wrap=True)
+    for case in report["cases"]:
+        if "montage.png" in case.get("written", ()):
+            console.print(f"{folder / case['case'] / 'montage.png'}", highlight=False, soft_wrap=True)
+
+
+def print_check(report: "CheckReport", console: Console, say: Callable[[str], None]) -> None:
+    """How often each target occurs in a checked dataset; `say` gets one line a problem."""
+    console.print(f"{report.name}: {report.cases} cases", highlight=False)
+    table = Table("target", "cases", "voxels", box=None, pad_edge=False)
+    for name, counts in report.targets.items():
+        table.add_row(name, *(str(v) for v in counts.values()))
+    console.print(table)
+    for problem in report.problems:
+        say(f"{problem.severity}: {problem.file}: {problem.what} {problem.fix}")
+    if not report.problems:
+        console.print("nothing wrong")
 
 
 def print_comparison(summaries: dict[str, dict[str, Any]], console: Console) -> None:

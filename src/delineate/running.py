@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from delineate.checkpoint import TrainState
-from delineate.data.dataset import Dataset, open_dataset
+from delineate.data.dataset import Dataset
+from delineate.data.named import open_named, parse_named
 from delineate.data.slices import SliceBank, build_slices
 from delineate.errors import DatasetError, DelineateError
 from delineate.evaluation import evaluate, summarise
@@ -40,9 +41,9 @@ class Nobody:
         """Ignored."""
 
 
-def open_all(paths: Sequence[Path], target: Sequence[str] | None, modality: str | None) -> list[Dataset]:
-    """The datasets at `paths`; those without a train split are refused with the way out."""
-    datasets = [open_dataset(path, targets=target or None, modality=modality) for path in paths]
+def open_all(paths: Sequence[Path | str], target: Sequence[str] | None, modality: str | None) -> list[Dataset]:
+    """The datasets at `paths`, each as in `data.named`; those without a train split are refused with the way out."""
+    datasets = [open_named(path, target, modality) for path in paths]
     for dataset in datasets:
         if not dataset.splits:
             raise DatasetError(
@@ -66,7 +67,7 @@ def read_bank(datasets: Sequence[Dataset], size: int, watch: Watch, shares: Sequ
 
 def train_system(
     system: str,
-    paths: Sequence[Path],
+    paths: Sequence[Path | str],
     output: Path,
     *,
     preset: str = "tiny",
@@ -81,12 +82,14 @@ def train_system(
 ) -> Path:
     """Train a system and write its model folder; returns the picture of its training curves.
 
+    A dataset is a folder, or FOLDER=TARGET@MODALITY (`delineate.data.named`) where several need different names.
+
     Checkpoints live in `<output>-training/`. After a stop the same call goes on from there; a call with other
     settings is refused.
     """
     settings = {
         "system": system,
-        "datasets": [str(Path(p).resolve()) for p in paths],
+        "datasets": [str(parse_named(p, target, modality)) for p in paths],
         "preset": preset,
         "minutes": minutes,
         "images": images,
@@ -148,7 +151,7 @@ def train_on(
 
 
 def pretrain_foundation(
-    paths: Sequence[Path],
+    paths: Sequence[Path | str],
     output: Path,
     *,
     preset: str = "tiny",
@@ -169,7 +172,7 @@ def pretrain_foundation(
     output = Path(output)
     if output.exists() and any(output.iterdir()) and not (output / "delineate.json").exists():
         raise DelineateError(f"{output}: exists and is not a foundation made here; choose another folder")
-    settings = {"datasets": [str(Path(p).resolve()) for p in paths], "preset": preset, "codec": codec}
+    settings = {"datasets": [str(parse_named(p, target, modality)) for p in paths], "preset": preset, "codec": codec}
     settings |= {"target": list(target or ()), "modality": modality}
     work = _work_folder(output, {**settings, "minutes": minutes, "images": images, "seed": seed})
     datasets = open_all(paths, target, modality)
@@ -200,7 +203,7 @@ def pretrain_foundation(
 
 
 def evaluate_model(
-    path: Path,
+    path: Path | str,
     output: Path,
     model: Path | None,
     *,
@@ -212,8 +215,11 @@ def evaluate_model(
     device: str = "cpu",
     watch: Watch = Nobody(),
 ) -> dict[str, Any]:
-    """Score a model on a split of a dataset; writes report.json, rows.csv and dice.png, returns the report."""
-    dataset = open_dataset(path, targets=target or None, modality=modality)
+    """Score a model on a split of a dataset, named as in `train_system`.
+
+    Writes report.json, rows.csv and dice.png into `output`, and returns the report.
+    """
+    dataset = open_named(path, target, modality)
     segmenter = load_model(model, device)
     watch.start(f"scoring the {split} split of {dataset.name}")
     if not dataset.split(split):

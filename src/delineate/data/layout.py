@@ -151,8 +151,8 @@ def choose_targets(
         if declared:
             return declared, frozenset()
         raise DatasetError(
-            f'{root} does not say what its masks show: give the target\'s name (--target "breast lesion", '
-            f'targets=["breast lesion"]) or write a dataset.json with "labels".'
+            f'{root} does not say what its masks show: give the target\'s name ({root.name}="breast lesion" or '
+            f'--target "breast lesion", targets=["breast lesion"]) or write a dataset.json with "labels".'
         )
     if isinstance(targets, Mapping):
         chosen = {canonical_name(name): int(number) for name, number in targets.items()}
