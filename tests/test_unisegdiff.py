@@ -98,8 +98,8 @@ def test_no_gradient_reaches_the_frozen_condition_network(two_organ_bank, tmp_pa
 
 
 def test_without_pre_training_there_is_one_stage_and_both_networks_learn(two_organ_bank, tmp_path):
-    fresh = build(UniSegDiffConfig(size=64, pretrained=False), two_organ_bank.vocabulary)
-    system, stages = train_a_little(two_organ_bank, tmp_path, pretrained=False)
+    fresh = build(UniSegDiffConfig(size=64, pretrained=False, start="nothing"), two_organ_bank.vocabulary)
+    system, stages = train_a_little(two_organ_bank, tmp_path, pretrained=False, start="nothing")
     assert {stage for stage, _ in stages} == {"denoiser"}
     for part in ("condition", "denoiser"):
         before, after = getattr(fresh, part).state_dict(), getattr(system, part).state_dict()
@@ -150,7 +150,7 @@ def test_a_chain_asks_the_decoders_in_the_paper_s_order_with_clamped_times(syste
     asked = {}
     for k, chain in enumerate(Branch):
         with evaluations(system) as asked[chain]:
-            system._sample([level[:1] for level in system.see(slices[0][:1]).levels], chain, Stages().times(), one)
+            system._sample(system.see(slices[0][:1]), chain, Stages().times(), one)
         assert asked[chain][0] == (999, Branch.MASK)
         assert asked[chain][1:-1] == [(t, chain) for t in range(599, 299, -30)]
         assert asked[chain][-1] == (0, Branch.NOISE)
@@ -241,6 +241,33 @@ def test_both_answers_give_back_the_mask_when_they_are_right(schedule):
     torch.testing.assert_close(clean_from(50 * x0, Branch.MASK, x_t, t, table), x0)
 
 
+@pytest.mark.parametrize("t", [0, 299, 450, 599, 999])
+def test_untrained_decoders_answer_with_the_pixel_s_posterior_and_agree(t):
+    """Log-odds of mask and noise that follow from one x0: at every time both branches give the same clean mask."""
+    system = build(UniSegDiffConfig(size=64), FINDINGS)
+    seen = system.see(torch.rand(2, 3, 64, 64) * 2 - 1)
+    x_t, when = torch.randn(2, 4, 32, 32, generator=torch.Generator().manual_seed(0)), torch.full((2,), t)
+    with torch.no_grad():
+        answers = system.answers(seen, x_t, when, tuple(Branch))
+    mask, noise = (clean_from(answers[b], b, x_t, when, system.schedule) for b in Branch)
+    expected = system.codec.posterior(
+        system.codec.encode(1 - seen.probability[:, :1]), x_t, *system.schedule.signal_and_noise(when, x_t)
+    )
+    torch.testing.assert_close(mask, expected, rtol=0, atol=1e-3)
+    if t < 999:  # there nothing can be said of x0 from the noise
+        torch.testing.assert_close(noise, expected, rtol=0, atol=1e-3)
+
+
+def test_from_nothing_the_condition_s_probability_is_not_used():
+    system = build(UniSegDiffConfig(size=64, start="nothing"), FINDINGS)
+    seen = system.see(torch.rand(1, 3, 64, 64) * 2 - 1)
+    other = replace(seen, probability=seen.probability.flip(1))
+    x_t, t = torch.randn(1, 4, 32, 32), torch.tensor([450])
+    with torch.no_grad():
+        one, two = (system.answers(c, x_t, t, (Branch.MASK,))[Branch.MASK] for c in (seen, other))
+    assert torch.equal(one, two)
+
+
 def test_lesion_asks_for_every_finding_together():
     system = build(UniSegDiffConfig(size=64), FINDINGS)
     assert system.vocabulary.names == ("polyp", "skin lesion", "lesion")
@@ -266,7 +293,7 @@ def test_slices_where_the_condition_network_sees_nothing_are_not_drawn(system, s
 
 def test_the_configuration_survives_json_and_unknown_keys_do_not():
     stages = Stages(clamp=Clamp.NONE, high=699, low=-1, interval=100)
-    config = UniSegDiffConfig(64, "small", stages, schedule="linear", noise="white", pretrained=False)
+    config = UniSegDiffConfig(64, "small", stages, schedule="linear", noise="white", pretrained=False, start="nothing")
     assert UniSegDiffConfig.from_json(asdict(config)) == config
     with pytest.raises(TypeError, match="surprise"):
         UniSegDiffConfig.from_json({**asdict(config), "surprise": 1})
@@ -279,6 +306,8 @@ def test_the_configuration_survives_json_and_unknown_keys_do_not():
         ({"schedule": "sigmoid"}, "schedule is one of"),
         ({"noise": "pink"}, "noise is one of"),
         ({"chains": "none"}, "chains is one of"),
+        ({"start": "middle"}, "start is one of"),
+        ({"pretrained": False}, "no probabilities to start from"),
         ({"chains": "shared", "stages": Stages(low=-1)}, "these stages have none"),
     ],
 )

@@ -84,6 +84,10 @@ class UniSegDiffConfig:
         noise: white as published, or a pyramid of grain sizes, with which proposals differ by shape.
         cross_attention: at coarse levels; without it all levels are fused by convolution.
         pretrained: whether the condition network is trained first and frozen.
+        start: what an untrained decoder answers. From the condition network's probability of a pixel and its noisy
+            value, Bayes' rule gives the mean of the clean pixel (`codec.posterior`); with "posterior" the decoders add
+            to the mask's log-odds and the noise that follow from it, and so learn what a pixel alone cannot tell.
+            "nothing" is the letter of the paper; it takes far longer to come up to the condition network itself.
         chains: "own" gives each proposal a chain of its own; "shared" is the letter of the paper: one chain a
             decoder down to `stages.low`, and from there fresh noise for each proposal, which hardly differ then.
         skip_below: slices where the condition network's own probability nowhere reaches this are not drawn.
@@ -96,16 +100,20 @@ class UniSegDiffConfig:
     noise: str = "pyramid"
     cross_attention: bool = True
     pretrained: bool = True
+    start: str = "posterior"
     chains: str = "own"
     skip_below: float = 0.02
 
     def __post_init__(self):
         allowed = {"preset": SIZES, "schedule": SCHEDULES, "noise": GRAINS, "chains": ("own", "shared")}
+        allowed["start"] = ("posterior", "nothing")
         for name, known in allowed.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} is one of {', '.join(known)}; got '{getattr(self, name)}'")
         if self.chains == "shared" and (self.stages.strategy is not Strategy.STAGED or self.stages.low < 0):
             raise ValueError("shared chains part at the third stage; these stages have none")
+        if self.start == "posterior" and not self.pretrained:
+            raise ValueError("a condition network that is not pre-trained has no probabilities to start from")
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "UniSegDiffConfig":
@@ -125,6 +133,12 @@ class Conditions:
 
     levels: list[Tensor]
     probability: Tensor
+
+    def __getitem__(self, index: Tensor) -> "Conditions":
+        return Conditions([level[index] for level in self.levels], self.probability[index])
+
+    def __len__(self) -> int:
+        return len(self.probability)
 
 
 class UniSegDiff:
@@ -181,8 +195,7 @@ class UniSegDiff:
         out = torch.zeros(n, len(own), self.size, self.size)
         active = (own.flatten(1).max(1).values >= self.config.skip_below).nonzero()[:, 0]
         if len(active):
-            levels = [level[active] for level in seen.levels]
-            drawn = self._draw(levels, n, seed, on_step)
+            drawn = self._draw(seen[active], n, seed, on_step)
             out[:, active.cpu()] = (drawn * share[active]).cpu()
         return out
 
@@ -193,55 +206,63 @@ class UniSegDiff:
             return [1 + names.index(concept.name)]
         return [1 + i for i, name in enumerate(names) if name in anatomy.FINDINGS]
 
-    def _draw(self, levels: list[Tensor], n: int, seed: int, on_step: Callable[[float], None]) -> Tensor:
+    def _draw(self, seen: Conditions, n: int, seed: int, on_step: Callable[[float], None]) -> Tensor:
         """Probability of any target, (n, S, size, size). Even proposals take the mask's chain, odd ones the noise's."""
         stages, edge = self.config.stages, self.size // self.codec.stride
         fields = noise_fields(self.codec, n, (self.codec.channels, edge, edge), seed)
-        slices = len(levels[0])
-        out = torch.zeros(n, slices, self.size, self.size, device=self.device)
-        shared = {}
-        if self.config.chains == "shared":
-            times = stages.times()
-            for chain in Branch:
-                steps = [self._sample(chunk, chain, times[:-1], _first(fields)) for chunk in _chunks(levels)]
-                shared[chain] = torch.cat(steps)
+        everyone = torch.arange(len(seen), device=self.device)
+        out = torch.zeros(n, len(seen), self.size, self.size, device=self.device)
         done = 0
         for first, chain in enumerate(tuple(Branch)[:n]):
-            mine = torch.cartesian_prod(torch.arange(first, n, 2), torch.arange(slices)).to(self.device)
-            for chunk in mine.split(PAIRS_AT_ONCE):
-                proposals, which = chunk[:, 0], chunk[:, 1]
-                condition = [level[which] for level in levels]
-                if shared:
-                    t = torch.full((len(which),), stages.low)
-                    noise = fields(1)[proposals.cpu()].to(self.device)
-                    x_t = self.schedule.add_noise(shared[chain][which], noise, t)
-                    x0 = self._clean(condition, chain, x_t, stages.low)
+            trunk = torch.zeros(0)
+            if self.config.chains == "shared":
+                parts = [
+                    self._sample(seen[some], chain, stages.times()[:-1], lambda step: fields(step)[:1])
+                    for some in everyone.split(PAIRS_AT_ONCE)
+                ]
+                trunk = torch.cat(parts)
+            pairs = torch.cartesian_prod(torch.arange(first, n, 2), everyone.cpu()).to(self.device)
+            for chunk in pairs.split(PAIRS_AT_ONCE):
+                k, which = chunk[:, 0].cpu(), chunk[:, 1]
+                if len(trunk):
+                    noise = fields(1)[k].to(self.device)
+                    x_t = self.schedule.add_noise(trunk[which], noise, torch.full((len(k),), stages.low))
+                    x0 = self._clean(seen[which], chain, x_t, stages.low)
                 else:
-                    x0 = self._sample(condition, chain, stages.times(), lambda s, p=proposals: fields(s)[p.cpu()])
-                out[proposals, which] = self.codec.decode(x0)[:, 0].clamp(0, 1)
+                    x0 = self._sample(seen[which], chain, stages.times(), lambda step, k=k: fields(step)[k])
+                out[chunk[:, 0], which] = self.codec.decode(x0)[:, 0].clamp(0, 1)
                 done += len(chunk)
-                on_step(done / (n * slices))
+                on_step(done / (n * len(seen)))
         return out
 
-    def _sample(
-        self, condition: list[Tensor], chain: Branch, times: list[int], noise: Callable[[int], Tensor]
-    ) -> Tensor:
+    def _sample(self, seen: Conditions, chain: Branch, times: list[int], noise: Callable[[int], Tensor]) -> Tensor:
         """x0 of one chain by DDIM over `times`."""
-        count = len(condition[0])
         return sample_ddim(
-            partial(self._clean, condition, chain),
-            lambda step: noise(step).to(self.device).expand(count, -1, -1, -1),
+            partial(self._clean, seen, chain),
+            lambda step: noise(step).to(self.device).expand(len(seen), -1, -1, -1),
             times,
             self.schedule,
         )
 
-    def _clean(self, condition: list[Tensor], chain: Branch, x_t: Tensor, t: int) -> Tensor:
+    def _clean(self, seen: Conditions, chain: Branch, x_t: Tensor, t: int) -> Tensor:
         """x0 at (x_t, t) by the decoder whose turn it is."""
-        stages = self.config.stages
-        branch = stages.branch_at(t, chain)
+        branch = self.config.stages.branch_at(t, chain)
         when = torch.full((len(x_t),), t)
-        answer = self.denoiser(x_t, stages.told(when).to(self.device), condition, (branch,))[branch]
-        return clean_from(answer, branch, x_t, when, self.schedule)
+        return clean_from(self.answers(seen, x_t, when, (branch,))[branch], branch, x_t, when, self.schedule)
+
+    def answers(self, seen: Conditions, x_t: Tensor, t: Tensor, branches: tuple[Branch, ...]) -> dict[Branch, Tensor]:
+        """Logits of the mask and ε, as far as asked for, of x_t noised at times `t` (B,), on the CPU."""
+        told = self.config.stages.told(t).to(self.device)
+        answers = self.denoiser(x_t, told, seen.levels, branches)
+        if self.config.start == "nothing":
+            return answers
+        signal, noise = self.schedule.signal_and_noise(t, x_t)
+        x0 = self.codec.posterior(self.codec.encode(1 - seen.probability[:, :1]), x_t, signal, noise)
+        begun = {
+            Branch.MASK: 2 * torch.atanh(x0.clamp(-0.9999, 0.9999)),
+            Branch.NOISE: (x_t - signal * x0) / noise.clamp(min=1e-3),
+        }
+        return {branch: begun[branch] + answer for branch, answer in answers.items()}
 
 
 def clean_from(answer: Tensor, branch: Branch, x_t: Tensor, t: Tensor, schedule: Schedule) -> Tensor:
@@ -274,6 +295,8 @@ def build(config: UniSegDiffConfig, vocabulary: Vocabulary, *, seed: int = 0) ->
         torch.manual_seed(seed)
         condition = ConditionNetwork(size.condition, len(vocabulary.concepts), size.fold)
         denoiser = TwinDenoiser(size.fold**2, size.denoiser, size.condition, attends=attends)
+        if config.start == "posterior":
+            denoiser.answer_nothing()
     return UniSegDiff(config, vocabulary, condition, denoiser)
 
 
@@ -305,13 +328,14 @@ def train_unisegdiff(
     def denoiser_loss(size: int, generator: Generator) -> tuple[Tensor, dict[str, float]]:
         batch = bank.draw(size, 1, generator).to(device)
         with torch.set_grad_enabled(not pretrained):
-            features = condition(batch.image)
+            levels = condition(batch.image)
+            seen = Conditions(levels, condition.log_probability(levels[0]).exp())
         mask = (batch.labels > 0).float()[:, None]
         x0 = system.codec.encode(mask)
         t = stages.draw(size, generator)
         noise = system.codec.noise(x0.shape, generator).to(device)
         x_t = system.schedule.add_noise(x0, noise, t)
-        answers = denoiser(x_t, stages.told(t).to(device), features, branches)
+        answers = system.answers(seen, x_t, t, branches)
         noise_weight, mask_weight = (w.to(device) for w in stages.loss_weights(t))
         loss, parts = torch.zeros((), device=device), {}
         if Branch.NOISE in answers:
@@ -344,13 +368,3 @@ def train_unisegdiff(
         use_average(state)
     both.requires_grad_(False).eval()
     return system
-
-
-def _first(fields: Callable[[int], Tensor]) -> Callable[[int], Tensor]:
-    """The noise of the first proposal, for every chain that is shared."""
-    return lambda step: fields(step)[:1]
-
-
-def _chunks(levels: list[Tensor]) -> list[list[Tensor]]:
-    """The levels of some slices at a time."""
-    return [list(parts) for parts in zip(*(level.split(PAIRS_AT_ONCE) for level in levels), strict=True)]
