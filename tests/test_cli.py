@@ -231,6 +231,101 @@ def test_several_folders_are_named_on_one_line(delineate, tmp_path):
     assert (json.loads(out)["dataset"], list(json.loads(out)["targets"])) == ("dark", ["skin lesion"])
 
 
+def test_a_model_of_one_fold_is_scored_on_that_fold_alone(delineate, tmp_path):
+    light, dark = two_sets(tmp_path)
+    model = tmp_path / "m"
+    training = ["train", "unet", f"{light}=polyp", "-o", model, "--images", 8, "--fold", "1/3", *TRAINING]
+    code, _, err = delineate(*training)
+    assert code == 0, err
+    told = json.loads((model / "config.json").read_text())["training"]
+    assert (told["fold"], told["slices"]) == ("1/3", 3)  # of six: two held out, one of the others for validation
+    assert "fold 1/3" in (model / "card.md").read_text()
+
+    def scored(dataset, *more):
+        code, out, err = delineate("evaluate", dataset, "-o", tmp_path / "e", "-m", model, "-n", 1, *more, "--json")
+        return code, json.loads(out) if code == 0 else one_line(err)
+
+    code, report = scored(f"{light}=polyp", "--fold", "1/3")
+    assert (code, report["cases"], report["fold"], report["split"]) == (0, 2, "1/3", "test")
+    code, report = scored(f"{light}=polyp", "--fold", "1/3", "--split", "val")
+    assert (code, report["cases"]) == (0, 1)
+    shutil.copytree(light, tmp_path / "copy")
+    for same in (light, tmp_path / "copy"):
+        for more, message in (
+            (["--fold", "2/3"], "on subjects that fold 2/3 holds out; use --fold 1/3"),
+            ([], "on subjects that splits.json may hold out; add --fold 1/3"),
+        ):
+            code, line = scored(f"{same}=polyp", *more)
+            assert code == 2
+            assert message in line
+    code, report = scored(f"{dark}=polyp", "--fold", "2/3")  # not trained on: any fold will do
+    assert (code, report["dataset"], report["fold"]) == (0, "dark", "2/3")
+    assert scored(f"{dark}=polyp")[1]["fold"] is None
+    code, line = scored(f"{dark}=polyp", "--fold", "3")
+    assert code == 2
+    assert "a fold is NUMBER/OF" in line
+
+
+def test_a_model_without_a_fold_is_not_scored_on_one(delineate, tmp_path):
+    light, _ = two_sets(tmp_path)
+    code, _, err = delineate("train", "unet", f"{light}=polyp", "-o", tmp_path / "m", "--images", 8, *TRAINING)
+    assert code == 0, err
+    scoring = ["evaluate", f"{light}=polyp", "-o", tmp_path / "e", "-m", tmp_path / "m", "-n", 1]
+    code, _, err = delineate(*scoring, "--fold", "1/3")
+    assert code == 2
+    assert "without --fold, on subjects that fold 1/3 holds out; train one with --fold 1/3" in one_line(err)
+    assert delineate(*scoring)[0] == 0
+
+
+def test_a_fold_needs_no_splits_json_and_is_part_of_the_settings(delineate, tmp_path):
+    light, _ = two_sets(tmp_path)
+    (light / "splits.json").unlink()
+    training = ["train", "unet", f"{light}=polyp", "-o", tmp_path / "m", "--images", 8, *TRAINING]
+    code, _, err = delineate(*training)
+    assert code == 5
+    assert "or use --fold" in one_line(err)
+    (tmp_path / "m-training" / "network" / "checkpoint-0000000008").mkdir(parents=True)
+    settings = json.loads((tmp_path / "m-training" / "settings.json").read_text())
+    write_json(tmp_path / "m-training" / "settings.json", settings | {"fold": "2/3"})
+    code, _, err = delineate(*training, "--fold", "1/3")
+    assert code == 2
+    assert "other settings" in one_line(err)
+    code, _, err = delineate(*training, "--fold", "7/3")
+    assert code == 2
+    assert "got '7/3'" in one_line(err)
+
+
+def test_a_foundation_made_here_must_not_have_seen_what_a_fold_holds_out(delineate, foundation_folder, tmp_path):
+    light, dark = two_sets(tmp_path)
+    foundation, refused = tmp_path / "f", tmp_path / "m"
+    pretraining = ["pretrain", f"{light}=polyp", "-o", foundation, "--images", 8, "--fold", "1/3", *TRAINING]
+    code, _, err = delineate(*pretraining)
+    assert code == 0, err
+
+    def training(dataset, folder, foundation, *more):
+        more = ["--images", 8, "--foundation", foundation, *more, *TRAINING]
+        return delineate("train", "progidiff", f"{dataset}=polyp", "-o", folder, *more)
+
+    for more, message in (
+        (["--fold", "2/3"], "was trained on fold 1/3 of light, on subjects that fold 2/3 holds out"),
+        ([], "was trained on fold 1/3 of light, on subjects that splits.json may hold out"),
+    ):
+        code, _, err = training(light, refused, foundation, *more)
+        assert code == 2
+        assert message in one_line(err)
+    code, _, err = training(dark, refused, foundation_folder, "--fold", "1/3")
+    assert code == 2
+    assert "does not say on which subjects it was pre-trained" in one_line(err)
+    code, _, err = training(dark, tmp_path / "dark-model", foundation, "--fold", "2/3")
+    assert code == 0, err
+    scoring = ["evaluate", "-o", tmp_path / "e", "-m", tmp_path / "dark-model", "-n", 1]
+    code, _, err = delineate(*scoring, f"{light}=polyp")  # its foundation saw fold 1/3 of that
+    assert code == 2
+    assert "add --fold 1/3" in one_line(err)
+    code, _, err = delineate(*scoring, f"{light}=polyp", "--fold", "1/3")
+    assert code == 0, err
+
+
 def test_2_a_target_that_is_named_twice(delineate, tmp_path):
     light, dark = two_sets(tmp_path)
     for command in (["check"], ["train", "unet"], ["pretrain"], ["evaluate"]):

@@ -60,6 +60,9 @@ DatasetsArgument = Annotated[list[str], typer.Argument(help=f"One or more datase
 PresetOption = Annotated[
     str, typer.Option(help="Size: tiny is for a CPU; what else there is, `delineate systems` tells for each system.")
 ]
+FoldOption = Annotated[
+    str | None, typer.Option(help="NUMBER/OF, as 1/4: that fold of a cross-validation by subject, not splits.json.")
+]
 MinutesOption = Annotated[float | None, typer.Option(min=0.01, help="Train for this much wall time (default 10).")]
 ImagesOption = Annotated[
     int | None, typer.Option(min=1, help="Train on this many images instead; only this repeats to the bit.")
@@ -247,6 +250,7 @@ def pretrain(
     seed: Annotated[int, typer.Option(help="Of the whole training.")] = 0,
     target: TargetOption = None,
     modality: ModalityOption = None,
+    fold: FoldOption = None,
     threads: ThreadsOption = None,
     device: DeviceOption = "auto",
 ) -> None:
@@ -260,6 +264,7 @@ def pretrain(
         "seed": seed,
         "target": target,
         "modality": modality,
+        "fold": fold,
     }
     with progress_bar(err) as bar:
         pretrain_foundation(datasets, output, **settings, **_budget(minutes, images), device=chosen, watch=bar)
@@ -280,6 +285,7 @@ def train(
     seed: Annotated[int, typer.Option(help="Of the whole training.")] = 0,
     target: TargetOption = None,
     modality: ModalityOption = None,
+    fold: FoldOption = None,
     threads: ThreadsOption = None,
     device: DeviceOption = "auto",
 ) -> None:
@@ -295,6 +301,7 @@ def train(
         "seed": seed,
         "target": target,
         "modality": modality,
+        "fold": fold,
     }
     with progress_bar(err) as bar:
         curves = train_system(
@@ -313,6 +320,7 @@ def evaluate(
     seed: SeedOption = 0,
     target: TargetOption = None,
     modality: ModalityOption = None,
+    fold: FoldOption = None,
     threads: ThreadsOption = None,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
@@ -332,6 +340,7 @@ def evaluate(
             seed=seed,
             target=target,
             modality=modality,
+            fold=fold,
             device=chosen,
             watch=bar,
         )

@@ -8,12 +8,13 @@ from typing import Any, Protocol
 
 from delineate.checkpoint import TrainState
 from delineate.data.dataset import Dataset
+from delineate.data.folds import Fold, fold_of, held_out, refuse_seen
 from delineate.data.named import open_named, parse_named
 from delineate.data.slices import SliceBank, build_slices
 from delineate.errors import DatasetError, DelineateError
 from delineate.evaluation import evaluate, summarise
 from delineate.files import write_json
-from delineate.model_folder import check_free, fingerprint, load_model, save_model
+from delineate.model_folder import check_free, check_model, fingerprint, load_model, save_model
 from delineate.networks.foundation import Foundation
 from delineate.pictures import dice_chart, training_curves
 from delineate.planning import make_plan
@@ -22,6 +23,8 @@ from delineate.report import write_rows
 from delineate.segmenter import Segmenter
 from delineate.systems import PRESETS, SYSTEMS
 from delineate.training import Budget, polite_stop
+
+HELD_OUT = "held_out.json"  # beside a foundation made here: what it may not be scored on
 
 
 class Watch(Protocol):
@@ -41,14 +44,21 @@ class Nobody:
         """Ignored."""
 
 
-def open_all(paths: Sequence[Path | str], target: Sequence[str] | None, modality: str | None) -> list[Dataset]:
-    """The datasets at `paths`, each as in `data.named`; those without a train split are refused with the way out."""
+def open_all(
+    paths: Sequence[Path | str], target: Sequence[str] | None, modality: str | None, fold: Fold | None = None
+) -> list[Dataset]:
+    """The datasets at `paths`, each as in `data.named`, with the splits of `fold` or their own.
+
+    Those without a train split are refused with the way out.
+    """
     datasets = [open_named(path, target, modality) for path in paths]
+    if fold is not None:
+        return [fold_of(dataset, *fold) for dataset in datasets]
     for dataset in datasets:
         if not dataset.splits:
             raise DatasetError(
                 f"{dataset.root}: no splits.json, so nothing says which subjects are held out; write one as "
-                '{"train": [...], "val": [...], "test": [...]}, or call delineate.data.dataset.write_splits'
+                '{"train": [...], "val": [...], "test": [...]}, call delineate.data.dataset.write_splits, or use --fold'
             )
     return datasets
 
@@ -77,12 +87,14 @@ def train_system(
     seed: int = 0,
     target: Sequence[str] | None = None,
     modality: str | None = None,
+    fold: str | None = None,
     device: str = "cpu",
     watch: Watch = Nobody(),
 ) -> Path:
     """Train a system and write its model folder; returns the picture of its training curves.
 
-    A dataset is a folder, or FOLDER=TARGET@MODALITY (`delineate.data.named`) where several need different names.
+    A dataset is a folder, or FOLDER=TARGET@MODALITY (`delineate.data.named`) where several need different names. With
+    `fold` ("1/4") every dataset is divided by `delineate.data.folds.fold_of`; the model remembers which fold it saw.
 
     Checkpoints live in `<output>-training/`. After a stop the same call goes on from there; a call with other
     settings is refused.
@@ -97,10 +109,13 @@ def train_system(
         "seed": seed,
         "target": list(target or ()),
         "modality": modality,
+        "fold": None if fold is None else str(Fold.parse(fold)),
     }
     check_free(Path(output))
     work = _work_folder(output, settings)
-    datasets = open_all(paths, target, modality)
+    part = None if fold is None else Fold.parse(fold)
+    datasets = open_all(paths, target, modality, part)
+    settings["held_out"] = held_out(datasets, part) + _seen_by_foundation(foundation, datasets, part)
     watch.start("planning")
     plan = make_plan(datasets, SYSTEMS[system].presets[preset])
     settings["plan"] = plan.to_json()
@@ -161,6 +176,7 @@ def pretrain_foundation(
     seed: int = 0,
     target: Sequence[str] | None = None,
     modality: str | None = None,
+    fold: str | None = None,
     device: str = "cpu",
     watch: Watch = Nobody(),
 ) -> Foundation:
@@ -173,9 +189,10 @@ def pretrain_foundation(
     if output.exists() and any(output.iterdir()) and not (output / "delineate.json").exists():
         raise DelineateError(f"{output}: exists and is not a foundation made here; choose another folder")
     settings = {"datasets": [str(parse_named(p, target, modality)) for p in paths], "preset": preset, "codec": codec}
-    settings |= {"target": list(target or ()), "modality": modality}
+    part = None if fold is None else Fold.parse(fold)
+    settings |= {"target": list(target or ()), "modality": modality, "fold": None if part is None else str(part)}
     work = _work_folder(output, {**settings, "minutes": minutes, "images": images, "seed": seed})
-    datasets = open_all(paths, target, modality)
+    datasets = open_all(paths, target, modality, part)
     bank = read_bank(datasets, make_plan(datasets, PRESETS[preset]).size, watch)
     foundation = Foundation.make(preset, codec, caption_corpus(bank.vocabulary, bank.modalities), seed=seed).to(device)
     logs: dict[str, list[dict[str, float]]] = {}
@@ -193,6 +210,7 @@ def pretrain_foundation(
     building = output.with_name(f".writing-{output.name}")
     shutil.rmtree(building, ignore_errors=True)
     foundation.save(building)
+    write_json(building / HELD_OUT, held_out(datasets, part))
     shutil.rmtree(output, ignore_errors=True)
     building.rename(output)
     training_curves(logs, Path(f"{output}-training") / "curves.png")
@@ -212,14 +230,25 @@ def evaluate_model(
     seed: int = 0,
     target: Sequence[str] | None = None,
     modality: str | None = None,
+    fold: str | None = None,
     device: str = "cpu",
     watch: Watch = Nobody(),
 ) -> dict[str, Any]:
     """Score a model on a split of a dataset, named as in `train_system`.
 
-    Writes report.json, rows.csv and dice.png into `output`, and returns the report.
+    Writes report.json, rows.csv and dice.png into `output`, and returns the report. With `fold` ("1/4") the splits are
+    those of that fold. A model that was trained on the dataset in another fold is refused, as is one that was trained
+    with a fold where none is given here, or the reverse: it would be scored on its own training subjects.
     """
     dataset = open_named(path, target, modality)
+    part = None if fold is None else Fold.parse(fold)
+    if part is not None:
+        dataset = fold_of(dataset, *part)
+    training = check_model(model)[1]["training"]
+    seen = training.get("held_out") or [
+        {"name": name, "fold": training.get("fold")} for name in training.get("datasets", ())
+    ]
+    refuse_seen(seen, dataset, part, "the model")
     segmenter = load_model(model, device)
     watch.start(f"scoring the {split} split of {dataset.name}")
     if not dataset.split(split):
@@ -233,6 +262,7 @@ def evaluate_model(
     report = {
         "dataset": dataset.name,
         "split": split,
+        "fold": None if part is None else str(part),
         "model_sha256": fingerprint(model),
         "proposals": n,
         "seed": seed,
@@ -249,16 +279,38 @@ def plain_card(system: str, training: dict[str, Any], segmenter: Segmenter) -> s
     """What every model says of itself."""
     foundation = getattr(segmenter.system, "foundation", None)
     stages = "\n".join(f"- {s}: {v['images']} images, {v['seconds']:.0f} s" for s, v in training["stages"].items())
+    fold = f" (fold {training['fold']} of a cross-validation)" if training.get("fold") else ""
     lines = [
         f"# {system}",
         SYSTEMS[system].summary + f" ({SYSTEMS[system].source}).",
-        f"Trained on the train split of {', '.join(training['datasets'])}: {training['slices']} slices.",
+        f"Trained on the train split of {', '.join(training['datasets'])}{fold}: {training['slices']} slices.",
         stages,
         *([f"Foundation: {foundation.pretraining}."] if foundation is not None else []),
         f"Targets: {', '.join(segmenter.vocabulary.names)}.",
         "Not a medical device. Outcomes are not calibrated.",
     ]
     return "\n\n".join(lines) + "\n"
+
+
+def _seen_by_foundation(foundation: Path | None, datasets: Sequence[Dataset], fold: Fold | None) -> list[dict]:
+    """What a foundation made here was pre-trained on; refused if it saw subjects that `datasets` hold out.
+
+    A downloaded one says nothing of medical data and is taken as it is.
+    """
+    if foundation is None or not (Path(foundation) / "delineate.json").is_file():
+        return []
+    record = Path(foundation) / HELD_OUT
+    if record.is_file():
+        seen = json.loads(record.read_text())
+        for dataset in datasets:
+            refuse_seen(seen, dataset, fold, f"the foundation {foundation}")
+        return seen
+    if fold is not None:
+        raise DelineateError(
+            f"{foundation}: does not say on which subjects it was pre-trained ({HELD_OUT}), maybe those that fold "
+            f"{fold} holds out; leave --foundation out, or make one with: delineate pretrain --fold {fold}"
+        )
+    return []
 
 
 def _reporter(logs: dict[str, list], watch: Watch) -> Callable[[str, TrainState, float], None]:
