@@ -329,3 +329,66 @@ def test_message():
 def test_importing_is_light():
     code = "import sys, delineate.prompt; print(sorted({'torch', 'monai', 'scipy', 'numpy', 'pydantic', 'nibabel', 'PIL'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+# Lesions: a vocabulary that knows several kinds, and the word for all of them
+
+
+LESIONS = Vocabulary.from_names(["polyp", "skin lesion", "breast lesion", "lung nodule", "nuclei", "lesion"])
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("lesion", "lesion"),
+        ("the lesion", "lesion"),
+        ("lesions", "lesion"),
+        ("outline the lesion", "lesion"),
+        ("every lesion in this image", "lesion"),
+        ("the lesion in this ultrasound", "lesion"),
+        ("lession", "lesion"),
+        ("polyp", "polyp"),
+        ("colorectal polyp", "polyp"),
+        ("breast lesion", "breast lesion"),
+        ("the lesion of the breast", "breast lesion"),
+        ("breast tumour", "breast lesion"),
+        ("skin lesion", "skin lesion"),
+        ("outline the skin lesion", "skin lesion"),
+        ("cutaneous lesion", "skin lesion"),
+        ("lung nodule", "lung nodule"),
+        ("cell nuclei", "nuclei"),
+    ],
+)
+def test_a_kind_of_lesion_is_meant_where_it_is_named_and_else_any(text, name):
+    assert LESIONS.match(text).concept.name == name
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "liver lesion",
+        "hepatic lesion",
+        "lesion in the liver",
+        "lung lesion",  # not every lesion there is a nodule
+        "brain lesion",
+        "lesion border",
+        "no lesion",
+        "lesion near the polyp",
+        "skin",
+        "nodule",
+        "skin and breast lesion",
+    ],
+)
+def test_another_lesion_is_never_taken_for_any(text):
+    match = LESIONS.match(text)
+    assert match.concept is None
+    assert set(match.nearest) <= set(LESIONS.names)
+
+
+def test_the_findings_are_the_lesions_of_the_table():
+    names = {structure.name for structure in anatomy.STRUCTURES}
+    assert names >= anatomy.FINDINGS >= set(LESIONS.names)
+    lesions = {name for name in names if {"lesion", "tumour", "nodule", "polyp"} & set(name.split())}
+    assert anatomy.FINDINGS - lesions == {"nuclei"}  # not lesions, but what a lesion model is asked in a slide
+    assert lesions <= anatomy.FINDINGS  # a new one in the table must not be forgotten
+    assert not {"liver", "colon", "retinal vessels"} & anatomy.FINDINGS

@@ -97,7 +97,7 @@ STRUCTURES: tuple[Structure, ...] = (
 )
 
 # What the word "lesion" asks for, all together, of a model that knows some of them.
-FINDINGS = frozenset(
+FINDINGS: frozenset[str] = frozenset(
     {
         "polyp",
         "skin lesion",
