@@ -7,14 +7,14 @@ from delineate import doctor
 from delineate.model_folder import save_model
 from delineate.prompt import Vocabulary
 from delineate.segmenter import Segmenter
-from delineate.systems.unet import UNetConfig, build
+from delineate.systems.plain import PlainConfig, build
 
 
 @pytest.fixture
 def house(tmp_path, monkeypatch):
     """A sound house model of our own; the real one is no business of these tests."""
     folder = tmp_path / "house"
-    system = build(UNetConfig(32, (8, 16)), Vocabulary.from_names(["liver", "spleen"], "CT"))
+    system = build(PlainConfig(32, (8, 16)), Vocabulary.from_names(["liver", "spleen"], "CT"))
     save_model(folder, Segmenter(system), "unet", training={}, card="")
     monkeypatch.setattr("delineate.model_folder.house_folder", lambda: folder)
     return folder

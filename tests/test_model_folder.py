@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 
@@ -10,12 +11,12 @@ from delineate.model_folder import check_free, check_model, fingerprint, load_mo
 from delineate.prompt import Vocabulary
 from delineate.segmenter import Segmenter
 from delineate.systems import SYSTEMS
-from delineate.systems.unet import UNetConfig, build
+from delineate.systems.plain import PlainConfig, build
 
 
 def untrained(seed=0):
     vocabulary = Vocabulary.from_names(["liver", "spleen"], "CT")
-    return Segmenter(build(UNetConfig(32, (8, 16)), vocabulary, seed=seed), ("CT",))
+    return Segmenter(build(PlainConfig(32, (8, 16)), vocabulary, seed=seed), ("CT",))
 
 
 def save(folder, seed=0, card="# card\n"):
@@ -96,7 +97,7 @@ def test_a_system_that_is_not_known_here_is_refused(model):
     config = json.loads((model / "config.json").read_text())
     write_json(model / "config.json", {**config, "system": "oracle"})
     sign(model)
-    refused(model, "'oracle' is not known here; known: unet, progidiff")
+    refused(model, "'oracle' is not known here; known: unet, mednext")
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"a.txt": "0"}'])
@@ -160,8 +161,7 @@ def test_a_save_that_is_interrupted_leaves_the_old_model(model, monkeypatch, mom
         raise OSError("No space left on device")
 
     if moment == "weights":
-        entry = SYSTEMS["unet"]
-        monkeypatch.setitem(SYSTEMS, "unet", type(entry)(entry.summary, entry.source, entry.train, fail, entry.load))
+        monkeypatch.setitem(SYSTEMS, "unet", replace(SYSTEMS["unet"], save=fail))
     elif moment == "manifest":
         monkeypatch.setattr(model_folder, "_hashes", fail)
     else:

@@ -40,26 +40,29 @@ class Entry:
 PRESETS = {"tiny": 128, "base": 256}  # tiny trains on two CPU cores, base wants a GPU
 
 
-def _train_unet(bank: "SliceBank", preset: str, *, device: str, foundation: Path | None = None, **how: Any) -> "System":
-    from delineate.systems import unet
+def _train_plain(
+    bank: "SliceBank", preset: str, *, device: str, network: str, foundation: Path | None = None, **how: Any
+) -> "System":
+    from delineate.systems import plain
 
-    widths = {"tiny": (32, 64, 128, 256), "base": (64, 128, 256, 512, 512)}[preset]
-    system = unet.build(unet.UNetConfig(bank.size, widths), bank.vocabulary, seed=how["seed"])
-    return unet.train_unet(system.to(device), bank, **how)
+    widths, blocks = plain.SIZES[network][preset]
+    config = plain.PlainConfig(bank.size, widths, network, blocks)
+    system = plain.build(config, bank.vocabulary, seed=how["seed"])
+    return plain.train_plain(system.to(device), bank, **how)
 
 
-def _save_unet(system: Any, folder: Path) -> dict[str, Any]:
+def _save_plain(system: Any, folder: Path) -> dict[str, Any]:
     from delineate.weights import save_weights
 
     save_weights(system.network, folder / "weights.safetensors")
     return asdict(system.config)
 
 
-def _load_unet(folder: Path, config: Mapping[str, Any], vocabulary: "Vocabulary") -> "System":
-    from delineate.systems import unet
+def _load_plain(folder: Path, config: Mapping[str, Any], vocabulary: "Vocabulary") -> "System":
+    from delineate.systems import plain
     from delineate.weights import load_weights
 
-    system = unet.build(unet.UNetConfig(config["size"], tuple(config["widths"])), vocabulary)
+    system = plain.build(plain.PlainConfig(**{**config, "widths": tuple(config["widths"])}), vocabulary)
     load_weights(system.network, folder / "weights.safetensors")
     return system
 
@@ -142,9 +145,17 @@ SYSTEMS: dict[str, Entry] = {
     "unet": Entry(
         "plain 2-D U-Net, one channel a target, Dice + CE: the baseline beside every claim; one answer, no proposals",
         "Ronneberger et al. 2015; MONAI UNet with residual units (Kerfoot et al. 2018)",
-        _train_unet,
-        _save_unet,
-        _load_unet,
+        partial(_train_plain, network="unet"),
+        _save_plain,
+        _load_plain,
+        PRESETS,
+    ),
+    "mednext": Entry(
+        "plain 2-D MedNeXt (S, kernel 3), trained as the U-Net is: a stronger baseline; one answer, no proposals",
+        "Roy et al. 2023 (MICCAI), arXiv 2303.09975; MONAI MedNeXt",
+        partial(_train_plain, network="mednext"),
+        _save_plain,
+        _load_plain,
         PRESETS,
     ),
     "progidiff": Entry(
