@@ -213,3 +213,24 @@ def test_noise_depends_on_seed_proposal_and_step_and_on_nothing_else():
 @pytest.mark.parametrize("seed", [-1, 2**40, 2**62])
 def test_any_seed_makes_noise(seed):
     assert torch.isfinite(noise_fields(PixelUnshuffleCodec(), 2, (64, 2, 2), seed)(0)).all()
+
+
+def test_antithetic_fields_come_in_opposite_pairs_whatever_their_number():
+    codec = PixelUnshuffleCodec(stride=2)
+    five = noise_fields(codec, 5, (4, 8, 8), seed=1, antithetic=True)(0)
+    assert torch.equal(five[1::2], -five[:4:2])
+    assert torch.equal(noise_fields(codec, 2, (4, 8, 8), seed=1, antithetic=True)(0), five[:2])
+    assert not torch.equal(five[0].abs(), five[2].abs())
+
+
+@pytest.mark.parametrize("stride", [1, 2, 4])
+def test_another_stride_is_as_lossless(stride):
+    codec = PixelUnshuffleCodec(stride=stride, grains=(1,))
+    masks = discs()
+    latent = codec.encode(masks)
+    assert latent.shape[1:] == (stride**2, 48 // stride, 64 // stride)
+    assert torch.equal(codec.decode(latent), masks)
+    white = codec.noise(latent.shape, torch.Generator().manual_seed(0))
+    neighbours = torch.nn.functional.pixel_shuffle(white, stride)
+    pairs = torch.stack([neighbours[..., :-1].flatten(), neighbours[..., 1:].flatten()])
+    assert abs(torch.corrcoef(pairs)[0, 1]) < 0.03

@@ -138,16 +138,22 @@ CODECS: dict[str, Callable[..., Codec]] = {
 }
 
 
-def noise_fields(codec: Codec, n: int, shape: tuple[int, ...], seed: int) -> Callable[[int], Tensor]:
+def noise_fields(
+    codec: Codec, n: int, shape: tuple[int, ...], seed: int, *, antithetic: bool = False
+) -> Callable[[int], Tensor]:
     """Noise of a step for each of n proposals: step to (n, *shape).
 
     Field k of a step depends on (seed, k, step) and on nothing else. A step's fields are made when first asked for.
+    With `antithetic` every odd field is the even one before it, negated: each is normal still, and the mean of a few
+    proposals comes closer to the mean of many.
     """
 
     @cache
     def of(step: int) -> Tensor:
-        seeds = [(((seed * 1_000_003 + k) * 1009 + step) * 2 + 1) % 2**63 for k in range(n)]
-        return torch.cat([codec.noise((1, *shape), Generator().manual_seed(s)) for s in seeds])
+        drawn = range((n + 1) // 2) if antithetic else range(n)
+        seeds = [(((seed * 1_000_003 + k) * 1009 + step) * 2 + 1) % 2**63 for k in drawn]
+        fields = torch.cat([codec.noise((1, *shape), Generator().manual_seed(s)) for s in seeds])
+        return torch.stack([fields, -fields], dim=1).flatten(0, 1)[:n] if antithetic else fields
 
     return of
 

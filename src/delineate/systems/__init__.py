@@ -4,7 +4,7 @@ The table itself needs no torch: `delineate systems` and `delineate --help` read
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -114,8 +114,9 @@ def _train_unisegdiff(
     from delineate.stages import Stages, Strategy
     from delineate.systems import unisegdiff
 
-    stages = Stages(Strategy.UNIFORM, target="mask", interval=10) if uniform else Stages()
-    config = unisegdiff.UniSegDiffConfig(bank.size, preset, stages)
+    config = unisegdiff.UniSegDiffConfig(bank.size, preset)
+    if uniform:
+        config = replace(config, stages=Stages(Strategy.UNIFORM, target="mask", interval=10))
     system = unisegdiff.build(config, bank.vocabulary, seed=how["seed"])
     return unisegdiff.train_unisegdiff(system.to(device), bank, **how)
 
