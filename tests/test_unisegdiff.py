@@ -150,15 +150,11 @@ def test_a_chain_asks_the_decoders_in_the_paper_s_order_with_clamped_times(syste
     asked = {}
     for k, chain in enumerate(Branch):
         with evaluations(system) as asked[chain]:
-            system._sample(system.see(slices[0][:1]), chain, Stages().times(), one)
+            system._sample(system.see(slices[0][:1]), chain, Stages().times(), torch.ones(1, 4, 32, 32))
         assert asked[chain][0] == (999, Branch.MASK)
         assert asked[chain][1:-1] == [(t, chain) for t in range(599, 299, -30)]
         assert asked[chain][-1] == (0, Branch.NOISE)
         assert k in (0, 1)
-
-
-def one(step):
-    return torch.ones(1, 4, 32, 32)
 
 
 def test_condition_features_are_computed_once_for_all_proposals(system, slices):
@@ -181,13 +177,28 @@ def test_condition_features_are_computed_once_for_all_proposals(system, slices):
     assert count == 0
 
 
-@pytest.mark.parametrize("chains", ["own", "shared"])
+@pytest.mark.parametrize("chains", ["own", "rapid", "shared"])
 def test_no_two_proposals_are_the_same(system, slices, chains):
     """One deterministic step from one x_299 would give ten identical masks."""
     other = changed(system, chains=chains, stages=replace(system.config.stages, interval=100))
     drawn = other.propose(other.see(slices[0][:2]), target(other, "liver"), 6, 0).flatten(1)
     apart = torch.cdist(drawn, drawn) + torch.eye(6)
     assert apart.min() > 1e-4
+
+
+@pytest.mark.parametrize(("chains", "evaluations_of_four"), [("own", 12), ("rapid", 9), ("shared", 8)])
+def test_what_chains_share_is_evaluated_once(system, slices, chains, evaluations_of_four):
+    """Three evaluations a chain: all apart; the first for all together; all but the last, once a decoder."""
+    other, count = changed(system, chains=chains), 0
+
+    def counted(module, args, output):
+        nonlocal count
+        count += len(args[0])
+
+    hook = other.denoiser.register_forward_hook(counted)
+    other.propose(other.see(slices[0][:1]), target(other, "liver"), 4, 0)
+    hook.remove()
+    assert count == evaluations_of_four
 
 
 def test_a_proposal_depends_neither_on_n_nor_on_its_companions(system, slices, monkeypatch):
@@ -309,6 +320,7 @@ def test_the_configuration_survives_json_and_unknown_keys_do_not():
         ({"start": "middle"}, "start is one of"),
         ({"pretrained": False}, "no probabilities to start from"),
         ({"chains": "shared", "stages": Stages(low=-1)}, "these stages have none"),
+        ({"chains": "rapid", "stages": Stages(Strategy.ONE_STEP, "mask")}, "need stages"),
     ],
 )
 def test_impossible_configurations_are_refused(wrong, message):

@@ -90,8 +90,9 @@ class UniSegDiffConfig:
             value, Bayes' rule gives the mean of the clean pixel (`codec.posterior`); with "posterior" the decoders add
             to the mask's log-odds and the noise that follow from it, and so learn what a pixel alone cannot tell.
             "nothing" is the letter of the paper; it takes far longer to come up to the condition network itself.
-        chains: "own" gives each proposal a chain of its own; "shared" is the letter of the paper: one chain a
-            decoder down to `stages.low`, and from there fresh noise for each proposal, which hardly differ then.
+        chains: where proposals part. "own" gives each a chain of its own; "rapid" lets them share the one step of the
+            rapid stage, whose input is noise alone, and gives each fresh noise after it; "shared" is the letter of the
+            paper: one chain a decoder down to `stages.low` and fresh noise there, after which they hardly differ.
         skip_below: slices where the condition network's own probability nowhere reaches this are not drawn.
     """
 
@@ -107,12 +108,14 @@ class UniSegDiffConfig:
     skip_below: float = 0.02
 
     def __post_init__(self):
-        allowed = {"preset": SIZES, "schedule": SCHEDULES, "noise": GRAINS, "chains": ("own", "shared")}
+        allowed = {"preset": SIZES, "schedule": SCHEDULES, "noise": GRAINS, "chains": ("own", "rapid", "shared")}
         allowed["start"] = ("posterior", "nothing")
         for name, known in allowed.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} is one of {', '.join(known)}; got '{getattr(self, name)}'")
-        if self.chains == "shared" and (self.stages.strategy is not Strategy.STAGED or self.stages.low < 0):
+        if self.chains != "own" and self.stages.strategy is not Strategy.STAGED:
+            raise ValueError(f"chains that part between stages need stages; {self.stages.strategy} has none")
+        if self.chains == "shared" and self.stages.low < 0:
             raise ValueError("shared chains part at the third stage; these stages have none")
         if self.start == "posterior" and not self.pretrained:
             raise ValueError("a condition network that is not pre-trained has no probabilities to start from")
@@ -210,41 +213,36 @@ class UniSegDiff:
 
     def _draw(self, seen: Conditions, n: int, seed: int, on_step: Callable[[float], None]) -> Tensor:
         """Probability of any target, (n, S, size, size). Even proposals take the mask's chain, odd ones the noise's."""
-        stages, edge = self.config.stages, self.size // self.codec.stride
+        edge, times = self.size // self.codec.stride, self.config.stages.times()
+        parts_at = {"own": 0, "rapid": 1, "shared": len(times) - 1}[self.config.chains]
         fields = noise_fields(self.codec, n, (self.codec.channels, edge, edge), seed, antithetic=True)
         everyone = torch.arange(len(seen), device=self.device)
         out = torch.zeros(n, len(seen), self.size, self.size, device=self.device)
-        done = 0
+        done, trunk = 0, torch.zeros(0)
         for first, chain in enumerate(tuple(Branch)[:n]):
-            trunk = torch.zeros(0)
-            if self.config.chains == "shared":
-                parts = [
-                    self._sample(seen[some], chain, stages.times()[:-1], lambda step: fields(step)[:1])
-                    for some in everyone.split(PAIRS_AT_ONCE)
-                ]
-                trunk = torch.cat(parts)
+            if parts_at > first:  # the rapid stage has one decoder and is walked once
+                trunk = torch.cat(
+                    [
+                        self._sample(some, chain, times[:parts_at], fields(0)[:1].expand(len(some), -1, -1, -1))
+                        for some in (seen[chunk] for chunk in everyone.split(PAIRS_AT_ONCE))
+                    ]
+                )
             pairs = torch.cartesian_prod(torch.arange(first, n, 2), everyone.cpu()).to(self.device)
             for chunk in pairs.split(PAIRS_AT_ONCE):
                 k, which = chunk[:, 0].cpu(), chunk[:, 1]
-                if len(trunk):
-                    noise = fields(1)[k].to(self.device)
-                    x_t = self.schedule.add_noise(trunk[which], noise, torch.full((len(k),), stages.low))
-                    x0 = self._clean(seen[which], chain, x_t, stages.low)
-                else:
-                    x0 = self._sample(seen[which], chain, stages.times(), lambda step, k=k: fields(step)[k])
+                x_t = fields(0)[k]
+                if parts_at:
+                    when = torch.full((len(k),), times[parts_at])
+                    x_t = self.schedule.add_noise(trunk[which], fields(1)[k].to(self.device), when)
+                x0 = self._sample(seen[which], chain, times[parts_at:], x_t)
                 out[chunk[:, 0], which] = self.codec.decode(x0)[:, 0].clamp(0, 1)
                 done += len(chunk)
                 on_step(done / (n * len(seen)))
         return out
 
-    def _sample(self, seen: Conditions, chain: Branch, times: list[int], noise: Callable[[int], Tensor]) -> Tensor:
-        """x0 of one chain by DDIM over `times`."""
-        return sample_ddim(
-            partial(self._clean, seen, chain),
-            lambda step: noise(step).to(self.device).expand(len(seen), -1, -1, -1),
-            times,
-            self.schedule,
-        )
+    def _sample(self, seen: Conditions, chain: Branch, times: list[int], x_t: Tensor) -> Tensor:
+        """x0 of one chain by DDIM over `times`, from `x_t` at the first of them."""
+        return sample_ddim(partial(self._clean, seen, chain), lambda step: x_t.to(self.device), times, self.schedule)
 
     def _clean(self, seen: Conditions, chain: Branch, x_t: Tensor, t: int) -> Tensor:
         """x0 at (x_t, t) by the decoder whose turn it is."""
