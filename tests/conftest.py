@@ -67,7 +67,7 @@ def foundation_folder(two_organ_bank, tmp_path_factory) -> Path:
     return folder / "foundation"
 
 
-IMAGES = {"unet": 1400, "mednext": 500, "progidiff": 800, "unisegdiff": 1200, "ddim": 800}
+IMAGES = {"unet": 1400, "mednext": 500, "progidiff": 800, "unisegdiff": 1200, "ddim": 800, "sdseg": 1600}
 
 
 class Trained(dict):

@@ -142,6 +142,49 @@ def _load_unisegdiff(folder: Path, config: Mapping[str, Any], vocabulary: "Vocab
     return system
 
 
+def _train_sdseg(
+    bank: "SliceBank", preset: str, *, device: str, foundation: Path | None = None, **how: Any
+) -> "System":
+    from delineate.codec import CODECS
+    from delineate.networks.foundation import Foundation
+    from delineate.systems import sdseg
+
+    name, codec = "unshuffle", CODECS["unshuffle"](None)
+    if foundation is not None:
+        base = Foundation.load(foundation)
+        name, codec = base.codec_name, base.codec
+    system = sdseg.build(sdseg.SDSegConfig(bank.size, preset, name), codec, bank.vocabulary, seed=how["seed"])
+    return sdseg.train_sdseg(system.to(device), bank, **how)
+
+
+def _save_sdseg(system: Any, folder: Path) -> dict[str, Any]:
+    from delineate.weights import save_weights
+
+    save_weights(system.network, folder / "weights.safetensors")
+    if system.config.codec == "vae":
+        system.codec.vae.save_config(folder / "vae")
+        save_weights(system.codec.vae, folder / "vae" / "diffusion_pytorch_model.safetensors")
+    return {**asdict(system.config), "codec_config": system.codec.config()}
+
+
+def _load_sdseg(folder: Path, config: Mapping[str, Any], vocabulary: "Vocabulary") -> "System":
+    from diffusers import AutoencoderKL
+
+    from delineate.codec import CODECS
+    from delineate.systems import sdseg
+    from delineate.weights import load_weights
+
+    known = sdseg.SDSegConfig(**{k: v for k, v in config.items() if k != "codec_config"})
+    vae: Any = None
+    if known.codec == "vae":
+        shape: Any = AutoencoderKL.load_config(folder / "vae", local_files_only=True)
+        vae = AutoencoderKL.from_config(shape)
+        load_weights(vae, folder / "vae" / "diffusion_pytorch_model.safetensors")
+    system = sdseg.build(known, CODECS[known.codec](vae, **config["codec_config"]), vocabulary)
+    load_weights(system.network, folder / "weights.safetensors")
+    return system
+
+
 SYSTEMS: dict[str, Entry] = {
     "unet": Entry(
         "plain 2-D U-Net, one channel a target, Dice + CE: the baseline beside every claim; one answer, no proposals",
@@ -182,5 +225,13 @@ SYSTEMS: dict[str, Entry] = {
         _save_unisegdiff,
         _load_unisegdiff,
         {"tiny": 128, "small": 256, "paper": 256},
+    ),
+    "sdseg": Entry(
+        "latent diffusion in a single step: image features beside the noisy mask latent, the target as a label",
+        "Lin et al. 2024 (MICCAI), SDSeg, arXiv 2406.18361",
+        _train_sdseg,
+        _save_sdseg,
+        _load_sdseg,
+        PRESETS,
     ),
 }

@@ -28,7 +28,7 @@ SIZES = {  # widths and blocks of each network's presets
     "mednext": {"tiny": ((16, 32, 64, 128, 256), 1), "base": ((32, 64, 128, 256, 512), 2)},
 }
 LAYOUTS = {
-    "unet": torch.channels_last,  # a quarter faster on CPU
+    "unet": torch.channels_last,
     # MedNeXt's strided 1×1 convolutions corrupt memory in channels_last on CPU below 16 filters (torch 2.13, backward).
     "mednext": torch.contiguous_format,
 }
