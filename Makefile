@@ -4,7 +4,7 @@ DATA ?= ../shared/data
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test test-slow check fix bench house clean
+.PHONY: setup demo test test-slow check fix bench lesions house clean
 
 setup: $(READY)
 
@@ -20,7 +20,7 @@ demo: $(READY)
 	$(BIN)/delineate demo -o demo $(if $(wildcard $(DATA)/btcv_ct/dataset.json),--data $(DATA)/btcv_ct)
 
 test: $(READY)
-	$(BIN)/python -m pytest -q -n 2 -m 'not slow'
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m 'not slow'
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -q -m slow
@@ -37,6 +37,12 @@ fix: $(READY)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/cost.py
+
+# An hour or two on two cores: five lesion sets, every system; then UniSegDiff's ablations and its paths.
+lesions: $(READY)
+	$(BIN)/python benchmarks/lesions.py --data $(DATA)
+	$(BIN)/python benchmarks/unisegdiff.py --data $(DATA)
+	$(BIN)/python benchmarks/paths.py --data $(DATA)
 
 house: $(READY)
 	$(BIN)/python recipes/house.py --data $(DATA)

@@ -233,7 +233,7 @@ def report(args: argparse.Namespace, names: Sequence[str], datasets: dict[str, D
     result = {
         "command": " ".join(["python", *sys.argv]),
         "split": args.split,
-        "subjects": {one: len({r.case for r in own}) for one, own in ours.items()},
+        "cases": {one: len({r.case for r in own}) for one, own in ours.items()},
         "minutes_each": args.minutes,
         "threads_each": 1,
         "timing": json.loads((args.work / "timing.json").read_text()),
@@ -242,7 +242,7 @@ def report(args: argparse.Namespace, names: Sequence[str], datasets: dict[str, D
         "seed": args.seed,
         "systems": systems,
         "unisegdiff_minus": {
-            label: {how: differences(ours, other, how) for how in ("single", *FUSIONS)}
+            label: {how: differences(ours, other, how, datasets) for how in ("single", *FUSIONS)}
             for label, other in rows.items()
             if label != "unisegdiff" and set(other) == set(SETS)
         },
@@ -265,17 +265,21 @@ def figures(rows: list[Row]) -> dict[str, float]:
     }
 
 
-def differences(ours: dict[str, list[Row]], theirs: dict[str, list[Row]], how: str) -> dict[str, Any]:
-    """Dice of ours minus that of the other's mean, paired by case, with 95 % bootstrap intervals."""
+def differences(
+    ours: dict[str, list[Row]], theirs: dict[str, list[Row]], how: str, datasets: dict[str, Dataset]
+) -> dict[str, Any]:
+    """Dice of ours minus that of the other's mean, paired by subject, with 95 % bootstrap intervals."""
 
     def paired(one: str) -> tuple[np.ndarray, np.ndarray]:
+        subject_of = {case.name: case.subject for case in datasets[one].cases}
         other = {r.case: r.consensus["mean"]["dice"] for r in theirs[one] if r.present}
-        mine = {
-            r.case: r.single["mean_dice"] if how == "single" else r.consensus[how]["dice"]
-            for r in ours[one]
-            if r.present and r.case in other
-        }
-        return np.array(list(mine.values())), np.array([other[case] for case in mine])
+        pairs: dict[str, list[tuple[float, float]]] = {}
+        for r in ours[one]:
+            if r.present and r.case in other:
+                mine = r.single["mean_dice"] if how == "single" else r.consensus[how]["dice"]
+                pairs.setdefault(subject_of[r.case], []).append((mine, other[r.case]))
+        by_subject = np.array([np.mean(values, axis=0) for values in pairs.values()])
+        return by_subject[:, 0], by_subject[:, 1]
 
     out, names = {}, ("difference", "low", "high")
     for one in SETS:
@@ -286,7 +290,7 @@ def differences(ours: dict[str, list[Row]], theirs: dict[str, list[Row]], how: s
 
 
 def macro_bootstrap(differences: Sequence[np.ndarray], resamples: int = 10_000) -> tuple[float, float, float]:
-    """Mean over sets of the mean difference, and its interval: cases are drawn within each set."""
+    """Mean over sets of the mean difference, and its interval: subjects are drawn within each set."""
     generator = np.random.default_rng(0)
     means = np.zeros(resamples)
     for d in differences:
