@@ -77,6 +77,7 @@ TABLES: dict[str, dict[str, UniSegDiffConfig]] = {
         "time before noising clamped": replace(LETTER, stages=Stages(clamp=Clamp.SAMPLE)),
         "time not clamped": replace(LETTER, stages=Stages(clamp=Clamp.NONE)),
         "pyramid noise": replace(LETTER, noise="pyramid"),
+        "smooth noise": replace(LETTER, noise="smooth"),
         "start at the posterior": replace(LETTER, start="posterior"),
         "ours": OURS,
     },

@@ -234,3 +234,32 @@ def test_another_stride_is_as_lossless(stride):
     neighbours = torch.nn.functional.pixel_shuffle(white, stride)
     pairs = torch.stack([neighbours[..., :-1].flatten(), neighbours[..., 1:].flatten()])
     assert abs(torch.corrcoef(pairs)[0, 1]) < 0.03
+
+
+def test_smooth_noise_is_standard_normal_everywhere_and_bends_slowly():
+    codec = PixelUnshuffleCodec(stride=2, grains=(4, 8), smooth=True)
+    noise = codec.noise((400, 4, 16, 16), torch.Generator().manual_seed(0))
+    field = torch.nn.functional.pixel_shuffle(noise, 2)[:, 0]
+    assert (field.std(dim=0) - 1).abs().max() < 0.15
+    assert field.mean(dim=0).abs().max() < 0.2
+    steps = field.diff(dim=-1).std()
+    squares = PixelUnshuffleCodec(stride=2, grains=(4, 8)).noise((400, 4, 16, 16), torch.Generator().manual_seed(0))
+    assert steps < 0.2
+    assert steps < torch.nn.functional.pixel_shuffle(squares, 2).diff(dim=-1).std() / 2
+
+
+def test_the_posterior_makes_a_pixel_foreground_as_often_as_smooth_noise_or_white():
+    """How alike neighbours are changes outlines, not how often a pixel is in a mask."""
+    schedule = schedule_from_config(SCHEDULER)
+    shares = []
+    for codec in (PixelUnshuffleCodec(stride=1, grains=(1,)), PixelUnshuffleCodec(1.0, 1, (2, 4), smooth=True)):
+        estimate = codec.encode(torch.full((200, 1, 16, 16), 0.3))
+        noise = codec.noise(estimate.shape, torch.Generator().manual_seed(1))
+
+        def denoise(x, t, codec=codec, estimate=estimate):
+            return codec.posterior(estimate, x, *schedule.signal_and_noise(torch.tensor([t]), x))
+
+        x0 = sample_ddim(denoise, lambda step, noise=noise: noise, [999, 599, 299], schedule)
+        shares.append((codec.decode(x0) >= 0.5).float().mean().item())
+    assert shares[0] == pytest.approx(shares[1], abs=0.02)
+    assert 0.2 < shares[0] < 0.32

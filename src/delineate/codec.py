@@ -30,10 +30,20 @@ class PixelUnshuffleCodec(nn.Module):
     white noise differ by specks instead of by shape.
     """
 
-    def __init__(self, scale: float = 1.0, stride: int = STRIDE, grains: Sequence[int] = (1, 2, 4, 8, 16)):
-        """A codec; the noise has `grains` of so many pixels with equal shares of the variance: (1,) is white."""
+    def __init__(
+        self,
+        scale: float = 1.0,
+        stride: int = STRIDE,
+        grains: Sequence[int] = (1, 2, 4, 8, 16),
+        smooth: bool = False,
+    ):
+        """A codec; its noise has `grains` of so many pixels with equal shares of the variance: (1,) is white.
+
+        Grains are squares, or with `smooth` Gaussian bells of that standard deviation: masks that part by smooth noise
+        part by smooth outlines.
+        """
         super().__init__()
-        self.scale, self.stride, self.grains = scale, stride, tuple(grains)
+        self.scale, self.stride, self.grains, self.smooth = scale, stride, tuple(grains), smooth
         self.channels = stride**2
 
     def encode_picture(self, picture: Picture) -> Latent:
@@ -54,11 +64,7 @@ class PixelUnshuffleCodec(nn.Module):
         rows, columns = h * self.stride, w * self.stride
         total = torch.zeros(batch, 1, rows, columns)
         for grain in self.grains:
-            # One extra grain and a random start, or the blocks of all samples would share their borders.
-            blocks = torch.randn(batch, 1, rows // grain + 2, columns // grain + 2, generator=generator)
-            blocks = blocks.repeat_interleave(grain, dim=2).repeat_interleave(grain, dim=3)
-            top, left = torch.randint(grain, (2,), generator=generator).tolist()
-            total += blocks[:, :, top : top + rows, left : left + columns]
+            total += (_bells if self.smooth else _squares)(batch, rows, columns, grain, generator)
         return F.pixel_unshuffle(total / len(self.grains) ** 0.5, self.stride)
 
     def posterior(self, estimate: Latent, x_t: Latent, signal: Tensor, noise: Tensor) -> Latent:
@@ -80,6 +86,24 @@ class PixelUnshuffleCodec(nn.Module):
     def config(self) -> dict[str, float]:
         """What `CODECS` needs to build this codec again."""
         return {"scale": self.scale}
+
+
+def _squares(batch: int, rows: int, columns: int, grain: int, generator: Generator) -> Picture:
+    """Squares of `grain` pixels, standard normal each."""
+    # One extra grain and a random start, or the blocks of all samples would share their borders.
+    blocks = torch.randn(batch, 1, rows // grain + 2, columns // grain + 2, generator=generator)
+    blocks = blocks.repeat_interleave(grain, dim=2).repeat_interleave(grain, dim=3)
+    top, left = torch.randint(grain, (2,), generator=generator).tolist()
+    return blocks[:, :, top : top + rows, left : left + columns]
+
+
+def _bells(batch: int, rows: int, columns: int, grain: int, generator: Generator) -> Picture:
+    """White noise blurred by a Gaussian of `grain` pixels, with unit variance again."""
+    reach = torch.arange(-3 * grain, 3 * grain + 1).float()
+    bell = torch.exp(-reach.square() / (2 * grain**2))
+    bell = bell / bell.square().sum().sqrt()
+    white = torch.randn(batch, 1, rows + 6 * grain, columns + 6 * grain, generator=generator)
+    return F.conv2d(F.conv2d(white, bell.view(1, 1, -1, 1)), bell.view(1, 1, 1, -1))
 
 
 class VaeCodec(nn.Module):

@@ -41,7 +41,7 @@ SCHEDULES = {
     "cosine": {"beta_schedule": "squaredcos_cap_v2"},
     "linear": {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02},
 }
-GRAINS = {"pyramid": (1, 2, 4, 8, 16), "white": (1,)}
+NOISES = ("smooth", "pyramid", "white")
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,8 @@ class UniSegDiffConfig:
             evaluations a chain (999, 599, 299), which draw as well as the published twelve (docs/lab); interval 30 is
             the published path.
         schedule: cosine, or linear, in which x0 from ε at 599 is six times less certain.
-        noise: white as published, or a pyramid of grain sizes, with which proposals differ by shape.
+        noise: white as published; "pyramid" of squares of several sizes, as ProGiDiff has it; or "smooth" bells of a
+            32nd, a 16th and an 8th of the grid, with which proposals differ by shape and have smooth outlines.
         cross_attention: at coarse levels; without it all levels are fused by convolution.
         pretrained: whether the condition network is trained first and frozen.
         start: what an untrained decoder answers. From the condition network's probability of a pixel and its noisy
@@ -100,7 +101,7 @@ class UniSegDiffConfig:
     preset: str = "tiny"
     stages: Stages = field(default_factory=lambda: Stages(interval=300))
     schedule: str = "cosine"
-    noise: str = "pyramid"
+    noise: str = "smooth"
     cross_attention: bool = True
     pretrained: bool = True
     start: str = "posterior"
@@ -108,7 +109,7 @@ class UniSegDiffConfig:
     skip_below: float = 0.02
 
     def __post_init__(self):
-        allowed = {"preset": SIZES, "schedule": SCHEDULES, "noise": GRAINS, "chains": ("own", "rapid", "shared")}
+        allowed = {"preset": SIZES, "schedule": SCHEDULES, "noise": NOISES, "chains": ("own", "rapid", "shared")}
         allowed["start"] = ("posterior", "nothing")
         for name, known in allowed.items():
             if getattr(self, name) not in known:
@@ -158,7 +159,11 @@ class UniSegDiff:
         self.vocabulary = with_generic(vocabulary)
         self.condition = condition.eval()
         self.denoiser = denoiser.eval()
-        self.codec = PixelUnshuffleCodec(stride=SIZES[config.preset].fold, grains=GRAINS[config.noise])
+        bells = tuple(config.size // part for part in (32, 16, 8))
+        grains = {"smooth": bells, "pyramid": (1, 2, 4, 8, 16), "white": (1,)}[config.noise]
+        self.codec = PixelUnshuffleCodec(
+            stride=SIZES[config.preset].fold, grains=grains, smooth=config.noise == "smooth"
+        )
         self.schedule = schedule_from_config({**SCHEDULES[config.schedule], "prediction_type": "sample"})
 
     @property
