@@ -33,9 +33,11 @@ from delineate.training import Budget
 from delineate.weights import load_weights, save_weights
 
 RESULT = Path(__file__).parent / "results" / "unisegdiff.json"
-LETTER = UniSegDiffConfig(size=64, start="nothing", noise="white", skip_below=0.0)  # of the paper, as far as it goes
+LETTER = UniSegDiffConfig(
+    64, stages=Stages(), start="nothing", noise="white", chains="own", skip_below=0.0
+)  # of the paper, as far as it goes
 SCRATCH = replace(LETTER, pretrained=False, cross_attention=False)
-OURS = UniSegDiffConfig(size=64)
+OURS = UniSegDiffConfig(size=64, skip_below=0.0)
 
 
 def uniform(target: str) -> Stages:

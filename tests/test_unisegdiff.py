@@ -116,7 +116,9 @@ def test_each_stage_of_training_tells_its_losses(two_organ_bank, tmp_path):
 @pytest.mark.parametrize("strategy", [Strategy.UNIFORM, Strategy.ONE_STEP])
 def test_a_strategy_of_one_target_trains_and_asks_one_decoder(two_organ_bank, tmp_path, strategy, chosen):
     stages = Stages(strategy, target=str(chosen), interval=250)
-    system, told = train_a_little(two_organ_bank, tmp_path, stages=stages, schedule="linear", skip_below=0.0)
+    system, told = train_a_little(
+        two_organ_bank, tmp_path, stages=stages, schedule="linear", skip_below=0.0, chains="own"
+    )
     assert ("noise" in told[-1][1]) == (chosen is Branch.NOISE)
     fresh = build(UniSegDiffConfig(size=64), two_organ_bank.vocabulary)
     other = next(b for b in Branch if b is not chosen)

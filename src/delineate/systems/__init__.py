@@ -116,7 +116,7 @@ def _train_unisegdiff(
 
     config = unisegdiff.UniSegDiffConfig(bank.size, preset)
     if uniform:
-        config = replace(config, stages=Stages(Strategy.UNIFORM, target="mask", interval=10))
+        config = replace(config, stages=Stages(Strategy.UNIFORM, target="mask", interval=10), chains="own")
     system = unisegdiff.build(config, bank.vocabulary, seed=how["seed"])
     return unisegdiff.train_unisegdiff(system.to(device), bank, **how)
 

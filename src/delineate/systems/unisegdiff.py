@@ -80,8 +80,7 @@ class UniSegDiffConfig:
         size: pixels along a side of the working grid.
         preset: a key of `SIZES`.
         stages: boundaries, weights and order of the decoders, or a plain strategy instead of stages. By default three
-            evaluations a chain (999, 599, 299), which draw as well as the published twelve (docs/lab); interval 30 is
-            the published path.
+            evaluations a chain (999, 599, 299); interval 30 is the published path (docs/lab compares them).
         schedule: cosine, or linear, in which x0 from ε at 599 is six times less certain.
         noise: white as published; "pyramid" of squares of several sizes, as ProGiDiff has it; or "smooth" bells of a
             32nd, a 16th and an 8th of the grid, with which proposals differ by shape and have smooth outlines.
@@ -105,7 +104,7 @@ class UniSegDiffConfig:
     cross_attention: bool = True
     pretrained: bool = True
     start: str = "posterior"
-    chains: str = "own"
+    chains: str = "rapid"
     skip_below: float = 0.02
 
     def __post_init__(self):
