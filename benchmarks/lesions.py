@@ -30,6 +30,7 @@ import torch
 
 from delineate import open_dataset
 from delineate.data.dataset import Dataset
+from delineate.data.folds import Fold, fold_of
 from delineate.data.lidc import write_lidc
 from delineate.data.slices import SliceBank
 from delineate.evaluation import Row, evaluate, summarise
@@ -65,6 +66,7 @@ def main() -> None:
     parser.add_argument("--preset", default="tiny")
     parser.add_argument("--proposals", type=int, default=20)
     parser.add_argument("--split", default="test", help="val while choosing, test for the result")
+    parser.add_argument("--fold", help="such as 1/4: a fold of a cross-validation by subject instead of splits.json")
     parser.add_argument("--limit", type=int, help="score so many cases of each set only")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2, help="how many trainings or scorings at once")
@@ -75,6 +77,8 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     datasets = gather(args.data, args.work)
+    if args.fold:
+        datasets = {name: fold_of(dataset, *Fold.parse(args.fold)) for name, dataset in datasets.items()}
     runs = {system: (system, list(SETS)) for system in UNIFIED}
     runs |= {f"{system}-{one}": (system, [one]) for system in INDIVIDUAL for one in SETS}
     if args.run:
@@ -162,12 +166,17 @@ def queue(args: argparse.Namespace, phase: str, names: Sequence[str]) -> None:
 
 def model_path(args: argparse.Namespace, name: str) -> Path:
     """Where a run's model is."""
-    return args.work / f"seed{args.seed}" / name
+    return folder_of(args) / name
 
 
 def rows_path(args: argparse.Namespace, name: str) -> Path:
     """Where a run's scores are."""
-    return args.work / f"seed{args.seed}" / f"{name}-{args.split}-{args.proposals}.json"
+    return folder_of(args) / f"{name}-{args.split}-{args.proposals}.json"
+
+
+def folder_of(args: argparse.Namespace) -> Path:
+    """Where a seed's (and a fold's) models and scores are."""
+    return args.work / (f"seed{args.seed}" + (f"-fold-{args.fold.replace('/', '-of-')}" if args.fold else ""))
 
 
 def train_one(args: argparse.Namespace, name: str, system: str, sets: list[str], datasets: dict[str, Dataset]) -> None:
@@ -240,6 +249,7 @@ def report(args: argparse.Namespace, names: Sequence[str], datasets: dict[str, D
         "images": {s: images_for(args, s, 1.0) for s in UNIFIED if s in systems},
         "proposals": {label: PROPOSALS.get(label, args.proposals) for label in systems},
         "seed": args.seed,
+        "fold": args.fold,
         "systems": systems,
         "unisegdiff_minus": {
             label: {how: differences(ours, other, how, datasets) for how in ("single", *FUSIONS)}
@@ -247,7 +257,8 @@ def report(args: argparse.Namespace, names: Sequence[str], datasets: dict[str, D
             if label != "unisegdiff" and set(other) == set(SETS)
         },
     }
-    write_json(RESULT if args.split == "test" else args.work / f"{args.split}.json", result)
+    final = args.split == "test" and args.seed == 0 and not args.fold
+    write_json(RESULT if final else folder_of(args) / f"lesions-{args.split}.json", result)
     print_tables(result)
 
 

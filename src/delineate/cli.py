@@ -280,7 +280,8 @@ def train(
     minutes: MinutesOption = None,
     images: ImagesOption = None,
     foundation: Annotated[
-        Path | None, typer.Option(help="Stable Diffusion folder for progidiff; without it one is pre-trained first.")
+        Path | None,
+        typer.Option(help="Stable Diffusion folder, for progidiff (else one is pre-trained first) and sdseg."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the whole training.")] = 0,
     target: TargetOption = None,
@@ -294,6 +295,9 @@ def train(
 
     if system not in SYSTEMS:
         raise typer.BadParameter(f"SYSTEM is one of {', '.join(SYSTEMS)}; got '{system}'")
+    if foundation and not SYSTEMS[system].takes_foundation:
+        able = ", ".join(name for name, entry in SYSTEMS.items() if entry.takes_foundation)
+        raise typer.BadParameter(f"--foundation is for {able}; {system} is trained without one")
     chosen = _compute(threads, device)
     settings = {
         "preset": _preset(preset, SYSTEMS[system].presets),

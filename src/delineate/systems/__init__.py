@@ -27,6 +27,7 @@ class Entry:
         save: (system, folder) writes its weights and returns its configuration.
         load: (folder, configuration, vocabulary) to the system.
         presets: sizes it can be trained in; each is the largest working grid, in pixels.
+        takes_foundation: whether `train` heeds a foundation; one given to another system would be ignored silently.
     """
 
     summary: str
@@ -35,6 +36,7 @@ class Entry:
     save: Callable[[Any, Path], dict[str, Any]]
     load: Callable[[Path, Mapping[str, Any], "Vocabulary"], "System"]
     presets: Mapping[str, int]
+    takes_foundation: bool = False
 
 
 PRESETS = {"tiny": 128, "base": 256}  # tiny trains on two CPU cores, base wants a GPU
@@ -209,6 +211,7 @@ SYSTEMS: dict[str, Entry] = {
         _save_progidiff,
         _load_progidiff,
         PRESETS,
+        takes_foundation=True,
     ),
     "unisegdiff": Entry(
         "one staged diffusion model for lesions of every modality: frozen condition network, two decoders",
@@ -233,5 +236,6 @@ SYSTEMS: dict[str, Entry] = {
         _save_sdseg,
         _load_sdseg,
         PRESETS,
+        takes_foundation=True,
     ),
 }
