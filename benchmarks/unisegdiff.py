@@ -99,11 +99,14 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=40, help="validation cases of each set")
     parser.add_argument("--workers", type=int, default=2, help="how many trainings at once, a thread each")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--report", action="store_true", help="tables of what is finished, without training")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)  # a variant and a seed, in a process of its own
     args = parser.parse_args()
     torch.set_num_threads(1)
     if args.one:
         return run_one(args, args.one[0], int(args.one[1]))
+    if args.report:
+        return report(args, args.seeds)
     gather(args.data, args.work)
     names = list(distinct())
     for seed in range(args.seeds):
@@ -212,7 +215,10 @@ def report(args: argparse.Namespace, seeds: int) -> None:
         shown = Table(f"Table {table}", "evaluations", "single", "± seeds", "IoU", "mean", "STAPLE", "oracle", "GED²")
         result["tables"][table] = {}
         for label, config in variants.items():
-            runs = [json.loads(path_of(args, names[config], seed).read_text()) for seed in range(seeds)]
+            paths = [path_of(args, names[config], seed) for seed in range(seeds)]
+            if not all(path.exists() for path in paths):
+                continue
+            runs = [json.loads(path.read_text()) for path in paths]
             keys = runs[0]["mean"]
             entry = {k: fmean(r["mean"][k] for r in runs) for k in keys}
             spread = stdev(r["mean"]["single_dice"] for r in runs) if seeds > 1 else float("nan")
