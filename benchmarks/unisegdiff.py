@@ -4,7 +4,7 @@
 
 All variants are the same code with other switches, trained on the five sets of benchmarks/lesions.py for the same
 number of images on a 64² grid, and scored on the *validation* subjects with the prompt "lesion". Variants with a
-pre-trained condition network share one, trained once; a variant without gives those images to the denoiser's loss
+pre-trained condition network share one, trained once; a variant without gives as many more to the denoiser's loss
 instead. Writes benchmarks/results/unisegdiff.json. Run again, it goes on where it was.
 """
 
@@ -59,14 +59,6 @@ TABLES: dict[str, dict[str, UniSegDiffConfig]] = {
         "one step, mask": replace(LETTER, stages=one_step("mask")),
         "staged": LETTER,
     },
-    "5 thresholds": {
-        "700, none": replace(LETTER, stages=Stages(high=699, low=-1)),
-        "600, none": replace(LETTER, stages=Stages(high=599, low=-1)),
-        "500, none": replace(LETTER, stages=Stages(high=499, low=-1)),
-        "600, 400": replace(LETTER, stages=Stages(low=399)),
-        "600, 300": LETTER,
-        "600, 200": replace(LETTER, stages=Stages(low=199)),
-    },
     "6 components": {
         "uniform, mask": replace(SCRATCH, stages=uniform("mask")),
         "+ staged": SCRATCH,
@@ -82,6 +74,14 @@ TABLES: dict[str, dict[str, UniSegDiffConfig]] = {
         "smooth noise": replace(LETTER, noise="smooth"),
         "start at the posterior": replace(LETTER, start="posterior"),
         "ours": OURS,
+    },
+    "5 thresholds": {
+        "700, none": replace(LETTER, stages=Stages(high=699, low=-1)),
+        "600, none": replace(LETTER, stages=Stages(high=599, low=-1)),
+        "500, none": replace(LETTER, stages=Stages(high=499, low=-1)),
+        "600, 400": replace(LETTER, stages=Stages(low=399)),
+        "600, 300": LETTER,
+        "600, 200": replace(LETTER, stages=Stages(low=199)),
     },
 }
 
@@ -210,6 +210,7 @@ def report(args: argparse.Namespace, seeds: int) -> None:
     names = {config: name for name, config in distinct().items()}
     result: dict[str, Any] = {"command": " ".join(["python", *sys.argv]), "split": "val", "seeds": seeds, "tables": {}}
     result["images"] = args.images
+    result["condition_images"] = json.loads(path_of(args, "condition", 0).read_text())["images"]
     console = Console(width=140)
     for table, variants in TABLES.items():
         shown = Table(f"Table {table}", "evaluations", "single", "± seeds", "IoU", "mean", "STAPLE", "oracle", "GED²")
