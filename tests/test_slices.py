@@ -1,5 +1,3 @@
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -333,32 +331,3 @@ def test_every_slice_is_changed_in_its_own_way_and_stays_in_range(phantom_bank):
     assert torch.isfinite(changed).all()
     for k in range(1, 8):
         assert (changed[k] - changed[0]).abs().mean() > 0.01
-
-
-@pytest.mark.parametrize("share", [0.01, 0.5, 0.75, 0.99])
-def test_a_divided_bank_has_every_slice_once_and_every_dataset_in_both_parts(phantom_bank, share):
-    bank = replace(
-        phantom_bank,
-        dataset=torch.arange(len(phantom_bank)) % 2,
-        shares=torch.tensor([0.5, 0.5]),
-        annotated=phantom_bank.annotated.repeat(2, 1),
-        foreign=phantom_bank.foreign.repeat(2, 1),
-        modalities=phantom_bank.modalities * 2,
-    )
-    parts = bank.divided(share)
-    assert sum(map(len, parts)) == len(bank)
-    assert all(set(part.dataset.tolist()) == {0, 1} for part in parts)
-    assert len(parts[0]) == pytest.approx(min(max(share, 2 / len(bank)), 1 - 2 / len(bank)) * len(bank), abs=1.5)
-    for d in range(2):
-        together = torch.cat([part.images[part.dataset == d] for part in parts])
-        assert torch.equal(together, bank.images[bank.dataset == d])
-    batch = parts[1].draw(4, 1, Generator().manual_seed(0))
-    assert batch.image.shape == (4, 3, 64, 64)
-
-
-def test_a_single_slice_is_in_both_parts(phantom_bank):
-    one = replace(
-        phantom_bank,
-        **{n: getattr(phantom_bank, n)[:1] for n in ("images", "labels", "dataset", "mirrored", "present")},
-    )
-    assert [len(part) for part in one.divided(0.75)] == [1, 1]

@@ -106,26 +106,6 @@ def test_without_pre_training_there_is_one_stage_and_both_networks_learn(two_org
         assert any(not torch.equal(v, after[k]) for k, v in before.items()), part
 
 
-def test_apart_the_denoiser_learns_from_slices_that_the_condition_network_never_saw(
-    two_organ_bank, tmp_path, monkeypatch
-):
-    drawn = []
-    draw = SliceBank.draw
-
-    def spy(bank, *args, **kwargs):
-        drawn.append(bank)
-        return draw(bank, *args, **kwargs)
-
-    monkeypatch.setattr(SliceBank, "draw", spy)
-    train_a_little(two_organ_bank, tmp_path, apart=True)
-    first, last = drawn[0].images, drawn[-1].images
-    assert len(first) + len(last) == len(two_organ_bank)
-    assert not (first[:, None] == last[None]).flatten(2).all(2).any()
-    drawn.clear()
-    train_a_little(two_organ_bank, tmp_path / "together")
-    assert all(len(bank) == len(two_organ_bank) for bank in drawn)
-
-
 def test_each_stage_of_training_tells_its_losses(two_organ_bank, tmp_path):
     _, stages = train_a_little(two_organ_bank, tmp_path)
     assert [s for s, _ in stages] == sorted(s for s, _ in stages)  # condition, then denoiser
@@ -341,7 +321,6 @@ def test_the_configuration_survives_json_and_unknown_keys_do_not():
         ({"chains": "none"}, "chains is one of"),
         ({"start": "middle"}, "start is one of"),
         ({"pretrained": False}, "no probabilities to start from"),
-        ({"pretrained": False, "start": "nothing", "apart": True}, "cannot learn from slices apart"),
         ({"chains": "shared", "stages": Stages(low=-1)}, "these stages have none"),
         ({"chains": "rapid", "stages": Stages(Strategy.ONE_STEP, "mask")}, "need stages"),
     ],

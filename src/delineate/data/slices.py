@@ -1,7 +1,7 @@
 """Datasets as training batches: slices on the working grid, held in memory, drawn and augmented by a generator."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -95,25 +95,6 @@ class SliceBank:
         )
         masks = (labels[:, None] == (concepts + 1)[:, :, None, None]).float()
         return Batch(image, labels, concepts, masks, self.dataset[index])
-
-    def divided(self, share: float) -> "tuple[SliceBank, SliceBank]":
-        """The first `share` of every dataset's slices, and the rest; each part has a slice of every dataset.
-
-        Slices lie in the order of cases, so at most one volume of a dataset is cut in two. A dataset of one slice is
-        in both parts.
-        """
-        first = torch.zeros(len(self), dtype=torch.bool)
-        second = torch.zeros(len(self), dtype=torch.bool)
-        for d in range(len(self.shares)):
-            own = (self.dataset == d).nonzero()[:, 0]
-            cut = min(max(1, round(share * len(own))), max(1, len(own) - 1))
-            first[own[:cut]] = True
-            second[own[min(cut, len(own) - 1) :]] = True
-        return self._of(first), self._of(second)
-
-    def _of(self, kept: Tensor) -> "SliceBank":
-        names = ("images", "labels", "dataset", "mirrored", "present")
-        return replace(self, **{name: getattr(self, name)[kept] for name in names})
 
     def _draw_slice(self, generator: Generator) -> Tensor:
         dataset = torch.multinomial(self.shares, 1, generator=generator)

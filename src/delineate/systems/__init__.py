@@ -116,7 +116,7 @@ def _train_unisegdiff(
     from delineate.stages import Stages, Strategy
     from delineate.systems import unisegdiff
 
-    config = unisegdiff.UniSegDiffConfig(bank.size, preset, apart=True)
+    config = unisegdiff.UniSegDiffConfig(bank.size, preset)
     if uniform:
         config = replace(config, stages=Stages(Strategy.UNIFORM, target="mask", interval=10), chains="own")
     system = unisegdiff.build(config, bank.vocabulary, seed=how["seed"])

@@ -34,7 +34,6 @@ from delineate.systems.system import Target
 from delineate.training import Budget, Hyperparameters, train, use_average
 
 CONDITION_SHARE = 0.7  # of the training budget; the rest trains the denoiser
-APART = 0.25  # of each set's slices, for the denoiser alone
 PAIRS_AT_ONCE = 64  # (slice, proposal) pairs in one forward: bounds memory, changes nothing else
 GENERIC = "lesion"  # every finding of the vocabulary together
 
@@ -87,8 +86,6 @@ class UniSegDiffConfig:
             32nd, a 16th and an 8th of the grid, with which proposals differ by shape and have smooth outlines.
         cross_attention: at coarse levels; without it all levels are fused by convolution.
         pretrained: whether the condition network is trained first and frozen.
-        apart: whether the denoiser learns from slices that the condition network never saw, a quarter of each set. On
-            its own training slices the condition network is too sure, and the denoiser learns to distrust every doubt.
         start: what an untrained decoder answers. From the condition network's probability of a pixel and its noisy
             value, Bayes' rule gives the mean of the clean pixel (`codec.posterior`); with "posterior" the decoders add
             to the mask's log-odds and the noise that follow from it, and so learn what a pixel alone cannot tell.
@@ -106,7 +103,6 @@ class UniSegDiffConfig:
     noise: str = "smooth"
     cross_attention: bool = True
     pretrained: bool = True
-    apart: bool = False
     start: str = "posterior"
     chains: str = "rapid"
     skip_below: float = 0.02
@@ -121,8 +117,6 @@ class UniSegDiffConfig:
             raise ValueError(f"chains that part between stages need stages; {self.stages.strategy} has none")
         if self.chains == "shared" and self.stages.low < 0:
             raise ValueError("shared chains part at the third stage; these stages have none")
-        if self.apart and not self.pretrained:
-            raise ValueError("networks that are trained together cannot learn from slices apart")
         if self.start == "posterior" and not self.pretrained:
             raise ValueError("a condition network that is not pre-trained has no probabilities to start from")
 
@@ -326,18 +320,17 @@ def train_unisegdiff(
     """
     condition, denoiser, device = system.condition, system.denoiser, system.device
     stages, pretrained = system.config.stages, system.config.pretrained
-    for_condition, for_denoiser = bank.divided(1 - APART) if system.config.apart else (bank, bank)
     branches = tuple(Branch) if stages.target == "both" else (Branch(stages.target),)
 
     def condition_loss(size: int, generator: Generator) -> tuple[Tensor, dict[str, float]]:
-        batch = for_condition.draw(size, 1, generator).to(device)
+        batch = bank.draw(size, 1, generator).to(device)
         possible = (bank.annotated | bank.foreign).to(device)[batch.dataset]
         return segmentation_loss(
             condition.log_probability(condition(batch.image)[0], possible), batch.labels, possible
         ), {}
 
     def denoiser_loss(size: int, generator: Generator) -> tuple[Tensor, dict[str, float]]:
-        batch = for_denoiser.draw(size, 1, generator).to(device)
+        batch = bank.draw(size, 1, generator).to(device)
         with torch.set_grad_enabled(not pretrained):
             levels = condition(batch.image)
             seen = Conditions(levels, condition.log_probability(levels[0]).exp())
