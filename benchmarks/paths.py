@@ -59,8 +59,9 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     before = json.loads(RESULT.read_text()) if RESULT.exists() else {}
-    result = {**before, "threads": torch.get_num_threads(), "torch": torch.__version__, "proposals": N}
+    result = {**before, "torch": torch.__version__, "proposals": N}
     if args.rounds:
+        result["threads_of_cost"] = torch.get_num_threads()
         result["cost"] = cost(args.rounds, args.device)
     if args.limit:
         result["quality"] = {"split": args.split, "cases_a_set": args.limit, **quality(args)}
