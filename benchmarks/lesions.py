@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--minutes", type=float, default=10.0, help="of training, on an idle thread, for each system")
     parser.add_argument("--work", type=Path, default=Path("runs/lesions"))
-    parser.add_argument("--preset", default="tiny")
+    parser.add_argument("--preset", default="tiny", choices=("tiny", "large"), help="large: 256², for a GPU")
     parser.add_argument("--proposals", type=int, default=20)
     parser.add_argument("--split", default="test", help="val while choosing, test for the result")
     parser.add_argument("--fold", help="such as 1/4: a fold of a cross-validation by subject instead of splits.json")
@@ -107,7 +107,12 @@ def gather(data: Path, work: Path) -> dict[str, Dataset]:
 
 def bank_of(args: argparse.Namespace, datasets: Sequence[Dataset]) -> SliceBank:
     """Training slices on the preset's grid, every set drawn as often as any other."""
-    return read_bank(datasets, SYSTEMS["unet"].presets["base" if args.preset != "tiny" else "tiny"], Nobody())
+    return read_bank(datasets, SYSTEMS["unet"].presets[preset_of(args, "unet")], Nobody())
+
+
+def preset_of(args: argparse.Namespace, system: str) -> str:
+    """The preset of a system: each has its own name for the larger one."""
+    return "tiny" if args.preset == "tiny" else next(p for p in ("base", "small") if p in SYSTEMS[system].presets)
 
 
 def timing(
@@ -126,7 +131,7 @@ def timing(
             with tempfile.TemporaryDirectory() as folder:
                 SYSTEMS[system].train(
                     bank,
-                    args.preset,
+                    preset_of(args, system),
                     budget=Budget(images=images),
                     folder=Path(folder),
                     seed=SEED_OF_TIMING,
@@ -184,7 +189,13 @@ def train_one(args: argparse.Namespace, name: str, system: str, sets: list[str],
     chosen, output = [datasets[s] for s in sets], model_path(args, name)
     work = Path(f"{output}-training")
     work.mkdir(parents=True, exist_ok=True)
-    settings = {"system": system, "preset": args.preset, "minutes": None, "seed": args.seed, "foundation": None}
+    settings = {
+        "system": system,
+        "preset": preset_of(args, system),
+        "minutes": None,
+        "seed": args.seed,
+        "foundation": None,
+    }
     settings["images"] = images_for(args, system, len(sets) / len(SETS))
     bank = bank_of(args, chosen)
     train_on(system, bank, output, work, settings, [d.name for d in chosen], device=args.device)

@@ -84,7 +84,7 @@ class PixelUnshuffleCodec(nn.Module):
         return self.scale * torch.tanh(prior + signal * self.scale * x_t / noise.clamp(min=1e-3).square())
 
     def config(self) -> dict[str, float]:
-        """What `CODECS` needs to build this codec again."""
+        """What `CODECS` needs to build a foundation's codec again; stride and grains are always the defaults there."""
         return {"scale": self.scale}
 
 

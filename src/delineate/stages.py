@@ -4,7 +4,7 @@ Hu et al. (2025), arXiv 2507.18362, cut the times 999…0 in three. Far from the
 predicting and ε is easy, in the middle both are, and near the data (t ≤ 299) ε is. Each sample's loss is weighed by its
 stage (Eq. 1), and the two outer stages know one time only: the embedding is clamped to 999 and to 0, while the noise in
 x_t stays that of the true time. (Replacing the time before noising, the other reading of the paper, shows the ε decoder
-σ = 0.01 alone, and the last step, from 299, then fails.)
+next to no noise below 300, yet the last step asks it at that of 299; `Clamp.SAMPLE` is there to compare.)
 """
 
 from dataclasses import dataclass

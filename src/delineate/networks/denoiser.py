@@ -52,8 +52,8 @@ class Decoder(nn.Module):
 class TwinDenoiser(nn.Module):
     """DNet: "1.5 U-Nets" (Sec. 2.1) that receive the condition features level by level.
 
-    Coarse levels, up to `attend_up_to` tokens, receive them by dual cross-attention, finer ones by a 1×1 convolution
-    that is added: attention at 128² would cost more than everything else.
+    Levels that attend, the coarse ones, receive them by dual cross-attention, finer ones by a 1×1 convolution that is
+    added: attention at 128² would cost more than everything else.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class TwinDenoiser(nn.Module):
             x_t: noisy masks (B, channels, h, w), in latent units.
             t: the times (B,) the network is told.
             condition: features of each level, finest first, (B, condition[i], h / 2^i, w / 2^i).
-            branches: which decoders to run; one alone halves the cost.
+            branches: which decoders to run; one alone saves the other's cost.
 
         Returns:
             For `Branch.MASK` the logits of the mask, for `Branch.NOISE` ε; (B, channels, h, w) each.
