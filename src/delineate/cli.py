@@ -1,18 +1,38 @@
 """The command line. Everything heavy is imported inside the command that needs it."""
 
-import json
 import sys
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from delineate import __version__
-from delineate.anatomy import MODALITY_CODES
 from delineate.errors import DelineateError, PromptError
+from delineate.options import (
+    DatasetArgument,
+    DatasetsArgument,
+    DeviceOption,
+    FoldOption,
+    ImagesOption,
+    JsonOption,
+    MinutesOption,
+    ModalityOption,
+    ModelOption,
+    PresetOption,
+    SeedOption,
+    SystemArgument,
+    TargetOption,
+    ThreadsOption,
+    budget_of,
+    compute,
+    err,
+    modality_code,
+    out,
+    preset_of,
+    print_json,
+    say,
+)
 from delineate.progress import progress_bar
 from delineate.systems import PRESETS, SYSTEMS
 
@@ -28,45 +48,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-out = Console()
-err = Console(stderr=True)
-
-ModelOption = Annotated[
-    Path | None, typer.Option("--model", "-m", help="Model folder. Without it the model that ships with delineate.")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts instead of text.")]
-SeedOption = Annotated[int, typer.Option(help="Proposal k depends on model, scan, prompt, seed and k alone.")]
-ThreadsOption = Annotated[int | None, typer.Option(min=1, help="CPU threads; recorded, since results depend on it.")]
-DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …; auto takes a GPU where there is one.")]
-TargetOption = Annotated[
-    list[str] | None,
-    typer.Option("--target", help='What the masks of every images/ + masks/ folder show, such as "breast lesion".'),
-]
-
-
-def _modality(text: str | None) -> str | None:
-    """The modality in the spelling that the code compares with: 'ct' is CT, 'mri' is MR."""
-    return text and MODALITY_CODES.get(text.strip().lower(), text)
-
-
-ModalityOption = Annotated[
-    str | None,
-    typer.Option(callback=_modality, help="CT, MR, US, …; for datasets it overrides what dataset.json says."),
-]
-SystemArgument = Annotated[str, typer.Argument(help=f"A named system: {', '.join(SYSTEMS)}.")]
-DATASET_HELP = "nnU-Net/MSD layout, or images/ + masks/. FOLDER=TARGET[,TARGET][@MODALITY] says what its masks show."
-DatasetArgument = Annotated[str, typer.Argument(help=f"Dataset folder: {DATASET_HELP}")]
-DatasetsArgument = Annotated[list[str], typer.Argument(help=f"One or more dataset folders: {DATASET_HELP}")]
-PresetOption = Annotated[
-    str, typer.Option(help="Size: tiny is for a CPU; what else there is, `delineate systems` tells for each system.")
-]
-FoldOption = Annotated[
-    str | None, typer.Option(help="NUMBER/OF, as 1/4: that fold of a cross-validation by subject, not splits.json.")
-]
-MinutesOption = Annotated[float | None, typer.Option(min=0.01, help="Train for this much wall time (default 10).")]
-ImagesOption = Annotated[
-    int | None, typer.Option(min=1, help="Train on this many images instead; only this repeats to the bit.")
-]
 
 
 def main() -> None:
@@ -74,18 +55,10 @@ def main() -> None:
     try:
         app()
     except DelineateError as error:
-        _say(f"delineate: {' '.join(str(error).split())}")
+        say(f"delineate: {' '.join(str(error).split())}")
         sys.exit(error.exit_code)
     except BrokenPipeError:
         sys.exit(0)
-
-
-def _say(text: str) -> None:
-    err.print(text, markup=False, highlight=False, soft_wrap=True)
-
-
-def _print_json(value: Any) -> None:
-    sys.stdout.write(json.dumps(value, indent=2) + "\n")
 
 
 def _version(asked: bool) -> None:
@@ -114,7 +87,7 @@ def segment(
     consensus: Annotated[str, typer.Option(help="How proposals are fused: mean, majority or staple.")] = "mean",
     maps: Annotated[bool, typer.Option("--maps", help="Also write probability and doubt maps.")] = False,
     modality: Annotated[
-        str | None, typer.Option(callback=_modality, help="CT, MR, US, …; CT in HU is windowed if you say so.")
+        str | None, typer.Option(callback=modality_code, help="CT, MR, US, …; CT in HU is windowed if you say so.")
     ] = None,
     volume: Annotated[int | None, typer.Option(min=0, help="Which volume of a 4-D file.")] = None,
     pictures: Annotated[bool, typer.Option(help="Write montage.png for each case.")] = True,
@@ -146,7 +119,7 @@ def segment(
     from delineate.cohort import run_cohort
     from delineate.segmenter import Segmenter
 
-    chosen = _compute(threads, device)
+    chosen = compute(threads, device)
     request = Request(tuple(prompt), proposals, seed, consensus, maps, modality, volume, pictures)
     with progress_bar(err, quiet=as_json) as bar:
         bar.start("loading the model")
@@ -170,14 +143,14 @@ def segment(
             on_step=lambda share: bar.update((number + share) / len(scans)),
         )
     if as_json:
-        _print_json(report)
+        print_json(report)
     else:
         print_run(report, output, out)
     for line in unknown:
-        _say(f"delineate: {line}")
+        say(f"delineate: {line}")
     failed = [c for c in report["cases"] if c["status"] == "failed"]
     for case in failed:
-        _say(f"delineate: {case['reason']}")
+        say(f"delineate: {case['reason']}")
     if failed:
         raise typer.Exit(3 if len(scans) == 1 else 1)
     if unknown:
@@ -191,7 +164,7 @@ def prompts(model: ModelOption = None, as_json: JsonOption = False) -> None:
 
     vocabulary = read_vocabulary(model)
     if as_json:
-        _print_json(vocabulary.to_json())
+        print_json(vocabulary.to_json())
         return
     table = Table("name", "modality", "also", box=None, pad_edge=False)
     for concept in vocabulary.concepts:
@@ -203,7 +176,7 @@ def prompts(model: ModelOption = None, as_json: JsonOption = False) -> None:
 def systems(as_json: JsonOption = False) -> None:
     """List the named systems that can be trained."""
     if as_json:
-        _print_json({n: {"summary": e.summary, "source": e.source, "presets": e.presets} for n, e in SYSTEMS.items()})
+        print_json({n: {"summary": e.summary, "source": e.source, "presets": e.presets} for n, e in SYSTEMS.items()})
         return
     table = Table("system", "what it is", "after", "presets", box=None, pad_edge=False)
     for name, entry in SYSTEMS.items():
@@ -230,9 +203,9 @@ def check(
             progress=lambda done, total: bar.update(done / total),
         )
     if as_json:
-        _print_json(report.to_json())
+        print_json(report.to_json())
     else:
-        print_check(report, out, _say)
+        print_check(report, out, say)
     if not report.ok:
         raise typer.Exit(1)
 
@@ -257,9 +230,9 @@ def pretrain(
     """Train a foundation: a text-to-image model of scans and masks, for `train progidiff --foundation`."""
     from delineate.running import pretrain_foundation
 
-    chosen = _compute(threads, device)
+    chosen = compute(threads, device)
     settings = {
-        "preset": _preset(preset, PRESETS),
+        "preset": preset_of(preset, PRESETS),
         "codec": codec,
         "seed": seed,
         "target": target,
@@ -267,7 +240,7 @@ def pretrain(
         "fold": fold,
     }
     with progress_bar(err) as bar:
-        pretrain_foundation(datasets, output, **settings, **_budget(minutes, images), device=chosen, watch=bar)
+        pretrain_foundation(datasets, output, **settings, **budget_of(minutes, images), device=chosen, watch=bar)
     out.print(f"foundation: {output}", highlight=False, soft_wrap=True)
 
 
@@ -298,9 +271,9 @@ def train(
     if foundation and not SYSTEMS[system].takes_foundation:
         able = ", ".join(name for name, entry in SYSTEMS.items() if entry.takes_foundation)
         raise typer.BadParameter(f"--foundation is for {able}; {system} is trained without one")
-    chosen = _compute(threads, device)
+    chosen = compute(threads, device)
     settings = {
-        "preset": _preset(preset, SYSTEMS[system].presets),
+        "preset": preset_of(preset, SYSTEMS[system].presets),
         "foundation": foundation,
         "seed": seed,
         "target": target,
@@ -309,7 +282,7 @@ def train(
     }
     with progress_bar(err) as bar:
         curves = train_system(
-            system, datasets, output, **settings, **_budget(minutes, images), device=chosen, watch=bar
+            system, datasets, output, **settings, **budget_of(minutes, images), device=chosen, watch=bar
         )
     out.print(f"model:  {output}\ncurves: {curves}", highlight=False, soft_wrap=True)
 
@@ -333,7 +306,7 @@ def evaluate(
     from delineate.report import print_summary
     from delineate.running import evaluate_model
 
-    chosen = _compute(threads, device)
+    chosen = compute(threads, device)
     with progress_bar(err, quiet=as_json) as bar:
         summary = evaluate_model(
             dataset,
@@ -349,7 +322,7 @@ def evaluate(
             watch=bar,
         )
     if as_json:
-        _print_json(summary)
+        print_json(summary)
     else:
         print_summary(summary, out)
         out.print(f"{output / 'report.json'}  {output / 'dice.png'}", highlight=False, soft_wrap=True)
@@ -368,7 +341,7 @@ def demo(
     """See it work: segment with the house model, train a small model, compare both with a U-Net."""
     from delineate.demo import run_demo
 
-    chosen = _compute(threads, device)
+    chosen = compute(threads, device)
     with progress_bar(err) as bar:
         lines = run_demo(output, data, minutes=minutes, device=chosen, watch=bar, console=out)
     for line in lines:
@@ -382,37 +355,10 @@ def doctor(as_json: JsonOption = False) -> None:
 
     findings = examine()
     if as_json:
-        _print_json([finding.__dict__ for finding in findings])
+        print_json([finding.__dict__ for finding in findings])
     else:
         for finding in findings:
             mark = "ok  " if finding.ok else "BAD "
             out.print(f"{mark} {finding.what}", highlight=False, soft_wrap=True)
     if not all(finding.ok for finding in findings):
         raise typer.Exit(1)
-
-
-def _preset(name: str, known: Iterable[str]) -> str:
-    if name not in known:
-        raise typer.BadParameter(f"--preset is one of {', '.join(known)}; got '{name}'")
-    return name
-
-
-def _budget(minutes: float | None, images: int | None) -> dict[str, Any]:
-    if minutes is not None and images is not None:
-        raise typer.BadParameter("give --minutes or --images, not both")
-    return {"minutes": 10.0 if minutes is None and images is None else minutes, "images": images}
-
-
-def _compute(threads: int | None, device: str) -> str:
-    """Set the number of threads and return the device to use."""
-    import torch
-
-    if threads is not None:
-        torch.set_num_threads(threads)
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise typer.BadParameter(f"--device {device} cannot be used here: {str(error).splitlines()[0]}") from error
-    return device
