@@ -6,7 +6,7 @@ from torch import Generator
 
 from delineate.data.dataset import open_dataset
 from delineate.data.phantom import PHANTOM_LABELS, write_phantom_dataset
-from delineate.data.slices import _foreign, augmented, build_slices, slices_of
+from delineate.data.slices import _foreign, build_slices, slices_of
 from delineate.files import write_json
 from delineate.prompt import Vocabulary
 
@@ -50,10 +50,6 @@ def polyps(tmp_path_factory):
         Image.fromarray(disc.astype(np.uint8) * 255).save(root / "masks" / f"p{number}.png")
     write_json(root / "splits.json", {"train": ["p0", "p1", "p2", "p3"], "val": ["p4"], "test": ["p5"]})
     return open_dataset(root, targets=["polyp"], modality="endoscopy")
-
-
-def dice(a, b):
-    return (2 * (a & b).sum() / (a.sum() + b.sum())).item()
 
 
 # what is in a bank
@@ -260,74 +256,3 @@ def test_small_structures_are_seen_more_often_than_they_occur(phantom_bank):
     seen = (batch.labels == rare + 1).flatten(1).any(1).float().mean().item()
     assert occurs > 0
     assert seen > occurs + 0.03
-
-
-# augmentation
-
-
-def marked(count, row, column, half=6):
-    """Black slices with one bright square that is also label 3."""
-    image, labels = torch.full((count, 3, 64, 64), -1.0), torch.zeros(count, 64, 64, dtype=torch.uint8)
-    image[:, :, row - half : row + half, column - half : column + half] = 1
-    labels[:, row - half : row + half, column - half : column + half] = 3
-    return image, labels
-
-
-@pytest.mark.parametrize("mirror", [False, True])
-def test_image_and_label_move_together(mirror):
-    image, labels = marked(40, 24, 38)
-    moved_image, moved = augmented(image, labels, torch.full((40,), mirror), seeded())
-    assert set(moved.unique().tolist()) == {0, 3}
-    assert moved.dtype == torch.uint8
-    scores = [dice(moved_image[k].mean(0) > 0, moved[k] == 3) for k in range(40)]
-    assert min(scores) > 0.9
-    stayed = [dice(moved[k] == 3, labels[k] == 3) for k in range(40)]
-    assert np.mean(stayed) < 0.8  # they did move
-
-
-def centres(labels):
-    at = torch.linspace(-1, 1, 64)
-    mass = (labels == 3).float()
-    return torch.stack([(mass.sum(2) * at).sum(1), (mass.sum(1) * at).sum(1)], dim=1) / mass.sum((1, 2))[:, None]
-
-
-def test_slices_that_know_left_and_right_are_never_mirrored():
-    _, moved = augmented(*marked(200, 19, 19), torch.zeros(200, dtype=torch.bool), seeded())
-    assert (centres(moved) < 0).all()  # turned by 15° and shifted by 8 % it is still in its quarter
-
-
-def test_slices_that_may_be_mirrored_are_mirrored_either_way():
-    only_some = torch.arange(400) % 2 == 0
-    _, moved = augmented(*marked(400, 19, 19), only_some, seeded())
-    quarter = (centres(moved) > 0).long() @ torch.tensor([2, 1])
-    assert (quarter[~only_some] == 0).all()
-    counts = quarter[only_some].bincount(minlength=4)
-    assert (counts > 30).all()  # of 200, a quarter each
-
-
-def test_turning_scaling_and_shifting_stay_within_what_is_said():
-    _, moved = augmented(*marked(300, 32, 32, half=12), torch.zeros(300, dtype=torch.bool), seeded())
-    scale = ((moved == 3).float().sum((1, 2)) / 24**2).sqrt()
-    assert 0.78 < scale.min() < 0.86
-    assert 1.18 < scale.max() < 1.28
-    shift = centres(moved).abs().max(1).values / 2  # of the width
-    assert 0.06 < shift.max() < 0.08 * 1.25 + 0.02
-
-
-def test_beyond_the_edge_there_is_air_and_background():
-    image, labels = torch.full((60, 3, 64, 64), 1.0), torch.full((60, 64, 64), 3, dtype=torch.uint8)
-    moved_image, moved = augmented(image, labels, torch.zeros(60, dtype=torch.bool), seeded())
-    outside = (moved == 0)[:, None].expand_as(moved_image)
-    assert outside.any()
-    assert moved_image[outside].mean() < -0.7
-    assert moved_image[~outside].mean() > 0.7
-
-
-def test_every_slice_is_changed_in_its_own_way_and_stays_in_range(phantom_bank):
-    image = (phantom_bank.images[:1].float() / 127.5 - 1).expand(8, -1, -1, -1)
-    labels = phantom_bank.labels[:1].expand(8, -1, -1)
-    changed, _ = augmented(image, labels, torch.zeros(8, dtype=torch.bool), seeded())
-    assert changed.abs().max() <= 1
-    assert torch.isfinite(changed).all()
-    for k in range(1, 8):
-        assert (changed[k] - changed[0]).abs().mean() > 0.01

@@ -10,12 +10,16 @@ from rich.table import Table
 from delineate import __version__
 from delineate.errors import DelineateError, PromptError
 from delineate.options import (
+    AugmentationOption,
+    CellOption,
     DatasetArgument,
     DatasetsArgument,
     DeviceOption,
     FoldOption,
     ImagesOption,
     JsonOption,
+    KeepRealOption,
+    MergeOption,
     MinutesOption,
     ModalityOption,
     ModelOption,
@@ -260,6 +264,10 @@ def train(
     target: TargetOption = None,
     modality: ModalityOption = None,
     fold: FoldOption = None,
+    augmentation: AugmentationOption = None,
+    merge: MergeOption = None,
+    keep_real: KeepRealOption = None,
+    cell: CellOption = None,
     threads: ThreadsOption = None,
     device: DeviceOption = "auto",
 ) -> None:
@@ -279,6 +287,10 @@ def train(
         "target": target,
         "modality": modality,
         "fold": fold,
+        "augmentation": augmentation,
+        "merge": merge,
+        "keep_real": keep_real,
+        "cell": cell,
     }
     with progress_bar(err) as bar:
         curves = train_system(

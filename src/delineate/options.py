@@ -51,6 +51,26 @@ MinutesOption = Annotated[float | None, typer.Option(min=0.01, help="Train for t
 ImagesOption = Annotated[
     int | None, typer.Option(min=1, help="Train on this many images instead; only this repeats to the bit.")
 ]
+AugmentationOption = Annotated[
+    str | None,
+    typer.Option(
+        help="How slices are varied: none, default, nnunet, or one change alone: contrast, gamma, brightness, noise, "
+        "blur, mirror, rotation, scale."
+    ),
+]
+MergeOption = Annotated[
+    str | None,
+    typer.Option(
+        help="What becomes of synthetic cases: patch, image or loss merge them with their sources (unet, mednext), "
+        "extra takes them as cases, none leaves them out."
+    ),
+]
+KeepRealOption = Annotated[
+    float | None, typer.Option(min=0, max=1, help="Chance of a patch, or weight of a loss, to be the real one (0.6).")
+]
+CellOption = Annotated[
+    int | None, typer.Option(min=1, help="Side of a merged patch in pixels of the working grid (a sixth of its side).")
+]
 
 
 def say(text: str) -> None:

@@ -3,10 +3,12 @@
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from delineate.checkpoint import TrainState
+from delineate.data.augmentation import AUGMENTATIONS
 from delineate.data.dataset import Dataset
 from delineate.data.folds import Fold, fold_of, held_out, refuse_seen
 from delineate.data.named import open_named, parse_named
@@ -14,6 +16,7 @@ from delineate.data.slices import SliceBank, build_slices
 from delineate.errors import DatasetError, DelineateError
 from delineate.evaluation import evaluate, summarise
 from delineate.files import write_json
+from delineate.merging import MERGES, Merging, choose_mode, merging_on
 from delineate.model_folder import check_free, check_model, fingerprint, load_model, save_model
 from delineate.networks.foundation import Foundation
 from delineate.pictures import dice_chart, training_curves
@@ -63,8 +66,14 @@ def open_all(
     return datasets
 
 
-def read_bank(datasets: Sequence[Dataset], size: int, watch: Watch, shares: Sequence[float] | None = None) -> SliceBank:
-    """The train split of every dataset, with progress."""
+def read_bank(
+    datasets: Sequence[Dataset],
+    size: int,
+    watch: Watch,
+    shares: Sequence[float] | None = None,
+    synthetic: str = "extra",
+) -> SliceBank:
+    """The train split of every dataset, with progress; `shares` and `synthetic` as in `build_slices`."""
 
     def progress(items: Any, total: int) -> Iterator[Any]:
         for done, item in enumerate(items):
@@ -72,7 +81,7 @@ def read_bank(datasets: Sequence[Dataset], size: int, watch: Watch, shares: Sequ
             yield item
 
     watch.start("reading the training scans")
-    return build_slices(datasets, "train", size, shares=shares, progress=progress)
+    return build_slices(datasets, "train", size, shares=shares, synthetic=synthetic, progress=progress)
 
 
 def train_system(
@@ -88,6 +97,10 @@ def train_system(
     target: Sequence[str] | None = None,
     modality: str | None = None,
     fold: str | None = None,
+    augmentation: str | None = None,
+    merge: str | None = None,
+    keep_real: float | None = None,
+    cell: int | None = None,
     device: str = "cpu",
     watch: Watch = Nobody(),
 ) -> Path:
@@ -98,7 +111,15 @@ def train_system(
 
     Checkpoints live in `<output>-training/`. After a stop the same call goes on from there; a call with other
     settings is refused.
+
+    Where datasets hold synthetic cases, `merge` says what becomes of them: "patch", "image" or "loss" merge them with
+    the slices they were made from (`delineate.merging`, with `keep_real` and `cell` in pixels of the working grid),
+    "extra" takes them as further cases, "none" leaves them out. By default a system that merges does so by patches,
+    and the others take them as further cases. `augmentation` is a key of `delineate.data.augmentation.AUGMENTATIONS`.
     """
+    mode = choose_mode(system, [n for n, entry in SYSTEMS.items() if entry.merges], merge, keep_real, cell)
+    if augmentation is not None and augmentation not in AUGMENTATIONS:
+        raise DelineateError(f"--augmentation is one of {', '.join(AUGMENTATIONS)}; got '{augmentation}'")
     settings = {
         "system": system,
         "datasets": [str(parse_named(p, target, modality)) for p in paths],
@@ -111,15 +132,30 @@ def train_system(
         "modality": modality,
         "fold": None if fold is None else str(Fold.parse(fold)),
     }
+    asked = {"merge": merge, "keep_real": keep_real, "cell": cell}
+    asked = {name: value for name, value in asked.items() if value is not None}
+    settings |= asked | ({} if augmentation is None else {"augmentation": augmentation})
     check_free(Path(output))
     work = _work_folder(output, settings)
     part = None if fold is None else Fold.parse(fold)
     datasets = open_all(paths, target, modality, part)
+    made = any(dataset.origins for dataset in datasets)
+    if asked and not made:
+        option, folders = next(iter(asked)).replace("_", "-"), ", ".join(map(str, paths))
+        raise DelineateError(
+            f"--{option} is for synthetic cases, and {folders} has none; make some with: delineate synthesize"
+        )
     settings["held_out"] = held_out(datasets, part) + _seen_by_foundation(foundation, datasets, part)
     watch.start("planning")
     plan = make_plan(datasets, SYSTEMS[system].presets[preset])
     settings["plan"] = plan.to_json()
-    bank = read_bank(datasets, plan.size, watch)
+    synthetic = "pair" if mode in MERGES else mode
+    if made:
+        settings["synthetic"] = synthetic
+        if synthetic == "pair":
+            settings["merging"] = asdict(merging_on(plan.size, mode, keep_real, cell))
+    settings["augmentation"] = augmentation or "default"
+    bank = replace(read_bank(datasets, plan.size, watch, synthetic=synthetic), augmentation=settings["augmentation"])
     return train_on(system, bank, output, work, settings, [d.name for d in datasets], device=device, watch=watch)
 
 
@@ -137,6 +173,7 @@ def train_on(
 ) -> Path:
     """Train on slices at hand; `settings` as in `train_system`. Returns the picture of the training curves."""
     logs: dict[str, list[dict[str, float]]] = {}
+    merging = {"merging": Merging(**settings["merging"])} if settings.get("merging") else {}
     with polite_stop() as should_stop:
         trained = SYSTEMS[system].train(
             bank,
@@ -148,12 +185,14 @@ def train_on(
             device=device,
             on_step=_reporter(logs, watch),
             should_stop=should_stop,
+            **merging,
         )
     logs = _finished_before(work, logs) | logs
     segmenter = Segmenter(trained, tuple(dict.fromkeys(bank.modalities)))
     training = {k: v for k, v in settings.items() if k not in ("datasets", "foundation")} | {
         "datasets": list(dataset_names),
         "slices": len(bank),
+        **({} if bank.variants is None else {"variants": len(bank.variants.images)}),
         "stages": {stage: {k: log[-1][k] for k in ("images", "seconds")} for stage, log in logs.items() if log},
     }
     save_model(output, segmenter, system, training=training, card=card or plain_card(system, training, segmenter))
@@ -284,12 +323,26 @@ def plain_card(system: str, training: dict[str, Any], segmenter: Segmenter) -> s
         f"# {system}",
         SYSTEMS[system].summary + f" ({SYSTEMS[system].source}).",
         f"Trained on the train split of {', '.join(training['datasets'])}{fold}: {training['slices']} slices.",
+        *_variety(training),
         stages,
         *([f"Foundation: {foundation.pretraining}."] if foundation is not None else []),
         f"Targets: {', '.join(segmenter.vocabulary.names)}.",
         "Not a medical device. Outcomes are not calibrated.",
     ]
     return "\n\n".join(lines) + "\n"
+
+
+def _variety(training: dict[str, Any]) -> list[str]:
+    """What a card says of augmentation and synthetic cases; nothing where both are as usual."""
+    lines = []
+    if (augmentation := training.get("augmentation", "default")) != "default":
+        lines.append(f"Augmentation: {augmentation}.")
+    if training.get("synthetic") == "pair":
+        lines.append(f"Merged with {training.get('variants', 0)} synthetic slices: {Merging(**training['merging'])}.")
+    elif training.get("synthetic"):
+        use = {"extra": "are among the slices", "none": "were left out"}[training["synthetic"]]
+        lines.append(f"The synthetic cases {use}.")
+    return lines
 
 
 def _seen_by_foundation(foundation: Path | None, datasets: Sequence[Dataset], fold: Fold | None) -> list[dict]:

@@ -18,6 +18,7 @@ from delineate.data.layout import (
     split_faults,
     summary,
 )
+from delineate.data.synthetic import Origin, read_origins
 from delineate.errors import DatasetError
 from delineate.files import write_json
 from delineate.prompt import Vocabulary
@@ -44,9 +45,10 @@ class Dataset:
         name: What `dataset.json` calls it, else the folder's name.
         modality: "CT", "MR", or another word as given; None where unknown.
         labels: Target name (`prompt.canonical_name`) to its id in the label files (background left out).
-        cases: Sorted by name.
+        cases: Sorted by name; synthetic ones are among them.
         splits: Subjects of "train", "val" and "test"; empty where there is no `splits.json`.
         other_ids: Declared ids that `targets` left out; `read` turns them into background.
+        origins: What each synthetic case was made from, by name; {} in a dataset of real scans.
     """
 
     root: Path
@@ -56,15 +58,17 @@ class Dataset:
     cases: tuple[Case, ...]
     splits: dict[str, tuple[str, ...]] = field(default_factory=dict)
     other_ids: frozenset[int] = frozenset()
+    origins: Mapping[str, Origin] = field(default_factory=dict)
 
     def split(self, name: str) -> tuple[Case, ...]:
-        """The cases of "train", "val" or "test", or "all" of them.
+        """The real cases of "train", "val" or "test", or of "all"; nobody is scored on synthetic ones.
 
         Raises:
             DatasetError: There are no splits, or they cannot be trusted (`split_faults` lists why).
         """
+        real = tuple(case for case in self.cases if case.name not in self.origins)
         if name == "all":
-            return self.cases
+            return real
         if not self.splits:
             raise DatasetError(
                 f"{self.root} has no splits: put a splits.json with train, val and test lists of subjects "
@@ -76,7 +80,13 @@ class Dataset:
             more = f" (and {len(faults) - 1} more; see delineate check)" if len(faults) > 1 else ""
             raise DatasetError(f"The splits of {self.root} cannot be trusted: {faults[0]}{more}.")
         subjects = set(self.splits[name])
-        return tuple(case for case in self.cases if case.subject in subjects)
+        return tuple(case for case in real if case.subject in subjects)
+
+    def synthetic(self, name: str) -> tuple[Case, ...]:
+        """The synthetic cases that were made from those of `split(name)`; errors as there."""
+        sources = {case.name for case in self.split(name)}
+        made = (case for case in self.cases if case.name in self.origins)
+        return tuple(case for case in made if self.origins[case.name].source in sources)
 
     def read(self, case: Case) -> tuple[Scan, np.ndarray]:
         """The scan of a case and its labels.
@@ -198,6 +208,7 @@ def open_dataset(
         cases=cases,
         splits=read_splits(root, splits),
         other_ids=other_ids,
+        origins=read_origins(root, splits),
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from delineate.data.dataset import Dataset
+from delineate.data.synthetic import held_out_by_source
 from delineate.errors import DatasetError, DelineateError
 from delineate.files import sha256_of
 
@@ -51,9 +52,14 @@ def fold_of(dataset: Dataset, number: int, of: int, seed: int = 0, val: float = 
 
     Raises:
         DelineateError: no such fold or share.
-        DatasetError: fewer groups of subjects than folds, or none left to train on.
+        DatasetError: fewer groups of subjects than folds, none left to train on, or synthetic cases in the dataset.
     """
     fold = Fold.parse(f"{number}/{of}")
+    if dataset.origins:
+        raise DatasetError(
+            f"{dataset.root}: its synthetic cases were made by a model that saw all its train subjects, so no fold of "
+            f"it is held out; divide the dataset of real scans: delineate synthesize --fold {fold}"
+        )
     if not 0 <= val < 1:
         raise DelineateError(f"val is a share of the subjects from 0 to below 1; got {val}")
     order = sorted(_groups(dataset), key=lambda group: _lot(f"{seed}", group[0]))
@@ -111,9 +117,10 @@ def held_out(datasets: Sequence[Dataset], fold: Fold | None) -> list[dict[str, A
     """What a training has to remember of its datasets, so that `refuse_seen` can tell what it may be scored on.
 
     One entry a dataset: name, fold ("1/4" or None), digests of the names of all its subjects and of its test
-    subjects. No name of a subject is kept.
+    subjects. No name of a subject is kept. A dataset with synthetic cases has the entries of what these were made
+    from, where it tells.
     """
-    return [
+    entries = [
         {
             "name": dataset.name,
             "fold": None if fold is None else str(fold),
@@ -122,6 +129,8 @@ def held_out(datasets: Sequence[Dataset], fold: Fold | None) -> list[dict[str, A
         }
         for dataset in datasets
     ]
+    made_from = [held_out_by_source(dataset.root) if dataset.origins else [] for dataset in datasets]
+    return [entry for own, told in zip(entries, made_from, strict=True) for entry in (told or [own])]
 
 
 def refuse_seen(seen: Sequence[Mapping[str, Any]], dataset: Dataset, fold: Fold | None, what: str) -> None:

@@ -1,15 +1,17 @@
 """Datasets as training batches: slices on the working grid, held in memory, drawn and augmented by a generator."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
 from torch import Generator, Tensor
-from torch.nn import functional as F
 
 from delineate import anatomy
+from delineate.data.augmentation import AUGMENTATIONS, Augmentation, moved_labels
 from delineate.data.dataset import Case, Dataset
+from delineate.data.synthetic import PROVENANCE
+from delineate.errors import DatasetError
 from delineate.grid import canonical_fit, stack_of
 from delineate.prompt import Vocabulary
 from delineate.scan import orientation_of, to_canonical
@@ -25,6 +27,8 @@ class Batch:
         concepts: (B, P) int64, the concept each prompt asks for; some are absent from their slice.
         masks: (B, P, S, S) float32 in {0, 1}.
         dataset: (B,) int64, which dataset a slice came from.
+        synthetic: (B, 3, S, S) as `image`: another scan with the same labels, or the same again where a slice has none;
+            None where the bank has none at all.
     """
 
     image: Tensor
@@ -32,10 +36,25 @@ class Batch:
     concepts: Tensor
     masks: Tensor
     dataset: Tensor
+    synthetic: Tensor | None = None
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on another device."""
-        return Batch(*(getattr(self, f.name).to(device) for f in fields(self)))
+        there = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
+        return replace(self, **{name: value.to(device) for name, value in there.items()})
+
+
+@dataclass(frozen=True, eq=False)
+class Variants:
+    """Synthetic scans of the slices of a bank, with the labels of those.
+
+    Attributes:
+        images: (M, 3, S, S) uint8.
+        of: (N, K) int64, for every real slice the places of its variants in `images`, then -1.
+    """
+
+    images: Tensor
+    of: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +73,8 @@ class SliceBank:
         shares: (datasets,) float: how often each dataset is drawn, summing to 1.
         vocabulary: of all datasets together.
         modalities: one for each dataset.
+        variants: synthetic scans that go along with the slices; None without.
+        augmentation: a key of `delineate.data.augmentation.AUGMENTATIONS`.
     """
 
     images: Tensor
@@ -66,6 +87,12 @@ class SliceBank:
     shares: Tensor
     vocabulary: Vocabulary
     modalities: tuple[str | None, ...]
+    variants: Variants | None = None
+    augmentation: str = "default"
+
+    def __post_init__(self):
+        if self.augmentation not in AUGMENTATIONS:
+            raise ValueError(f"an augmentation is one of {', '.join(AUGMENTATIONS)}; got '{self.augmentation}'")
 
     def __len__(self) -> int:
         return len(self.images)
@@ -80,13 +107,14 @@ class SliceBank:
 
         A dataset is drawn by its share. Within one, half of the slices are drawn evenly; for the other half a
         concept is drawn first and then a slice that shows it, so that small structures are seen as often as large.
+
+        What concerns synthetic scans is drawn last: with and without them the rest of the batch is the same.
         """
+        augmentation = AUGMENTATIONS[self.augmentation if augment else "none"]
         index = torch.stack([self._draw_slice(generator) for _ in range(size)])
-        image = self.images[index].float() / 127.5 - 1
-        labels = self.labels[index]
-        if augment:
-            image, labels = augmented(image, labels, self.mirrored[index], generator)
-        labels = labels.long()
+        maps = augmentation.maps(self.mirrored[index], generator)
+        image = augmentation.picture(self.images[index].float() / 127.5 - 1, maps, generator)
+        labels = moved_labels(self.labels[index], maps).long()
         concepts = torch.stack(
             [
                 self._draw_prompts(int(d), lab, prompts, generator)
@@ -94,7 +122,8 @@ class SliceBank:
             ]
         )
         masks = (labels[:, None] == (concepts + 1)[:, :, None, None]).float()
-        return Batch(image, labels, concepts, masks, self.dataset[index])
+        synthetic = self._draw_variants(index, maps, augmentation, generator)
+        return Batch(image, labels, concepts, masks, self.dataset[index], synthetic)
 
     def _draw_slice(self, generator: Generator) -> Tensor:
         dataset = torch.multinomial(self.shares, 1, generator=generator)
@@ -106,6 +135,20 @@ class SliceBank:
                 candidates = candidates & self.present[:, concept]
         where = candidates.nonzero()[:, 0]
         return where[torch.randint(len(where), (), generator=generator)]
+
+    def _draw_variants(
+        self, index: Tensor, maps: Tensor | None, augmentation: Augmentation, generator: Generator
+    ) -> Tensor | None:
+        """One variant of each slice, drawn evenly, moved by the slice's own map; the slice itself where it has none."""
+        if self.variants is None:
+            return None
+        of = self.variants.of[index]
+        count = (of >= 0).sum(1)
+        nth = (torch.rand(len(index), generator=generator) * count).long().minimum((count - 1).clamp(min=0))
+        chosen = of.gather(1, nth[:, None])[:, 0]
+        made = self.variants.images[chosen.clamp(min=0)]
+        image = torch.where((chosen >= 0)[:, None, None, None], made, self.images[index])
+        return augmentation.picture(image.float() / 127.5 - 1, maps, generator)
 
     def _draw_prompts(self, dataset: int, labels: Tensor, count: int, generator: Generator) -> Tensor:
         """Concepts to ask of one slice: those it shows, but a third (rounded down) absent ones where there are any."""
@@ -129,13 +172,25 @@ def build_slices(
     size: int,
     *,
     shares: Sequence[float] | None = None,
+    synthetic: str = "extra",
     progress: Callable[[Iterable[tuple[Dataset, Case]], int], Iterable[tuple[Dataset, Case]]] = lambda items, _: items,
 ) -> SliceBank:
     """Read a split of every dataset onto the working grid of `size` pixels.
 
-    Datasets are drawn evenly unless `shares`, one positive number for each, says otherwise.
-    `progress` wraps the iteration over all (dataset, case) pairs and is told their number.
+    Args:
+        datasets: one or more.
+        split: of each of them.
+        size: pixels along a side of the grid.
+        shares: one positive number for each dataset, how often it is drawn; by default all are drawn evenly.
+        synthetic: what synthetic cases are: slices as all others ("extra"), `variants` of the slices that they were
+            made from ("pair"), or nothing ("none").
+        progress: wraps the iteration over all (dataset, case) pairs and is told their number.
+
+    Raises:
+        DatasetError: a synthetic case cannot be paired with its source, or as in `Dataset.split` and `Dataset.read`.
     """
+    if synthetic not in ("pair", "extra", "none"):
+        raise ValueError(f"synthetic cases are pair, extra or none; got '{synthetic}'")
     vocabulary = datasets[0].vocabulary()
     for other in datasets[1:]:
         vocabulary = vocabulary.merged(other.vocabulary())
@@ -146,17 +201,27 @@ def build_slices(
     modalities = tuple(dataset.modality for dataset in datasets)
     foreign = _foreign(vocabulary, annotated, modalities)
     images, labels, owner, mirrored = [], [], [], []
+    made: list[tuple[Dataset, Case, Tensor, Tensor]] = []
+    places: dict[tuple[int, str], tuple[int, int]] = {}
     pairs = [(dataset, case) for dataset in datasets for case in dataset.split(split)]
+    if synthetic != "none":
+        pairs += [(dataset, case) for dataset in datasets for case in dataset.synthetic(split)]
     for dataset, case in progress(pairs, len(pairs)):
         stack, target, flat = slices_of(dataset, case, vocabulary, size)
-        images.append(((stack + 1) * 127.5).round().to(torch.uint8))
+        grey = ((stack + 1) * 127.5).round().to(torch.uint8)
+        if synthetic == "pair" and case.name in dataset.origins:
+            made.append((dataset, case, grey, target))
+            continue
+        first, number = sum(map(len, images)), datasets.index(dataset)
+        places[number, case.name] = (first, first + len(grey))
+        images.append(grey)
         labels.append(target)
-        owner.append(torch.full((len(target),), datasets.index(dataset)))
+        owner.append(torch.full((len(target),), number))
         mirrored.append(torch.full((len(target),), flat))
     all_labels = torch.cat(labels)
     present = torch.stack([(all_labels == i + 1).flatten(1).any(1) for i in range(len(vocabulary.concepts))], dim=1)
     weights = torch.tensor([1.0] * len(datasets) if shares is None else list(shares))
-    return SliceBank(
+    bank = SliceBank(
         torch.cat(images),
         all_labels,
         torch.cat(owner),
@@ -168,6 +233,41 @@ def build_slices(
         vocabulary,
         modalities,
     )
+    if not made:
+        return bank
+    at = [places[datasets.index(dataset), dataset.origins[case.name].source] for dataset, case, *_ in made]
+    return replace(bank, variants=_variants(made, at, all_labels))
+
+
+def _variants(
+    made: Sequence[tuple[Dataset, Case, Tensor, Tensor]], at: Sequence[tuple[int, int]], labels: Tensor
+) -> Variants:
+    """Synthetic cases (images uint8, labels) beside the slices they were made from.
+
+    `at` is where in `labels`, those of all real slices, the slices of each one's source begin and end.
+    """
+    of: list[list[int]] = [[] for _ in labels]
+    count = 0
+    for (dataset, case, grey, target), (begin, end) in zip(made, at, strict=True):
+        origin = dataset.origins[case.name]
+        own = range(begin + origin.slices[0], begin + origin.slices[1])
+        if len(own) != len(grey) or own.stop > end:
+            raise DatasetError(
+                f"{dataset.root / PROVENANCE}: '{case.name}' holds {len(grey)} axial slices, not slices "
+                f"{list(origin.slices)} of the {end - begin} of '{origin.source}'; synthesise it again."
+            )
+        if not torch.equal(labels[own.start : own.stop], target):
+            raise DatasetError(
+                f"{case.labels}: the labels of a synthetic case must be those of '{origin.source}', slices "
+                f"{list(origin.slices)}, on the same grid; synthesise it again, or take it as a case of its own "
+                f"(--merge extra)."
+            )
+        for place in range(len(grey)):
+            of[own[place]].append(count + place)
+        count += len(grey)
+    most = max(map(len, of))
+    table = torch.tensor([own + [-1] * (most - len(own)) for own in of])
+    return Variants(torch.cat([grey for _, _, grey, _ in made]), table)
 
 
 def _foreign(vocabulary: Vocabulary, annotated: Tensor, modalities: Sequence[str | None]) -> Tensor:
@@ -206,32 +306,3 @@ def slices_of(dataset: Dataset, case: Case, vocabulary: Vocabulary, size: int) -
     wanted = sorted({int(v) for v in table if v})
     target = torch.cat([fit.labels_to_grid(chunk, wanted) for chunk in own.split(32)])
     return stack_of(scan, size), target, scan.is_flat
-
-
-def augmented(image: Tensor, labels: Tensor, mirrored: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
-    """Slices rotated (±15°), scaled (0.8 to 1.25), shifted (±8 %), and changed in contrast, gamma and noise.
-
-    Args:
-        image: (B, 3, S, S) in [-1, 1].
-        labels: (B, S, S) uint8; moved by the same map, nearest neighbour.
-        mirrored: (B,) bool, which slices may also be flipped either way.
-        generator: of every random number drawn here.
-    """
-    count = len(image)
-
-    def uniform(low: float, high: float) -> Tensor:
-        return low + (high - low) * torch.rand(count, generator=generator)
-
-    angle, scale = uniform(-15, 15).deg2rad(), (uniform(-1, 1) * np.log(1.25)).exp()
-    signs = torch.stack([1.0 - 2.0 * (mirrored & (uniform(0, 1) < 0.5)) for _ in range(2)], dim=1)
-    rotation = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], dim=1).view(-1, 2, 2)
-    linear = rotation * scale[:, None, None] * signs[:, :, None]
-    shift = torch.stack([uniform(-0.16, 0.16), uniform(-0.16, 0.16)], dim=1)  # of the half-width: ±8 %
-    grid = F.affine_grid(torch.cat([linear, shift[:, :, None]], dim=2), list(image.shape), align_corners=False)
-    image = F.grid_sample(image + 1, grid, mode="bilinear", align_corners=False) / 2  # zeros outside are air
-    moved = F.grid_sample(labels[:, None].float(), grid, mode="nearest", align_corners=False)[:, 0]
-    shape = (-1, 1, 1, 1)
-    image = image.clamp(0, 1) ** (uniform(-1, 1) * np.log(1.4)).exp().view(shape)
-    image = 0.5 + (image - 0.5) * uniform(0.8, 1.2).view(shape) + uniform(-0.1, 0.1).view(shape)
-    noise = torch.randn(image.shape, generator=generator) * uniform(0, 0.05).view(shape)
-    return (2 * (image + noise) - 1).clamp(-1, 1), moved.to(torch.uint8)

@@ -23,11 +23,12 @@ class Entry:
         summary: one line for `delineate systems`.
         source: the paper or library it follows.
         train: (bank, preset, **how) to a trained system; `how` is budget, folder, seed, foundation, device,
-            on_step and should_stop.
+            on_step and should_stop, and `delineate.merging.Merging` as merging where it `merges`.
         save: (system, folder) writes its weights and returns its configuration.
         load: (folder, configuration, vocabulary) to the system.
         presets: sizes it can be trained in; each is the largest working grid, in pixels.
         takes_foundation: whether `train` heeds a foundation; one given to another system would be ignored silently.
+        merges: whether `train` merges slices with their synthetic variants; the others take these as slices.
     """
 
     summary: str
@@ -37,6 +38,7 @@ class Entry:
     load: Callable[[Path, Mapping[str, Any], "Vocabulary"], "System"]
     presets: Mapping[str, int]
     takes_foundation: bool = False
+    merges: bool = False
 
 
 PRESETS = {"tiny": 128, "base": 256}  # tiny trains on two CPU cores, base wants a GPU
@@ -195,6 +197,7 @@ SYSTEMS: dict[str, Entry] = {
         _save_plain,
         _load_plain,
         PRESETS,
+        merges=True,
     ),
     "mednext": Entry(
         "plain 2-D MedNeXt (S, kernel 3), trained as the U-Net is: a stronger baseline; one answer, no proposals",
@@ -203,6 +206,7 @@ SYSTEMS: dict[str, Entry] = {
         _save_plain,
         _load_plain,
         PRESETS,
+        merges=True,
     ),
     "progidiff": Entry(
         "prompt-guided latent diffusion: a frozen text-to-image model steered from scan to mask by a control",

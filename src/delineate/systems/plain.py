@@ -19,6 +19,7 @@ from torch import Generator, Tensor, nn
 
 from delineate.checkpoint import TrainState, new_state
 from delineate.data.slices import SliceBank
+from delineate.merging import Merging, merged_loss
 from delineate.prompt import Vocabulary
 from delineate.systems.system import Target
 from delineate.training import Budget, train, use_average
@@ -134,15 +135,23 @@ def train_plain(
     budget: Budget,
     folder: Path,
     seed: int = 0,
+    merging: Merging = Merging(),
     on_step: Callable[[str, TrainState, float], None] = lambda stage, state, spent: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Plain:
-    """Train on the same slices, augmentation, optimiser and averaging as every other system."""
+    """Train on the same slices, augmentation, optimiser and averaging as every other system.
+
+    Where the bank has synthetic variants of its slices, they are merged with them as `merging` says.
+    """
     criterion = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)
 
     def loss_of(size: int, generator: Generator) -> tuple[Tensor, dict[str, float]]:
         batch = bank.draw(size, 1, generator).to(system.device)
-        return criterion(system.logits(batch.image), batch.labels[:, None]), {}
+        labels = batch.labels[:, None]
+        loss = merged_loss(
+            system.logits, lambda logits: criterion(logits, labels), batch.image, batch.synthetic, merging, generator
+        )
+        return loss, {}
 
     state = new_state(system.network.requires_grad_(True), seed=seed)
     train(

@@ -1,0 +1,274 @@
+"""Named ways to vary training slices: one geometric map for scan and labels, then changes of grey for the scan alone.
+
+`AUGMENTATIONS` holds what this package trains with ("default"), the single changes that DiffBoost is compared with
+(Zhang et al. 2024, arXiv 2310.12868, numbers from its released code), and a stack after nnU-Net (Isensee et al. 2021,
+supplementary note 4, numbers from its code). Map and grey are apart so that several pictures of one slice, a scan and
+a synthetic one, can share the map.
+
+In a volume left and right mean something ("left kidney"), so nothing but a slice that is marked as `mirrored` is ever
+flipped; nor is it turned by more than 30°, as no patient lies on the scanner's table at 90°.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+from torch.nn import functional as F
+
+Place = Callable[[Tensor, Generator], Tensor]  # mirrored (B,) to maps (B, 2, 3), as `F.affine_grid` takes them
+Shade = Callable[[Tensor, Generator], Tensor]  # grey (B, 3, S, S) in [0, 1] to grey, about that range
+
+UPRIGHT_DEGREES = 30.0  # the most that a slice with a left and a right is turned; nnU-Net's own limit in 3-D
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Where slices are put, and how their grey values change; None leaves them alone.
+
+    >>> image, labels = torch.zeros(2, 3, 32, 32), torch.zeros(2, 32, 32, dtype=torch.uint8)
+    >>> flat = torch.tensor([True, True])
+    >>> moved, moved_labels = AUGMENTATIONS["default"](image, labels, flat, Generator().manual_seed(0))
+    >>> moved.shape, moved_labels.dtype
+    (torch.Size([2, 3, 32, 32]), torch.uint8)
+    """
+
+    place: Place | None = None
+    shade: Shade | None = None
+
+    def __call__(self, image: Tensor, labels: Tensor, mirrored: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+        """Slices and their labels, varied.
+
+        Args:
+            image: (B, 3, S, S) in [-1, 1].
+            labels: (B, S, S) uint8; moved by the same map, nearest neighbour.
+            mirrored: (B,) bool, which slices may also be flipped either way.
+            generator: of every random number drawn here.
+        """
+        maps = self.maps(mirrored, generator)
+        return self.picture(image, maps, generator), moved_labels(labels, maps)
+
+    def maps(self, mirrored: Tensor, generator: Generator) -> Tensor | None:
+        """A map for each slice, (B, 2, 3), to be shared by all pictures of it; None where nothing moves."""
+        return None if self.place is None else self.place(mirrored, generator)
+
+    def picture(self, image: Tensor, maps: Tensor | None, generator: Generator) -> Tensor:
+        """Slices (B, 3, S, S) in [-1, 1], moved by `maps` and then changed in grey by draws of their own."""
+        if maps is None and self.shade is None:
+            return image
+        grey = image + 1
+        if maps is not None:  # zeros outside are air
+            grid = F.affine_grid(maps, list(image.shape), align_corners=False)
+            grey = F.grid_sample(grey, grid, mode="bilinear", align_corners=False)
+        grey = grey / 2
+        if self.shade is not None:
+            grey = self.shade(grey, generator)
+        return (2 * grey - 1).clamp(-1, 1)
+
+
+def moved_labels(labels: Tensor, maps: Tensor | None) -> Tensor:
+    """Labels (B, S, S) uint8 moved by `maps` (B, 2, 3), nearest neighbour; background comes in from outside."""
+    if maps is None:
+        return labels
+    grid = F.affine_grid(maps, [len(labels), 1, *labels.shape[1:]], align_corners=False)
+    moved = F.grid_sample(labels[:, None].float(), grid, mode="nearest", align_corners=False)
+    return moved[:, 0].to(torch.uint8)
+
+
+# Where slices are put.
+
+
+def similarities(degrees: Tensor, scale: Tensor, signs: Tensor, shift: Tensor) -> Tensor:
+    """Maps (B, 2, 3) that turn, scale, flip and shift, from the picture that comes out to the one that goes in.
+
+    Args:
+        degrees: (B,).
+        scale: (B,); above 1 things get smaller.
+        signs: (B, 2) of ±1, for columns and rows.
+        shift: (B, 2), in half-widths.
+    """
+    angle = degrees.deg2rad()
+    rotation = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], dim=1).view(-1, 2, 2)
+    linear = rotation * scale[:, None, None] * signs[:, :, None]
+    return torch.cat([linear, shift[:, :, None]], dim=2)
+
+
+def _default_place(mirrored: Tensor, generator: Generator) -> Tensor:
+    """Rotation ±15°, scale 0.8 to 1.25, shift ±8 %, and flips where they are allowed."""
+    count = len(mirrored)
+    degrees = _uniform(count, -15, 15, generator)
+    scale = (_uniform(count, -1, 1, generator) * math.log(1.25)).exp()
+    signs = torch.stack([1.0 - 2.0 * (mirrored & (_uniform(count, 0, 1, generator) < 0.5)) for _ in range(2)], dim=1)
+    shift = torch.stack([_uniform(count, -0.16, 0.16, generator) for _ in range(2)], dim=1)  # half-widths: ±8 %
+    return similarities(degrees, scale, signs, shift)
+
+
+def _placed(
+    *, degrees: float = 0.0, upright: float = 0.0, turned: float = 1.0, zoom: Shade | None = None, mirror: float = 0.0
+) -> Place:
+    """A `Place`: `degrees` either way (`upright` where left and right count) with probability `turned`, and so on.
+
+    `zoom` draws scales for a tensor of slices; `mirror` is the probability that flips are drawn at all, each of the
+    two then being made with probability 1/2 (batchgenerators' MirrorTransform).
+    """
+
+    def place(mirrored: Tensor, generator: Generator) -> Tensor:
+        count = len(mirrored)
+        most = torch.where(mirrored, degrees, upright) * (torch.rand(count, generator=generator) < turned)
+        angle = most * _uniform(count, -1, 1, generator)
+        scale = torch.ones(count) if zoom is None else zoom(torch.ones(count), generator)
+        flips = mirrored & (torch.rand(count, generator=generator) < mirror)
+        signs = 1.0 - 2.0 * (flips[:, None] & (torch.rand(count, 2, generator=generator) < 0.5))
+        return similarities(angle, scale, signs, torch.zeros(count, 2))
+
+    return place
+
+
+# How grey values change.
+
+
+def _default_shade(grey: Tensor, generator: Generator) -> Tensor:
+    """Gamma 0.71 to 1.4, contrast ±20 %, brightness ±0.1, and noise of up to 0.05, of the range of greys."""
+    count, shape = len(grey), (-1, 1, 1, 1)
+    grey = grey.clamp(0, 1) ** (_uniform(count, -1, 1, generator) * math.log(1.4)).exp().view(shape)
+    grey = 0.5 + (grey - 0.5) * _uniform(count, 0.8, 1.2, generator).view(shape)
+    grey = grey + _uniform(count, -0.1, 0.1, generator).view(shape)
+    noise = torch.randn(grey.shape, generator=generator) * _uniform(count, 0, 0.05, generator).view(shape)
+    return grey + noise
+
+
+def _contrast(grey: Tensor, generator: Generator) -> Tensor:
+    """×0.75 to 1.25 about the slice's mean, within its own range."""
+    factor = _about_one(len(grey), 0.75, 1.25, generator).view(-1, 1, 1, 1)
+    low, high = grey.amin((1, 2, 3), keepdim=True), grey.amax((1, 2, 3), keepdim=True)
+    mean = grey.mean((1, 2, 3), keepdim=True)
+    return (mean + (grey - mean) * factor).clamp(low, high)
+
+
+def _multiplied(grey: Tensor, generator: Generator) -> Tensor:
+    """Grey ×0.75 to 1.25, air staying black."""
+    return grey * _uniform(len(grey), 0.75, 1.25, generator).view(-1, 1, 1, 1)
+
+
+def _brightness(grey: Tensor, generator: Generator) -> Tensor:
+    """A normal offset of 0.5 of the slice's standard deviation of grey: one for each slice."""
+    offset = 0.5 * torch.randn(len(grey), generator=generator)
+    return grey + offset.view(-1, 1, 1, 1) * grey.std((1, 2, 3), keepdim=True)
+
+
+def _gamma(grey: Tensor, generator: Generator) -> Tensor:
+    """The power 0.7 to 1.5, as often below 1 as above."""
+    return grey.clamp(0, 1) ** _about_one(len(grey), 0.7, 1.5, generator).view(-1, 1, 1, 1)
+
+
+def _steady_gamma(grey: Tensor, generator: Generator) -> Tensor:
+    """`_gamma`, with the slice's mean and standard deviation put back as they were (nnU-Net's `retain_stats`)."""
+    changed = _gamma(grey, generator)
+    mean, spread = changed.mean((1, 2, 3), keepdim=True), changed.std((1, 2, 3), keepdim=True)
+    was, wide = grey.mean((1, 2, 3), keepdim=True), grey.std((1, 2, 3), keepdim=True)
+    return was + (changed - mean) * (wide / (spread + 1e-8))
+
+
+def _inverted_gamma(grey: Tensor, generator: Generator) -> Tensor:
+    """`_steady_gamma` of the negative."""
+    return 1 - _steady_gamma(1 - grey, generator)
+
+
+def _noise(variance: float) -> Shade:
+    """Gaussian noise of a variance between 0 and `variance`, in units of the slice's own variance of grey."""
+
+    def shade(grey: Tensor, generator: Generator) -> Tensor:
+        width = _uniform(len(grey), 0, variance, generator).sqrt().view(-1, 1, 1, 1) * grey.std((1, 2, 3), keepdim=True)
+        return grey + width * torch.randn(grey.shape, generator=generator)
+
+    return shade
+
+
+def _blur(low: float, high: float) -> Shade:
+    """A Gaussian blur of `low` to `high` pixels."""
+
+    def shade(grey: Tensor, generator: Generator) -> Tensor:
+        sigma, reach = _uniform(len(grey), low, high, generator), math.ceil(3 * high)
+        kernel = (-0.5 * (torch.arange(-reach, reach + 1) / sigma[:, None]) ** 2).exp()
+        kernel = (kernel / kernel.sum(1, keepdim=True)).repeat_interleave(grey.shape[1], dim=0)[:, None, None]
+        flat = F.pad(grey.flatten(0, 1)[None], (reach,) * 4, mode="replicate")
+        rows = F.conv2d(flat, kernel, groups=len(kernel))
+        return F.conv2d(rows, kernel.transpose(2, 3), groups=len(kernel)).view_as(grey)
+
+    return shade
+
+
+def _low_resolution(grey: Tensor, generator: Generator) -> Tensor:
+    """Half to all of the pixels, by nearest neighbour, and back by cubic interpolation."""
+    side, shares = grey.shape[-1], _uniform(len(grey), 0.5, 1, generator).tolist()
+    coarse = [
+        F.interpolate(g[None], max(1, round(side * z)), mode="nearest-exact") for g, z in zip(grey, shares, strict=True)
+    ]
+    return torch.cat([F.interpolate(c, side, mode="bicubic", align_corners=False) for c in coarse])
+
+
+def _sometimes(chance: float, shade: Shade) -> Shade:
+    """`shade` on each slice with probability `chance`."""
+
+    def shaded(grey: Tensor, generator: Generator) -> Tensor:
+        chosen = torch.rand(len(grey), generator=generator) < chance
+        if not chosen.any():
+            return grey
+        grey = grey.clone()
+        grey[chosen] = shade(grey[chosen], generator)
+        return grey
+
+    return shaded
+
+
+def _one_after_another(*shades: Shade) -> Shade:
+    def shaded(grey: Tensor, generator: Generator) -> Tensor:
+        for shade in shades:
+            grey = shade(grey, generator)
+        return grey
+
+    return shaded
+
+
+def _uniform(count: int, low: float, high: float, generator: Generator) -> Tensor:
+    return low + (high - low) * torch.rand(count, generator=generator)
+
+
+def _about_one(count: int, low: float, high: float, generator: Generator) -> Tensor:
+    """From `low` to `high`, below 1 as often as above (batchgenerators draws contrast, gamma and scale so)."""
+    below = torch.rand(count, generator=generator) < 0.5
+    share = torch.rand(count, generator=generator)
+    return torch.where(below, low + (1 - low) * share, 1 + (high - 1) * share)
+
+
+def _zoom(low: float, high: float, chance: float = 1.0) -> Shade:
+    """Scales drawn by `_about_one`, with probability `chance`, for a tensor of ones."""
+    return _sometimes(chance, lambda ones, generator: _about_one(len(ones), low, high, generator))
+
+
+AUGMENTATIONS = {
+    "none": Augmentation(),
+    "default": Augmentation(_default_place, _default_shade),
+    # What DiffBoost is compared with: one change each.
+    "contrast": Augmentation(shade=_contrast),
+    "gamma": Augmentation(shade=_gamma),
+    "brightness": Augmentation(shade=_brightness),
+    "noise": Augmentation(shade=_noise(0.05)),
+    "blur": Augmentation(shade=_sometimes(0.5, _blur(0.5, 1.5))),
+    "mirror": Augmentation(_placed(mirror=0.75)),
+    "rotation": Augmentation(_placed(degrees=5, upright=5)),
+    "scale": Augmentation(_placed(zoom=_zoom(0.95, 1.05))),
+    "nnunet": Augmentation(
+        _placed(degrees=180, upright=UPRIGHT_DEGREES, turned=0.2, zoom=_zoom(0.7, 1.4, 0.2), mirror=1.0),
+        _one_after_another(
+            _sometimes(0.1, _noise(0.1)),
+            _sometimes(0.2 * 0.5, _blur(0.5, 1.0)),
+            _sometimes(0.15, _multiplied),
+            _sometimes(0.15, _contrast),
+            _sometimes(0.25 * 0.5, _low_resolution),
+            _sometimes(0.1, _inverted_gamma),
+            _sometimes(0.3, _steady_gamma),
+        ),
+    ),
+}
