@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from delineate import __version__
+from delineate import __version__, cli_synthesis
 from delineate.errors import DelineateError, PromptError
 from delineate.options import (
     AugmentationOption,
@@ -374,3 +374,6 @@ def doctor(as_json: JsonOption = False) -> None:
             out.print(f"{mark} {finding.what}", highlight=False, soft_wrap=True)
     if not all(finding.ok for finding in findings):
         raise typer.Exit(1)
+
+
+app.command()(cli_synthesis.distance)
