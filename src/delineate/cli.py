@@ -221,7 +221,15 @@ def pretrain(
         Path, typer.Option("--output", "-o", help="Folder for the foundation (Stable Diffusion layout).")
     ],
     preset: PresetOption = "tiny",
-    codec: Annotated[str, typer.Option(help="unshuffle (lossless) or vae (latents of an autoencoder).")] = "unshuffle",
+    codec: Annotated[
+        str | None,
+        typer.Option(
+            help="unshuffle (lossless, grey), unshuffle-rgb (in colour; usual with --edges) or vae (latents)."
+        ),
+    ] = None,
+    edges: Annotated[
+        bool, typer.Option("--edges", help="Also learn to draw scans from edges, for `delineate synthesize`.")
+    ] = False,
     minutes: MinutesOption = None,
     images: ImagesOption = None,
     seed: Annotated[int, typer.Option(help="Of the whole training.")] = 0,
@@ -231,13 +239,14 @@ def pretrain(
     threads: ThreadsOption = None,
     device: DeviceOption = "auto",
 ) -> None:
-    """Train a foundation: a text-to-image model of scans and masks, for `train progidiff --foundation`."""
+    """Train a foundation: a text-to-image model of scans and masks, for `train progidiff` and `synthesize`."""
     from delineate.running import pretrain_foundation
 
     chosen = compute(threads, device)
     settings = {
         "preset": preset_of(preset, PRESETS),
         "codec": codec,
+        "edges": edges,
         "seed": seed,
         "target": target,
         "modality": modality,
@@ -376,4 +385,5 @@ def doctor(as_json: JsonOption = False) -> None:
         raise typer.Exit(1)
 
 
+app.command()(cli_synthesis.synthesize)
 app.command()(cli_synthesis.distance)

@@ -6,14 +6,95 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from delineate.options import JsonOption, ModalityOption, err, out, print_json, say
+from delineate.options import (
+    DatasetArgument,
+    DeviceOption,
+    FoldOption,
+    ImagesOption,
+    JsonOption,
+    MinutesOption,
+    ModalityOption,
+    TargetOption,
+    ThreadsOption,
+    budget_of,
+    compute,
+    err,
+    out,
+    preset_of,
+    print_json,
+    say,
+)
 from delineate.progress import progress_bar
+from delineate.systems import PRESETS
 
 if TYPE_CHECKING:
     from delineate.distance import Distance
 
 SET_HELP = "a dataset folder (imagesTr/ or images/), a folder of scans, or one volume"
 CASES_HELP = "all, real or synthetic, as the folder's provenance.json says."
+
+
+def synthesize(
+    dataset: DatasetArgument,
+    output: Annotated[Path, typer.Option("--output", "-o", help="New folder for the enlarged dataset.")],
+    variants: Annotated[
+        int, typer.Option("--variants", "-k", min=1, max=100, help="New scans for each real one.")
+    ] = 10,
+    foundation: Annotated[
+        Path | None,
+        typer.Option(help="Stable Diffusion folder, or what `pretrain --edges` wrote; else the one of the package."),
+    ] = None,
+    edges: Annotated[str, typer.Option(help="What is kept of the real scan: scharr, canny, hed or none.")] = "scharr",
+    label_boundary: Annotated[bool, typer.Option(help="Draw the outlines of the masks into the edges.")] = True,
+    hed: Annotated[Path | None, typer.Option(help="Folder with HED's weights (.safetensors), for --edges hed.")] = None,
+    steps: Annotated[int, typer.Option(min=1, max=1000, help="Steps of DDIM.")] = 20,
+    guidance: Annotated[float, typer.Option(min=0, help="How far the caption is exaggerated; 1 is not at all.")] = 1.0,
+    look: Annotated[
+        float, typer.Option(min=0, max=1, help="Weight of a random look (dark, sharp, …) in the caption.")
+    ] = 0.5,
+    keep_all: Annotated[bool, typer.Option("--keep-all", help="Judge every scan, but reject none.")] = False,
+    preset: Annotated[str, typer.Option(help="Size of a new edge control, where the foundation has none.")] = "tiny",
+    minutes: MinutesOption = None,
+    images: ImagesOption = None,
+    seed: Annotated[int, typer.Option(help="Of the training and of every scan drawn.")] = 0,
+    target: TargetOption = None,
+    modality: ModalityOption = None,
+    fold: FoldOption = None,
+    threads: ThreadsOption = None,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Enlarge a labelled dataset: new scans on the old masks, made from its train split; run again to go on."""
+    from delineate.synthesizing import Drawing, synthesize
+
+    chosen = compute(threads, device)
+    drawing = Drawing(variants, edges, label_boundary, steps, guidance, look, keep_all)
+    with progress_bar(err, quiet=as_json) as bar:
+        summary = synthesize(
+            dataset,
+            output,
+            drawing,
+            foundation=foundation,
+            hed=hed,
+            preset=preset_of(preset, PRESETS),
+            **budget_of(minutes, images),
+            seed=seed,
+            target=target,
+            modality=modality,
+            fold=fold,
+            device=chosen,
+            watch=bar,
+        )
+    if as_json:
+        print_json(summary)
+        return
+    rejected = ", ".join(f"{count} for {reason}" for reason, count in summary["rejected"].items()) or "none"
+    out.print(
+        f"{summary['cases']} real training cases, {summary['drawn']} scans drawn, {summary['kept']} kept; "
+        f"rejected: {rejected}\n{output / 'contact_sheet.png'}  {output / 'provenance.json'}",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def distance(

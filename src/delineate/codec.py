@@ -2,7 +2,8 @@
 
 A codec's `encode` takes masks (B, 1, H, W) in [0, 1] and gives latents (B, channels, H/8, W/8); `decode` gives
 masks back as values that are probabilities once clamped to [0, 1]. H and W must be multiples of `STRIDE`. Scans
-in [-1, 1] go through the same latents as one-channel pictures (`encode_picture`), for pre-training. `noise` is what
+in [-1, 1] go through the same latents, grey or in colour (`encode_picture`, `decode_picture`); `colours` says how many
+channels come back. `noise` is what
 a codec's latents are noised with, and `posterior` what can be said of them without a network.
 """
 
@@ -19,11 +20,14 @@ from torch.nn import functional as F
 STRIDE = 8  # of Stable Diffusion's autoencoder; the lossless codec uses the same grid so that either serves one control
 
 Picture = Float[Tensor, "batch 1 height width"]
+Scans = Float[Tensor, "batch colours height width"]
 Latent = Float[Tensor, "batch channels h w"]
 
 
 class PixelUnshuffleCodec(nn.Module):
     """Lossless: every block of stride × stride pixels of the ±1 mask becomes channels, multiplied by `scale`.
+
+    With three `colours` a mask or a grey scan fills all three alike, and a mask is read back as their mean.
 
     Its noise is a pyramid: white noise of several grain sizes, added up to unit variance. With white noise alone a
     network averages over the pixels and sees every shape far too early in the schedule, and proposals that differ by
@@ -36,6 +40,7 @@ class PixelUnshuffleCodec(nn.Module):
         stride: int = STRIDE,
         grains: Sequence[int] = (1, 2, 4, 8, 16),
         smooth: bool = False,
+        colours: int = 1,
     ):
         """A codec; its noise has `grains` of so many pixels with equal shares of the variance: (1,) is white.
 
@@ -44,11 +49,16 @@ class PixelUnshuffleCodec(nn.Module):
         """
         super().__init__()
         self.scale, self.stride, self.grains, self.smooth = scale, stride, tuple(grains), smooth
-        self.channels = stride**2
+        self.colours = colours
+        self.channels = colours * stride**2
 
-    def encode_picture(self, picture: Picture) -> Latent:
-        """Latents of pictures (B, 1, H, W) in [-1, 1]."""
-        return F.pixel_unshuffle(picture, self.stride) * self.scale
+    def encode_picture(self, picture: Scans) -> Latent:
+        """Latents of pictures (B, 1 or colours, H, W) in [-1, 1]."""
+        return F.pixel_unshuffle(picture.expand(-1, self.colours, -1, -1), self.stride) * self.scale
+
+    def decode_picture(self, latent: Latent) -> Scans:
+        """Pictures (B, colours, H, W), unclamped."""
+        return F.pixel_shuffle(latent / self.scale, self.stride)
 
     def encode(self, mask: Picture) -> Latent:
         """Latents of masks (B, 1, H, W) in [0, 1]."""
@@ -56,15 +66,16 @@ class PixelUnshuffleCodec(nn.Module):
 
     def decode(self, latent: Latent) -> Picture:
         """Masks (B, 1, H, W), unclamped."""
-        return (F.pixel_shuffle(latent / self.scale, self.stride) + 1) / 2
+        return (self.decode_picture(latent).mean(dim=1, keepdim=True) + 1) / 2
 
     def noise(self, shape: torch.Size | tuple[int, ...], generator: Generator) -> Latent:
         """Noise for latents of this shape (B, channels, h, w): every value is standard normal, neighbours are alike."""
         batch, _, h, w = shape
         rows, columns = h * self.stride, w * self.stride
-        total = torch.zeros(batch, 1, rows, columns)
+        total = torch.zeros(batch * self.colours, 1, rows, columns)
         for grain in self.grains:
-            total += (_bells if self.smooth else _squares)(batch, rows, columns, grain, generator)
+            total += (_bells if self.smooth else _squares)(len(total), rows, columns, grain, generator)
+        total = total.view(batch, self.colours, rows, columns)
         return F.pixel_unshuffle(total / len(self.grains) ** 0.5, self.stride)
 
     def posterior(self, estimate: Latent, x_t: Latent, signal: Tensor, noise: Tensor) -> Latent:
@@ -117,6 +128,7 @@ class VaeCodec(nn.Module):
     def __init__(self, vae: AutoencoderKL, shift: float = 0.0, scale: float | None = None):
         super().__init__()
         self.vae = vae.requires_grad_(False).eval()
+        self.colours = 3
         self.channels = int(vae.config["latent_channels"])
         self.shift = shift
         self.scale = float(vae.config["scaling_factor"]) if scale is None else scale
@@ -128,8 +140,8 @@ class VaeCodec(nn.Module):
         self.shift, self.scale = latent.mean().item(), 1 / max(latent.std().item(), 1e-6)
 
     @torch.no_grad()
-    def encode_picture(self, picture: Picture) -> Latent:
-        """Latents of pictures (B, 1, H, W) in [-1, 1]."""
+    def encode_picture(self, picture: Scans) -> Latent:
+        """Latents of pictures (B, 1 or 3, H, W) in [-1, 1]."""
         posterior = self.vae.encode(picture.expand(-1, 3, -1, -1)).latent_dist  # type: ignore[union-attr]
         return (posterior.mode() - self.shift) * self.scale
 
@@ -137,10 +149,13 @@ class VaeCodec(nn.Module):
         """Latents of masks (B, 1, H, W) in [0, 1]."""
         return self.encode_picture(2 * mask - 1)
 
+    def decode_picture(self, latent: Latent) -> Scans:
+        """Pictures (B, 3, H, W), unclamped."""
+        return self.vae.decode(latent / self.scale + self.shift).sample  # type: ignore[union-attr]
+
     def decode(self, latent: Latent) -> Picture:
         """Masks (B, 1, H, W), unclamped; differentiable in `latent`."""
-        picture = self.vae.decode(latent / self.scale + self.shift).sample  # type: ignore[union-attr]
-        return (picture.mean(dim=1, keepdim=True) + 1) / 2
+        return (self.decode_picture(latent).mean(dim=1, keepdim=True) + 1) / 2
 
     def noise(self, shape: torch.Size | tuple[int, ...], generator: Generator) -> Latent:
         """White noise, as Stable Diffusion was trained on."""
@@ -158,6 +173,7 @@ class VaeCodec(nn.Module):
 Codec = PixelUnshuffleCodec | VaeCodec
 CODECS: dict[str, Callable[..., Codec]] = {
     "unshuffle": lambda vae, **config: PixelUnshuffleCodec(**config),
+    "unshuffle-rgb": lambda vae, **config: PixelUnshuffleCodec(colours=3, **config),
     "vae": lambda vae, **config: VaeCodec(vae, **config),
 }
 

@@ -51,11 +51,13 @@ def read_flat(path: Path, max_voxels: int, as_labels: bool) -> tuple[np.ndarray,
 
 
 def write_flat(path: Path, pixels: np.ndarray) -> None:
-    """Write grey `pixels` (H, W) as PNG or TIFF, by the suffix, without loss."""
+    """Write `pixels`, grey (H, W) or in colour (H, W, 3), as PNG or TIFF, by the suffix, without loss."""
     if path.suffix.lower() == ".png":
         Image.fromarray(pixels).save(path)
     else:
-        tifffile.imwrite(path, pixels, photometric="minisblack", compression="zlib", metadata=None)
+        tifffile.imwrite(
+            path, pixels, photometric="rgb" if pixels.ndim == 3 else "minisblack", compression="zlib", metadata=None
+        )
 
 
 def _plain_pixels(

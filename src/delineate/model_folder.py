@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 HOUSE = "house"
+HOUSE_SYNTHESIS = "house_synthesis"  # a foundation with an edge control, for `delineate synthesize`
 
 
 def house_folder() -> Path:

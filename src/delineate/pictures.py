@@ -29,7 +29,7 @@ def montage(proposals: Proposals, path: Path, *, how: str = "mean") -> Path:
     picture = (to_canonical(normalise(scan.voxels, scan.modality), orientation) + 1) / 2
     _, row_mm, column_mm = canonical_spacing(scan.affine, orientation)
     rows = len(proposals.targets)
-    figure = _figure(12.4, 3.2 * rows + 0.1)
+    figure = new_figure(12.4, 3.2 * rows + 0.1)
     axes = figure.subplots(rows, 4, squeeze=False)
     for line, target in zip(axes, proposals, strict=True):
         for axis in line:
@@ -40,7 +40,7 @@ def montage(proposals: Proposals, path: Path, *, how: str = "mean") -> Path:
             line[0].text(0.0, 0.5, text, transform=line[0].transAxes, fontsize=11, parse_math=False)
             continue
         _draw_target(line, target, picture, orientation, row_mm / column_mm, how)
-    return _write(figure, path)
+    return write_figure(figure, path)
 
 
 def _draw_target(line: Any, target: TargetProposals, picture: np.ndarray, orientation: Any, aspect: float, how: str):
@@ -74,7 +74,7 @@ def contour(axis: Axes, mask: np.ndarray, colour: str, width: float) -> None:
 
 def training_curves(logs: Mapping[str, Sequence[dict[str, float]]], path: Path) -> Path:
     """The loss of every stage against images seen, with a running mean."""
-    figure = _figure(4.2 * len(logs), 3.2)
+    figure = new_figure(4.2 * len(logs), 3.2)
     axes = figure.subplots(1, len(logs), squeeze=False)[0]
     for axis, (stage, log) in zip(axes, logs.items(), strict=True):
         images = np.array([e["images"] for e in log])
@@ -86,13 +86,13 @@ def training_curves(logs: Mapping[str, Sequence[dict[str, float]]], path: Path) 
             axis.plot(images[window - 1 :], smooth, color=COLOURS[4])
         axis.set(title=stage, xlabel="images seen", ylabel="loss")
         axis.grid(alpha=0.3)
-    return _write(figure, path)
+    return write_figure(figure, path)
 
 
 def dice_chart(summaries: dict[str, dict[str, Any]], path: Path) -> Path:
     """Dice of the consensus for each target, one bar for each named evaluation; dots mark the single proposal."""
     names = list(dict.fromkeys(t for s in summaries.values() for t in s["targets"]))
-    figure = _figure(max(5.0, 0.8 * len(names) + 2), 3.6)
+    figure = new_figure(max(5.0, 0.8 * len(names) + 2), 3.6)
     axis = figure.subplots()
     width = 0.8 / len(summaries)
     for number, (label, summary) in enumerate(summaries.items()):
@@ -105,14 +105,16 @@ def dice_chart(summaries: dict[str, dict[str, Any]], path: Path) -> Path:
     axis.set(ylabel="Dice (dot: single proposal)", ylim=(0, 1))
     axis.grid(axis="y", alpha=0.3)
     axis.legend(fontsize=8)
-    return _write(figure, path)
+    return write_figure(figure, path)
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
+    """A figure of so many inches, drawn without a display."""
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _write(figure: Figure, path: Path) -> Path:
+def write_figure(figure: Figure, path: Path) -> Path:
+    """Write a figure as PNG, whole or not at all, and return the path."""
     with replacing(Path(path)) as temporary, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # a box stands for it
         figure.savefig(temporary, dpi=100, format="png")

@@ -27,6 +27,7 @@ from delineate.segmenter import Segmenter
 from delineate.systems import PRESETS, SYSTEMS
 from delineate.training import Budget, polite_stop
 
+EDGES_SHARE = 0.85  # of a pre-training with edges; the rest is the foundation's own
 HELD_OUT = "held_out.json"  # beside a foundation made here: what it may not be scored on
 
 
@@ -136,7 +137,7 @@ def train_system(
     asked = {name: value for name, value in asked.items() if value is not None}
     settings |= asked | ({} if augmentation is None else {"augmentation": augmentation})
     check_free(Path(output))
-    work = _work_folder(output, settings)
+    work = work_folder(output, settings)
     part = None if fold is None else Fold.parse(fold)
     datasets = open_all(paths, target, modality, part)
     made = any(dataset.origins for dataset in datasets)
@@ -145,7 +146,7 @@ def train_system(
         raise DelineateError(
             f"--{option} is for synthetic cases, and {folders} has none; make some with: delineate synthesize"
         )
-    settings["held_out"] = held_out(datasets, part) + _seen_by_foundation(foundation, datasets, part)
+    settings["held_out"] = held_out(datasets, part) + seen_by_foundation(foundation, datasets, part)
     watch.start("planning")
     plan = make_plan(datasets, SYSTEMS[system].presets[preset])
     settings["plan"] = plan.to_json()
@@ -183,7 +184,7 @@ def train_on(
             seed=settings["seed"],
             foundation=settings["foundation"],
             device=device,
-            on_step=_reporter(logs, watch),
+            on_step=reporter(logs, watch),
             should_stop=should_stop,
             **merging,
         )
@@ -209,7 +210,9 @@ def pretrain_foundation(
     output: Path,
     *,
     preset: str = "tiny",
-    codec: str = "unshuffle",
+    codec: str | None = None,
+    edges: bool = False,
+    shares: Sequence[float] | None = None,
     minutes: float | None = None,
     images: int | None = None,
     seed: int = 0,
@@ -219,36 +222,41 @@ def pretrain_foundation(
     device: str = "cpu",
     watch: Watch = Nobody(),
 ) -> Foundation:
-    """Train a foundation on the train split of datasets and write it as a Stable Diffusion folder."""
-    from delineate.codec import CODECS
+    """Train a foundation on the train split of datasets and write it as a Stable Diffusion folder.
 
+    With `edges` most of the budget goes to drawing scans from edge maps (stage a of DiffBoost), the foundation learning
+    with the edge control, which lies in the folder's `edges/`. The codec is then by default one in colour.
+    """
+    from delineate.codec import CODECS
+    from delineate.synthesis import Synthesizer, train_synthesizer
+
+    codec = codec or ("unshuffle-rgb" if edges else "unshuffle")
     if codec not in CODECS:
         raise DelineateError(f"--codec is one of {', '.join(CODECS)}; got '{codec}'")
     output = Path(output)
     if output.exists() and any(output.iterdir()) and not (output / "delineate.json").exists():
         raise DelineateError(f"{output}: exists and is not a foundation made here; choose another folder")
     settings = {"datasets": [str(parse_named(p, target, modality)) for p in paths], "preset": preset, "codec": codec}
+    settings |= {"edges": True} if edges else {}
     part = None if fold is None else Fold.parse(fold)
     settings |= {"target": list(target or ()), "modality": modality, "fold": None if part is None else str(part)}
-    work = _work_folder(output, {**settings, "minutes": minutes, "images": images, "seed": seed})
+    work = work_folder(output, {**settings, "minutes": minutes, "images": images, "seed": seed})
     datasets = open_all(paths, target, modality, part)
-    bank = read_bank(datasets, make_plan(datasets, PRESETS[preset]).size, watch)
+    bank = read_bank(datasets, make_plan(datasets, PRESETS[preset]).size, watch, shares)
     foundation = Foundation.make(preset, codec, caption_corpus(bank.vocabulary, bank.modalities), seed=seed).to(device)
     logs: dict[str, list[dict[str, float]]] = {}
+    budget, drawn = Budget(images, minutes), Synthesizer.make(foundation, preset, seed=seed) if edges else foundation
     with polite_stop() as should_stop:
-        pretrain(
-            foundation,
-            bank,
-            budget=Budget(images, minutes),
-            folder=work,
-            seed=seed,
-            on_step=_reporter(logs, watch),
-            should_stop=should_stop,
-        )
+        how: dict[str, Any] = {"seed": seed, "on_step": reporter(logs, watch), "should_stop": should_stop}
+        pretrain(foundation, bank, budget=budget.share(1 - EDGES_SHARE) if edges else budget, folder=work, **how)
+        if isinstance(drawn, Synthesizer):
+            train_synthesizer(drawn, bank, budget=budget.share(EDGES_SHARE), folder=work, **how)
+            seen = logs["edges"][-1]["images"] if logs.get("edges") else 0
+            foundation.pretraining += f", then on drawing them from edges, {seen} pictures"
     logs = _finished_before(work, logs) | logs
     building = output.with_name(f".writing-{output.name}")
     shutil.rmtree(building, ignore_errors=True)
-    foundation.save(building)
+    drawn.save(building)
     write_json(building / HELD_OUT, held_out(datasets, part))
     shutil.rmtree(output, ignore_errors=True)
     building.rename(output)
@@ -345,7 +353,7 @@ def _variety(training: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _seen_by_foundation(foundation: Path | None, datasets: Sequence[Dataset], fold: Fold | None) -> list[dict]:
+def seen_by_foundation(foundation: Path | None, datasets: Sequence[Dataset], fold: Fold | None) -> list[dict]:
     """What a foundation made here was pre-trained on; refused if it saw subjects that `datasets` hold out.
 
     A downloaded one says nothing of medical data and is taken as it is.
@@ -366,7 +374,9 @@ def _seen_by_foundation(foundation: Path | None, datasets: Sequence[Dataset], fo
     return []
 
 
-def _reporter(logs: dict[str, list], watch: Watch) -> Callable[[str, TrainState, float], None]:
+def reporter(logs: dict[str, list], watch: Watch) -> Callable[[str, TrainState, float], None]:
+    """An `on_step` that keeps every stage's log and tells `watch`."""
+
     def on_step(stage: str, state: TrainState, spent: float) -> None:
         if stage not in logs:
             watch.start(f"training: {stage}")
@@ -386,7 +396,7 @@ def _finished_before(work: Path, logs: dict[str, list]) -> dict[str, list]:
     return {stage: json.loads(path.read_text())["log"] for stage, path in named.items()}
 
 
-def _work_folder(output: Path, settings: dict[str, Any]) -> Path:
+def work_folder(output: Path, settings: dict[str, Any]) -> Path:
     """The folder of an unfinished training's checkpoints; made, or found with the same settings."""
     work = Path(f"{output}-training")
     written = work / "settings.json"

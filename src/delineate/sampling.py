@@ -32,6 +32,19 @@ def sample_one_step(denoise: Denoise, noise: Noise, times: Sequence[int], schedu
     return denoise(noise(0), times[0])
 
 
+def guided(denoise: Denoise, unconditional: Denoise, weight: float) -> Denoise:
+    """A denoiser that exaggerates what its condition changes (classifier-free guidance, Ho and Salimans, 2022).
+
+    Weight 1 is `denoise` itself, 0 is `unconditional`; more goes beyond. In x0 rather than ε, which is the same thing.
+    """
+
+    def denoised(x: Tensor, t: int) -> Tensor:
+        free = unconditional(x, t)
+        return free + weight * (denoise(x, t) - free)
+
+    return denoised
+
+
 SAMPLERS: dict[str, Sampler] = {
     "ddim": sample_ddim,
     "ancestral": sample_ancestral,

@@ -46,6 +46,7 @@ __all__ = [
     "to_canonical",
     "write_labels",
     "write_map",
+    "write_scan",
 ]
 
 SCAN_SUFFIXES = (*NIFTI_SUFFIXES, *PICTURE_SUFFIXES, *TIFF_SUFFIXES)
@@ -260,6 +261,32 @@ def write_map(path: Path | str, values: np.ndarray, like: Scan) -> Path:
         raise ScanError(f"{path}: a map must lie in [0, 1], got {low:g} to {high:g}; clip or normalise it first")
     values = values.clip(0, 1)
     return _write(path, np.rint(values * 255).astype(np.uint8) if suffix == ".png" else values, like, read_scan)
+
+
+def write_scan(path: Path | str, scan: Scan) -> Path:
+    """Write a scan, and return the path.
+
+    Whole numbers are stored in 16 bits (8 in PNG and TIFF where they suffice), everything else as float32 (which PNG
+    cannot hold: it is rounded). Checked and renamed as by `write_labels`.
+
+    Args:
+        path: ".nii" or ".nii.gz"; for flat scans also ".png", ".tif" or ".tiff".
+        scan: what to write; in colour only for flat scans.
+
+    Raises:
+        ScanError: If values or suffix do not fit, or the file cannot be written.
+    """
+    path, values = Path(path), np.asarray(scan.voxels, np.float32)
+    suffix = _checked_target(path, values[..., 0] if scan.is_colour else values, scan)
+    if scan.is_colour and suffix in NIFTI_SUFFIXES:
+        raise ScanError(f"{path}: a colour image is written as PNG or TIFF")
+    if suffix not in NIFTI_SUFFIXES:
+        values = np.rint(values).clip(0, 255 if scan.is_colour or values.max() <= 255 else 65535)
+        stored = values.astype(np.uint8 if values.max() <= 255 else np.uint16)
+    else:
+        whole = np.array_equal(values, np.rint(values)) and np.abs(values).max(initial=0) <= np.iinfo(np.int16).max
+        stored = values.astype(np.int16 if whole else np.float32)
+    return _write(path, stored, scan, read_scan)
 
 
 def _suffix_of(path: Path | str) -> str:

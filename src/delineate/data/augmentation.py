@@ -250,6 +250,8 @@ def _zoom(low: float, high: float, chance: float = 1.0) -> Shade:
 AUGMENTATIONS = {
     "none": Augmentation(),
     "default": Augmentation(_default_place, _default_shade),
+    # What DiffBoost's own diffusion model is trained with (and flips): a generator must not learn changed greys.
+    "diffboost": Augmentation(_placed(degrees=20, upright=20, zoom=_zoom(0.75, 1.05), mirror=1.0)),
     # What DiffBoost is compared with: one change each.
     "contrast": Augmentation(shade=_contrast),
     "gamma": Augmentation(shade=_gamma),

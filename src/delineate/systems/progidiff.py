@@ -128,16 +128,9 @@ def clean_estimate(
     foundation: Foundation, control: Control, x_t: Tensor, t: Tensor, text: Encoded, hint: Hint
 ) -> Tensor:
     """x0 of the controlled foundation at (x_t, t): the U-Net's, steered by residuals, weighed with the posterior."""
-    down, middle = control.residuals(x_t, t, text, hint)
-    output = foundation.unet(
-        x_t,
-        t,
-        encoder_hidden_states=text.tokens,
-        down_block_additional_residuals=down,
-        mid_block_additional_residual=middle,
-    ).sample
+    x0 = control.steer(foundation, x_t, t, text, hint)
     posterior = foundation.codec.posterior(hint.estimate, x_t, *foundation.schedule.signal_and_noise(t, x_t))
-    return control.combine(foundation.schedule.to_x0(output, x_t, t), posterior, t, hint)
+    return control.combine(x0, posterior, t, hint)
 
 
 def build(config: ProGiDiffConfig, foundation: Foundation, vocabulary: Vocabulary, *, seed: int = 0) -> ProGiDiff:
