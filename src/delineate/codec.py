@@ -60,8 +60,8 @@ class PixelUnshuffleCodec(nn.Module):
         """Pictures (B, colours, H, W), unclamped."""
         return F.pixel_shuffle(latent / self.scale, self.stride)
 
-    def encode(self, mask: Picture) -> Latent:
-        """Latents of masks (B, 1, H, W) in [0, 1]."""
+    def encode(self, mask: Scans) -> Latent:
+        """Latents of masks (B, 1, H, W), or pictures (B, colours, H, W), in [0, 1]."""
         return self.encode_picture(2 * mask - 1)
 
     def decode(self, latent: Latent) -> Picture:
@@ -145,8 +145,8 @@ class VaeCodec(nn.Module):
         posterior = self.vae.encode(picture.expand(-1, 3, -1, -1)).latent_dist  # type: ignore[union-attr]
         return (posterior.mode() - self.shift) * self.scale
 
-    def encode(self, mask: Picture) -> Latent:
-        """Latents of masks (B, 1, H, W) in [0, 1]."""
+    def encode(self, mask: Scans) -> Latent:
+        """Latents of masks (B, 1, H, W), or pictures (B, colours, H, W), in [0, 1]."""
         return self.encode_picture(2 * mask - 1)
 
     def decode_picture(self, latent: Latent) -> Scans:

@@ -24,6 +24,7 @@ from delineate.edges import EDGES, Extractor, gradient, hint
 from delineate.errors import ModelError
 from delineate.files import write_json
 from delineate.networks.control import Control, Direction, Hint
+from delineate.networks.encoder import ENCODER_WIDTHS
 from delineate.networks.foundation import Foundation
 from delineate.networks.text import Encoded
 from delineate.sampling import Noise, guided, sample_ddim
@@ -31,13 +32,22 @@ from delineate.schedule import trailing_times
 from delineate.training import Budget, Hyperparameters, train, use_average
 from delineate.weights import load_weights, save_weights
 
-WIDTHS = {"tiny": (16, 32, 64), "base": (32, 64, 128)}  # of the edge encoder; it needs no more than an eighth
 DETAIL = {"tiny": 48, "base": 96}  # width of the convolutions that add what is finer than the foundation's grid
 # Looks that a caption may name, each the lowest or highest third of its dataset; what a picture is measured by.
 LOOKS = (("dark", "bright"), ("low contrast", "high contrast"), ("smooth", "sharp"))
 EDGES_FOLDER = "edges"  # in a foundation's folder
+ESTIMATE_SHARE = 0.35  # of the budget; the rest is for denoising
 UNCONDITIONAL = 0.1  # how often training sees no caption, as classifier-free guidance needs
 HEAVIEST = 5.0  # the weight 1 / σ² of an error in x0 (that of v-prediction) is cut here, or late times drown the rest
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """Edge maps and captions, looked at: the hint, the encoder's fine features, and the scans they let one expect."""
+
+    hint: Hint
+    fine: Tensor
+    expected: Tensor
 
 
 @dataclass(eq=False)
@@ -56,7 +66,8 @@ class Synthesizer:
             width = int(foundation.text_encoder.config.hidden_size)
             codec = foundation.codec
             detail = DETAIL[preset] if isinstance(codec, PixelUnshuffleCodec) else 0
-            control = Control(foundation.unet, WIDTHS[preset], codec.channels, width, Direction.SCANS, detail)
+            towards = (Direction.SCANS, codec.colours, detail)
+            control = Control(foundation.unet, ENCODER_WIDTHS[preset], codec.channels, width, *towards)
         return cls(foundation, control.requires_grad_(False).eval(), preset)
 
     def to(self, device: torch.device | str) -> "Synthesizer":
@@ -79,8 +90,8 @@ class Synthesizer:
             preset = json.loads((own / "config.json").read_text())["preset"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ModelError(f"{own}: config.json is missing or damaged; copy the foundation again") from error
-        if preset not in WIDTHS:
-            raise ModelError(f"{own}: preset '{preset}' is not known here; known: {', '.join(WIDTHS)}")
+        if preset not in DETAIL:
+            raise ModelError(f"{own}: preset '{preset}' is not known here; known: {', '.join(DETAIL)}")
         synthesizer = cls.make(foundation, preset)
         load_weights(synthesizer.control, own / "control.safetensors")
         return synthesizer
@@ -146,8 +157,8 @@ class Synthesizer:
 
     def _denoiser(self, edges: Tensor, text: Encoded, guidance: float) -> Callable[[Tensor, int], Tensor]:
         def told(caption: Encoded) -> Callable[[Tensor, int], Tensor]:
-            seen = self.hint(edges, caption)
-            return lambda x, t: self.clean(x, torch.full((len(x),), t, device=x.device), caption, edges, seen)
+            seen = self.look(edges, caption)
+            return lambda x, t: self.clean(x, torch.full((len(x),), t, device=x.device), caption, seen)
 
         if guidance == 1.0:
             return told(text)
@@ -155,15 +166,17 @@ class Synthesizer:
         empty = Encoded(nothing.tokens.expand_as(text.tokens), nothing.pooled.expand_as(text.pooled))
         return guided(told(text), told(empty), guidance)
 
-    def hint(self, edges: Tensor, text: Encoded) -> Hint:
+    def look(self, edges: Tensor, text: Encoded) -> Seen:
         """What B edge maps (B, 1, size, size) and their captions tell the denoiser; made once for all steps."""
         features = self.control.encoder(2 * edges.expand(-1, 3, -1, -1) - 1)
-        return self.control.hint(features, edges, text.pooled, self.foundation.codec)
+        expected = self.control.expect(features, text.pooled)
+        hint = self.control.hint(features, (expected + 1) / 2, text.pooled, self.foundation.codec)
+        return Seen(hint, features.fine, expected)
 
-    def clean(self, x_t: Tensor, t: Tensor, text: Encoded, edges: Tensor, seen: Hint) -> Tensor:
+    def clean(self, x_t: Tensor, t: Tensor, text: Encoded, seen: Seen) -> Tensor:
         """The clean latent at (x_t, t)."""
-        x0 = self.control.steer(self.foundation, x_t, t, text, seen)
-        return self.control.refine(x0, x_t, t, edges, self.foundation.codec)
+        x0 = self.control.steer(self.foundation, x_t, t, text, seen.hint)
+        return self.control.refine(x0, x_t, t, seen.hint, seen.fine, self.foundation)
 
 
 def pictures_of(bank: SliceBank, batch: Batch) -> Float[Tensor, "batch 3 size size"]:
@@ -239,7 +252,9 @@ def train_synthesizer(
 ) -> Synthesizer:
     """Teach a synthesizer to draw the bank's slices from their edges and captions; return it frozen.
 
-    The error of x0 is weighed as that of v would be (Salimans and Ho, 2022), cut at `HEAVIEST`.
+    First the control's encoder learns what scan to expect, with the text encoder where that is unlocked; then, both
+    frozen, the rest learns to denoise. The error of x0 is weighed as that of v would be (Salimans and Ho, 2022), cut at
+    `HEAVIEST`.
 
     Args:
         synthesizer: changed in place.
@@ -257,38 +272,55 @@ def train_synthesizer(
     foundation, control = synthesizer.foundation, synthesizer.control
     bank = replace(bank, augmentation="diffboost")
     looks = Looks.of(bank)
-    too = {"unet": foundation.unet, "text_encoder": foundation.text_encoder} if unlocked else {}
-    learns = nn.ModuleDict({"control": control, **too})
+    looks_at = {"encoder": control.encoder, "head": control.head}
+    steers = {name: module for name, module in control.named_children() if name not in looks_at}
+    words = {"text_encoder": foundation.text_encoder} if unlocked else {}
     device = foundation.device
 
-    def loss_of(size: int, generator: Generator) -> tuple[Tensor, dict[str, float]]:
+    def drawn(size: int, generator: Generator) -> tuple[Tensor, Tensor, Encoded]:
         batch = bank.draw(size, 1, generator)
         pictures = pictures_of(bank, batch)
         extractor = edges[int(torch.randint(len(edges), (), generator=generator))]
-        seen = hint(pictures, batch.labels, extractor, label_boundary=label_boundary).to(device)
+        asked = hint(pictures, batch.labels, extractor, label_boundary=label_boundary).to(device)
         texts = _captions(bank, batch, looks.words(pictures, batch.dataset), generator)
-        with torch.set_grad_enabled(unlocked):
-            text = foundation.encode_text(texts)
-        x0 = foundation.codec.encode_picture(pictures.to(device))
+        return pictures.to(device), asked, foundation.encode_text(texts)
+
+    def estimate_loss(size: int, generator: Generator) -> tuple[Tensor, dict[str, float]]:
+        pictures, asked, text = drawn(size, generator)
+        features = control.encoder(2 * asked.expand(-1, 3, -1, -1) - 1)
+        error = (control.expect(features, text.pooled) - pictures[:, : foundation.codec.colours]).square()
+        return error.mean(), {}
+
+    def denoising_loss(size: int, generator: Generator) -> tuple[Tensor, dict[str, float]]:
+        with torch.no_grad():
+            pictures, asked, text = drawn(size, generator)
+        x0 = foundation.codec.encode_picture(pictures[:, : foundation.codec.colours])
         t = torch.randint(1000, (size,), generator=generator).to(device)
         noise = foundation.codec.noise(x0.shape, generator).to(device)
         x_t = foundation.schedule.add_noise(x0, noise, t)
-        x0_hat = synthesizer.clean(x_t, t, text, seen, synthesizer.hint(seen, text))
+        x0_hat = synthesizer.clean(x_t, t, text, synthesizer.look(asked, text))
         sigma = foundation.schedule.signal_and_noise(t, x0)[1]
         error = (x0_hat - x0).square()
         return (error / sigma.square().clamp(min=1 / HEAVIEST)).mean(), {"error": error.mean().item()}
 
-    state = new_state(learns.requires_grad_(True), seed=seed)
-    train(
-        state,
-        loss_of,
-        budget=budget,
-        folder=folder / "edges",
-        hyper=Hyperparameters(learning_rate=learning_rate),
-        on_step=lambda s, spent: on_step("edges", s, spent),
-        should_stop=should_stop,
-    )
-    use_average(state)
+    stages = [
+        ("estimate", nn.ModuleDict({**looks_at, **words}), estimate_loss, ESTIMATE_SHARE),
+        ("edges", nn.ModuleDict({**steers, **({"unet": foundation.unet} if unlocked else {})}), denoising_loss, None),
+    ]
+    for number, (name, module, loss_of, share) in enumerate(stages):
+        control.requires_grad_(False)
+        foundation.frozen()
+        state = new_state(module.requires_grad_(True), seed=seed + number)
+        train(
+            state,
+            loss_of,
+            budget=budget.share(1 - ESTIMATE_SHARE if share is None else share),
+            folder=folder / name,
+            hyper=Hyperparameters(learning_rate=learning_rate),
+            on_step=lambda s, spent, name=name: on_step(name, s, spent),
+            should_stop=should_stop,
+        )
+        use_average(state)
     foundation.frozen()
     control.requires_grad_(False).eval()
     return synthesizer

@@ -146,6 +146,8 @@ def synthesize(
     (dataset,) = open_all([path], target, modality, part)
     held = held_out([dataset], part) + seen_by_foundation(base, [dataset], part)
     synthesizer = Synthesizer.load(base, preset, seed=seed).to(device)
+    if synthesizer.colours == 1 and any(dataset.read(case)[0].is_colour for case in dataset.split("train")[:8]):
+        raise DelineateError(f"{base}: draws grey scans and {dataset.root} is in colour; pretrain one with --edges")
     plan = make_plan([dataset], PRESETS[synthesizer.preset])
     bank = read_bank([dataset], plan.size, watch)
     with polite_stop() as should_stop:

@@ -13,9 +13,10 @@ prompted target, and with it the codec can tell what to expect of a noisy mask, 
 knows nothing of shapes. `trust` weighs that against the steered foundation, which does, by time and place. Without it
 a control must first learn to carry the estimate through the frozen U-Net, which takes far longer.
 
-Towards scans something else is added where the codec is of pixels: `Detail`. On its grid of an eighth a small U-Net
-cannot say what 64 pixels times three colours look like; it gives the rough picture, and a few convolutions at half
-the resolution of the scan, which see the noisy picture and the edges, add what is finer than the grid.
+Towards scans the same is done for pictures. The encoder says what scan the edges let one expect (`expect`), Bayes' rule
+for a Gaussian says what follows from that and the noisy picture, and `Detail` weighs it against the steered foundation
+and adds what is finer than the foundation's grid: on an eighth of the resolution a small U-Net cannot say what 64
+pixels in three colours look like; a few convolutions that see the noisy picture and the encoder's features can.
 """
 
 from dataclasses import dataclass
@@ -27,12 +28,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from delineate.codec import Codec, PixelUnshuffleCodec
-from delineate.networks.encoder import ConceptHead, Features, ImageEncoder, ResidualBlock
+from delineate.networks.encoder import ConceptHead, Features, ImageEncoder, PictureHead, ResidualBlock
 from delineate.networks.foundation import Foundation
 from delineate.networks.text import Encoded
 
 # Log-odds, about one in eight: a foundation that nothing steers yet is a poor guide, but must be heard to be taught.
 TRUST_AT_FIRST = -2.0
+SPREAD_AT_FIRST = 0.3  # error of an expected scan, in units of [-1, 1]; learnt
 
 
 class Direction(StrEnum):
@@ -46,8 +48,8 @@ class Direction(StrEnum):
 class Hint:
     """What a (slice, prompt) pair, or an edge map with its caption, tells the denoiser.
 
-    `grid` (B, width, h, w) is for the ControlNet; `estimate` (B, channels, h, w) is what the hint was made from,
-    encoded: the encoder's own mask, or the edges.
+    `grid` (B, width, h, w) is for the ControlNet; `estimate` (B, channels, h, w) is the encoder's own mask, or the
+    scan it expects, encoded.
     """
 
     grid: Tensor
@@ -58,32 +60,43 @@ class Hint:
 
 
 class Detail(nn.Module):
-    """What the steered foundation's picture lacks: a few convolutions on 2×2 pixels folded into channels.
+    """A picture from what is known of it: convolutions on 2×2 pixels folded into channels.
 
-    Its last layer is zero at first: nothing is added.
+    At first it only weighs: `TRUST_AT_FIRST` for the foundation's picture, the rest for the expected one.
     """
 
-    def __init__(self, colours: int, width: int, time_width: int):
+    def __init__(self, colours: int, features: int, width: int, time_width: int):
         super().__init__()
-        self.stem = nn.Conv2d(4 * (2 * colours + 1), width, 3, padding=1)
+        self.spread = nn.Parameter(torch.tensor(SPREAD_AT_FIRST).log())
+        self.stem = nn.Conv2d(4 * 3 * colours + features, width, 3, padding=1)
         self.when = nn.Linear(time_width, 2 * width)
         self.blocks = nn.ModuleList([ResidualBlock(width, width) for _ in range(2)])
-        self.out = nn.Conv2d(width, 4 * colours, 3, padding=1)
+        self.out = nn.Conv2d(width, 4 * (colours + 1), 3, padding=1)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]
 
-    def forward(self, noisy: Tensor, rough: Tensor, edges: Tensor, time: Tensor) -> Tensor:
-        """What to add to `rough` (B, C, S, S), given the noisy picture, the edges (B, 1, S, S) and the time's waves."""
-        x = self.stem(F.pixel_unshuffle(torch.cat([noisy, rough, edges], dim=1), 2))
+    def forward(self, noisy: Tensor, rough: Tensor, expected: Tensor, fine: Tensor, time: Tensor) -> Tensor:
+        """The clean picture (B, C, S, S).
+
+        Args:
+            noisy: the picture at time t, (B, C, S, S), as are the next two.
+            rough: the steered foundation's.
+            expected: the posterior mean without it.
+            fine: the encoder's features (B, width, S/2, S/2).
+            time: the waves of t, (B, time width).
+        """
+        x = self.stem(torch.cat([F.pixel_unshuffle(torch.cat([noisy, rough, expected], dim=1), 2), fine], dim=1))
         scale, shift = self.when(time)[:, :, None, None].chunk(2, dim=1)
         x = x * (1 + scale) + shift
         for block in self.blocks:
             x = block(x)
-        return F.pixel_shuffle(self.out(x), 2)
+        out = F.pixel_shuffle(self.out(x), 2)
+        trust = (out[:, :1] + TRUST_AT_FIRST).sigmoid()
+        return expected + trust * (rough - expected) + out[:, 1:]
 
 
 class Control(nn.Module):
-    """Image encoder, hint and ControlNet for one foundation; then concept head and `trust`, or `detail`.
+    """Image encoder, its head, hint and ControlNet for one foundation; then `trust` (masks) or `detail` (scans).
 
     Built from the foundation's U-Net, whose encoder half the ControlNet copies. `state_dict` holds all of it, the
     custom encoder included (diffusers' own `save_pretrained` loses it silently).
@@ -96,6 +109,7 @@ class Control(nn.Module):
         codec_channels: int,
         text_width: int,
         direction: Direction = Direction.MASKS,
+        colours: int = 1,
         detail: int = 0,
     ):
         """A control whose residuals are 0.
@@ -106,12 +120,15 @@ class Control(nn.Module):
             codec_channels: of the foundation's codec.
             text_width: of the foundation's texts.
             direction: towards masks or scans.
+            colours: of the codec's pictures; towards scans.
             detail: width of the `Detail`; 0 for none, as a codec that is not of pixels needs.
         """
         super().__init__()
         self.encoder = ImageEncoder(widths)
-        if direction is Direction.MASKS:
-            self.head = ConceptHead(widths[0], text_width)
+        self.direction = direction
+        masks = direction is Direction.MASKS
+        head = ConceptHead(widths[0], text_width) if masks else PictureHead(widths[0], text_width, colours)
+        self.head: ConceptHead | PictureHead = head
         hint = int(unet.config["block_out_channels"][0])
         self.from_features = nn.Conv2d(widths[2], hint, 1)
         self.from_estimate = nn.Conv2d(codec_channels, hint, 3, padding=1)
@@ -121,11 +138,12 @@ class Control(nn.Module):
         )
         self.net: ControlNetModel = ControlNetModel.from_unet(unet, conditioning_channels=3)
         self.net.controlnet_cond_embedding = nn.Identity()  # type: ignore[assignment]  # the hint arrives made
-        if direction is Direction.MASKS:
+        if masks:
             self.trust = nn.Conv2d(2 * hint, codec_channels, 1)
             nn.init.zeros_(self.trust.weight)
             nn.init.constant_(self.trust.bias, TRUST_AT_FIRST)  # type: ignore[arg-type]
-        self.detail = Detail(codec_channels // 64, detail, hint) if detail else None
+        else:
+            self.detail = Detail(colours, widths[0], detail, hint) if detail else None
 
     def estimate(self, features: Features, pooled: Tensor, possible: Tensor | None = None) -> Tensor:
         """Log-probabilities (B, 1 + P, S, S): background, then each of P texts, (P, width), which exclude each other.
@@ -137,8 +155,15 @@ class Control(nn.Module):
             logit = logit.masked_fill(~possible[:, :, None, None], -1e4)
         return torch.cat([torch.zeros_like(logit[:, :1]), logit], dim=1).log_softmax(dim=1)
 
+    def expect(self, features: Features, pooled: Tensor) -> Tensor:
+        """The scans (B, colours, S, S) about [-1, 1] that B edge maps with their texts (B, width) let one expect."""
+        return self.head(features.fine, pooled)
+
     def hint(self, features: Features, picture: Tensor, pooled: Tensor, codec: Codec) -> Hint:
-        """The hint of B pictures (B, 1, S, S) in [0, 1], probabilities or edges, with features and pooled texts."""
+        """The hint of B pictures in [0, 1] with their features and pooled texts.
+
+        They are probabilities (B, 1, S, S) towards masks, expected scans (B, colours, S, S) towards scans.
+        """
         estimate = codec.encode(picture)
         scale, shift = self.from_text(pooled)[:, :, None, None].chunk(2, dim=1)
         grid = self.from_features(features.coarse) * (1 + scale) + shift + self.from_estimate(estimate)
@@ -162,12 +187,20 @@ class Control(nn.Module):
         ).sample
         return foundation.schedule.to_x0(output, x_t, t)
 
-    def refine(self, x0: Tensor, x_t: Tensor, t: Tensor, edges: Tensor, codec: Codec) -> Tensor:
-        """The steered foundation's `x0` with the detail added that (x_t, t) and the edges (B, 1, S, S) tell of."""
+    def refine(self, x0: Tensor, x_t: Tensor, t: Tensor, hint: Hint, fine: Tensor, foundation: Foundation) -> Tensor:
+        """The clean latent: the steered foundation's `x0` weighed with what is to be expected, and detail.
+
+        If the scan were the expected one μ but for Gaussian errors of `spread` s, Bayes' rule would make of
+        x_t = a x0 + σ ε the mean (μ / s² + a x_t / σ²) / (1 / s² + a² / σ²).
+        """
+        codec = foundation.codec
         if self.detail is None or not isinstance(codec, PixelUnshuffleCodec):
             return x0
-        rough, noisy = codec.decode_picture(x0), codec.decode_picture(x_t)
-        return codec.encode_picture(rough + self.detail(noisy, rough, edges, self.net.time_proj(t).to(x0.dtype)))
+        a, sigma = foundation.schedule.signal_and_noise(t, x_t)
+        gain = self.detail.spread.exp().square() / sigma.square().clamp(min=1e-4)
+        expected = (hint.estimate + gain * a * x_t) / (1 + gain * a.square())
+        pictures = [codec.decode_picture(latent) for latent in (x_t, x0, expected)]
+        return codec.encode_picture(self.detail(*pictures, fine, self.net.time_proj(t).to(x0.dtype)))
 
     def combine(self, x0: Tensor, posterior: Tensor, t: Tensor, hint: Hint) -> Tensor:
         """The clean estimate: the steered foundation's `x0` and the `posterior`, weighed by trust at times `t` (B,)."""

@@ -112,3 +112,18 @@ class ConceptHead(nn.Module):
         bias = self.bias(hidden)[..., None]
         logit = F.pixel_shuffle(quarter.flatten(1, 2), 2)
         return logit + (bias if pooled.ndim == 3 else bias[None])
+
+
+class PictureHead(nn.Module):
+    """The scan that edges and a caption let one expect: what all scans with these edges have in common."""
+
+    def __init__(self, feature_width: int, text_width: int, colours: int):
+        super().__init__()
+        self.told = nn.Linear(text_width, 2 * feature_width)
+        self.mix = ResidualBlock(feature_width, feature_width)
+        self.out = nn.Conv2d(feature_width, 4 * colours, 1)
+
+    def forward(self, fine: Tensor, pooled: Tensor) -> Tensor:
+        """Pictures (B, colours, S, S) about [-1, 1] of features (B, C, S/2, S/2) and texts (B, width)."""
+        scale, shift = self.told(pooled)[:, :, None, None].chunk(2, dim=1)
+        return F.pixel_shuffle(self.out(self.mix(fine * (1 + scale) + shift)), 2)
