@@ -23,8 +23,8 @@ def test_a_sheet_is_a_png_and_shows_every_picture(tmp_path):
     array = pixels(contact_sheet(rows, tmp_path / "sheet.png"))
     found = green(array)
     starts = np.diff(np.pad(found, ((0, 0), (1, 0))).astype(int), axis=1) == 1
-    middles = [line for line in np.flatnonzero(found.any(axis=1))]
-    counts = {int(starts[line].sum()) for line in middles}
+    lines = np.flatnonzero(found.any(axis=1))
+    counts = {int(starts[line].sum()) for line in lines}
     assert counts == {3, 4}  # three pictures in one row, four in the other
     assert [p.name for p in tmp_path.iterdir()] == ["sheet.png"]
 

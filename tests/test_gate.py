@@ -40,12 +40,14 @@ def test_every_real_scan_of_the_dataset_is_within_its_range(phantom_bank, gate):
 
 def test_edges_at_another_place_fail(volume, gate):
     pictures, _, asked = volume
-    own = edge_agreement(pictures, asked)
-    for shift in (8, 16, -12):
-        assert reason(gate, pictures, asked.roll(shift, dims=3)) == "edges"
+    for shift in (16, 24, -12):
         assert reason(gate, pictures.roll(shift, dims=2), asked) == "edges"
-        assert edge_agreement(pictures, asked.roll(shift, dims=3)) < own - 0.3
-    assert edge_agreement(pictures, asked.roll(1, dims=3)) > own - 0.3  # a pixel does little
+        assert reason(gate, pictures, asked.roll(shift, dims=2)) == "edges"
+    for dim in (2, 3):  # the farther away, the worse; a pixel does little
+        apart = [edge_agreement(pictures, asked.roll(shift, dims=dim)) for shift in (0, 1, 2, 4, 8, 12)]
+        assert apart == sorted(apart, reverse=True)
+        assert apart[1] > 0.8 > 0.7 > apart[3]
+    assert reason(gate, pictures.flip(0).roll(5, dims=0), asked.roll(16, dims=2)) == "edges"
 
 
 def test_the_agreement_of_edges_is_a_correlation(volume):
@@ -53,7 +55,6 @@ def test_the_agreement_of_edges_is_a_correlation(volume):
     own = edge_agreement(pictures, asked)
     assert edge_agreement(-pictures, asked) == pytest.approx(own, abs=1e-4)
     assert edge_agreement(0.5 * pictures, 0.3 * asked) == pytest.approx(own, abs=1e-3)
-    assert edge_agreement(pictures, 1 - asked) == pytest.approx(-own, abs=1e-2)
     assert edge_agreement(pictures, hint(pictures, torch.zeros(10, 64, 64))) == pytest.approx(1, abs=1e-5)
     assert edge_agreement(torch.zeros_like(pictures), asked) == pytest.approx(0, abs=1e-3)
 

@@ -65,15 +65,17 @@ class AugmentedDataset:
         self.subjects[case.name] = case.subject
 
     def add_synthetic(self, name: str, source: Case, image: Path, slices: tuple[int, int]) -> None:
-        """Move a drawn image in, with the labels of these slices of its source.
+        """Copy a drawn image in, with the labels of these slices of its source.
 
         Raises:
-            DatasetError: the source is not a training subject.
+            DatasetError: the source is not a training subject, or a case has this name already.
         """
         if source.subject not in self.train_subjects:
             raise DatasetError(
                 f"{source.image}: a synthetic scan must come from a training subject, not from '{source.subject}'"
             )
+        if name in self.subjects:
+            raise DatasetError(f"{source.image}: a case called '{name}' is there already; rename it")
         suffix = image.name.removeprefix(stem_of(image))
         shutil.copyfile(image, self.image_path(name, suffix))
         self._add_labels(source, name, slices)
@@ -87,7 +89,7 @@ class AugmentedDataset:
             self.folder / "dataset.json",
             {
                 "name": f"{self.dataset.name} with synthetic scans",
-                "channel_names": {"0": modality or "unknown"},
+                "channel_names": {"0": modality or ""},
                 "labels": {"background": 0, **self.dataset.labels},
                 "numTraining": len(names),
                 "file_ending": ".png" if self.flat else ".nii.gz",
