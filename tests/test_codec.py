@@ -263,3 +263,96 @@ def test_the_posterior_makes_a_pixel_foreground_as_often_as_smooth_noise_or_whit
         shares.append((codec.decode(x0) >= 0.5).float().mean().item())
     assert shares[0] == pytest.approx(shares[1], abs=0.02)
     assert 0.2 < shares[0] < 0.32
+
+
+# In colour
+
+
+def coloured(count=3, rows=24, columns=32):
+    return torch.rand(count, 3, rows, columns, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+def test_colour_and_grey_come_back_exactly():
+    codec, picture = CODECS["unshuffle-rgb"](None), coloured()
+    latent = codec.encode_picture(picture)
+    assert (codec.colours, codec.channels) == (3, 3 * STRIDE**2)
+    assert latent.shape == (3, codec.channels, 24 // STRIDE, 32 // STRIDE)
+    assert torch.equal(codec.decode_picture(latent), picture)
+    grey = picture[:, :1]
+    assert torch.equal(codec.decode_picture(codec.encode_picture(grey)), grey.expand(-1, 3, -1, -1))
+
+
+def test_each_colour_has_channels_of_its_own():
+    codec, picture = PixelUnshuffleCodec(colours=3), coloured()
+    by_colour = codec.encode_picture(picture).unflatten(1, (3, STRIDE**2))
+    alone = PixelUnshuffleCodec()
+    for colour in range(3):
+        assert torch.equal(by_colour[:, colour], alone.encode_picture(picture[:, colour : colour + 1]))
+
+
+def test_a_mask_in_colour_is_read_back_as_the_mean_of_its_colours():
+    codec = PixelUnshuffleCodec(scale=0.5, colours=3)
+    assert torch.equal(codec.decode(codec.encode(discs())), discs())
+    picture = coloured()
+    expected = (picture.mean(dim=1, keepdim=True) + 1) / 2
+    torch.testing.assert_close(codec.decode(codec.encode_picture(picture)), expected)
+
+
+@pytest.mark.parametrize("smooth", [False, True])
+def test_noise_in_colour_is_standard_normal_and_independent_between_colours(smooth):
+    codec = PixelUnshuffleCodec(colours=3, grains=(1, 2, 4), smooth=smooth)
+    noise = codec.noise((300, codec.channels, 3, 3), torch.Generator().manual_seed(0))
+    assert (noise.std(dim=0) - 1).abs().max() < 0.2
+    assert noise.mean(dim=0).abs().max() < 0.3
+    assert noise.std().item() == pytest.approx(1, abs=0.02)
+    fields = codec.decode_picture(noise)
+    assert fields.shape == (300, 3, 24, 24)
+    together = torch.corrcoef(fields.transpose(0, 1).flatten(1)) - torch.eye(3)
+    assert together.abs().max() < 0.03
+    beside = (fields[..., 1:] * fields[..., :-1]).mean().item()
+    assert beside > 0.3  # within a colour neighbours are alike
+
+
+def test_noise_in_one_colour_is_what_it_was():
+    """A model trained before there was colour gets the noise it knows."""
+    shape, one = (2, 64, 3, 3), PixelUnshuffleCodec(colours=1)
+    noise = one.noise(shape, torch.Generator().manual_seed(5))
+    assert torch.equal(noise, PixelUnshuffleCodec().noise(shape, torch.Generator().manual_seed(5)))
+    in_colour = PixelUnshuffleCodec(colours=3, grains=(1,)).noise((2, 192, 3, 3), torch.Generator().manual_seed(5))
+    as_many = PixelUnshuffleCodec(grains=(1,)).noise((6, 64, 3, 3), torch.Generator().manual_seed(5))
+    assert torch.equal(in_colour, as_many.view(2, 192, 3, 3))  # colours are drawn as further fields
+
+
+def test_fields_of_noise_in_colour_depend_on_their_seed_alone():
+    codec = CODECS["unshuffle-rgb"](None)
+    many = noise_fields(codec, 3, (192, 2, 2), seed=1)(0)
+    assert torch.equal(noise_fields(codec, 1, (192, 2, 2), seed=1)(0), many[:1])
+    assert not torch.allclose(many[0], many[1])
+
+
+def test_the_posterior_in_colour_is_that_of_each_colour():
+    grey, colour = PixelUnshuffleCodec(), PixelUnshuffleCodec(colours=3)
+    generator = torch.Generator().manual_seed(0)
+    estimate = colour.encode(torch.rand(2, 1, 16, 16, generator=generator))
+    x_t = torch.randn(estimate.shape, generator=generator)
+    a, sigma = torch.tensor(0.6), torch.tensor(0.8)
+    found = colour.posterior(estimate, x_t, a, sigma)
+    assert found.shape == estimate.shape
+    assert (found.abs() <= 1).all()
+    for part, own, noisy in zip(*(v.split(64, dim=1) for v in (found, estimate, x_t)), strict=True):
+        torch.testing.assert_close(part, grey.posterior(own, noisy, a, sigma))
+    assert torch.isfinite(colour.posterior(colour.encode(discs()), colour.encode(discs()), a, torch.tensor(0.0))).all()
+
+
+def test_pictures_of_an_autoencoder_have_three_colours_and_their_mean_is_the_mask(vae):
+    codec, picture = VaeCodec(vae), coloured(2, 32, 40)
+    codec.measure(discs())
+    latent = codec.encode_picture(picture)
+    back = codec.decode_picture(latent)
+    assert codec.colours == 3
+    assert back.shape == picture.shape
+    torch.testing.assert_close(codec.decode(latent), (back.mean(dim=1, keepdim=True) + 1) / 2)
+    direct = vae.decode(vae.encode(picture).latent_dist.mode()).sample
+    torch.testing.assert_close(back, direct, rtol=1e-3, atol=1e-4)  # shift and scale are taken back
+    grey = codec.encode_picture(picture[:, :1])
+    assert torch.equal(grey, codec.encode_picture(picture[:, :1].expand(-1, 3, -1, -1)))

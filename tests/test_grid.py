@@ -6,7 +6,16 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from delineate.geometry import FLAT_AFFINE
-from delineate.grid import CT_WINDOW_HU, Fit, canonical_fit, normalise, stack_of, to_scan_grid, with_neighbours
+from delineate.grid import (
+    CT_WINDOW_HU,
+    Fit,
+    canonical_fit,
+    intensity_range,
+    normalise,
+    stack_of,
+    to_scan_grid,
+    with_neighbours,
+)
 from delineate.scan import Scan
 
 ORIENTATIONS = ["SPL", "RAS", "LPS", "LAS", "PIR", "ASL", "RSA", "ILP", "IPR", "ARI"]
@@ -338,3 +347,39 @@ def test_many_slices_are_treated_like_few():
     whole = stack_of(Scan(voxels, FLAT_AFFINE, "MR"), 64)
     one = Fit.of((24, 24), (1.0, 1.0), 64).to_grid(torch.from_numpy(normalise(voxels, "MR"))[66, None, None])
     assert torch.equal(whole[66, 1], one[0, 0])
+
+
+# What becomes -1 and 1
+
+
+@pytest.mark.parametrize(
+    ("voxels", "modality", "expected"),
+    [
+        (np.linspace(-1000, 1000, 1001), "CT", CT_WINDOW_HU),
+        (np.linspace(0, 1000, 1001), "CT", (5, 995)),  # windowed before it came here
+        (np.linspace(-1000, 1000, 1001), "MR", (-990, 990)),
+        (np.linspace(0, 1, 1001), None, (0.005, 0.995)),
+        (np.full(8, 3.0), None, (3, 3)),
+        ([0.0] * 999 + [7.0], None, (0, 7)),  # percentiles agree, values do not
+    ],
+    ids=["HU", "windowed CT", "MR", "unknown", "constant", "speck"],
+)
+def test_the_range_of_intensities(voxels, modality, expected):
+    assert intensity_range(np.array(voxels, np.float32), modality) == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.parametrize("modality", ["CT", "MR", None])
+@pytest.mark.parametrize("lowest", [-1000, 0])
+def test_normalising_takes_the_range_to_one_and_back(modality, lowest):
+    voxels = np.random.default_rng(0).uniform(lowest, 900, (4, 5, 6)).astype(np.float32)
+    low, high = intensity_range(voxels, modality)
+    back = (normalise(voxels, modality) + 1) / 2 * (high - low) + low
+    np.testing.assert_allclose(back, voxels.clip(low, high), atol=1e-2)
+    assert normalise(np.append(voxels, [low, high]).astype(np.float32), modality)[-2:] == pytest.approx(
+        [-1, 1], abs=0.05
+    )
+
+
+def test_the_range_of_a_huge_scan_is_found_on_a_part_of_it():
+    voxels = np.random.default_rng(0).normal(size=3_000_001).astype(np.float32)
+    assert intensity_range(voxels, "MR") == pytest.approx(tuple(np.percentile(voxels, (0.5, 99.5))), abs=0.02)

@@ -6,7 +6,7 @@ import torch
 from diffusers import DDIMScheduler
 from test_schedule import STABLE_DIFFUSION, sd_schedule
 
-from delineate.sampling import SAMPLERS, sample_ancestral, sample_ddim, sample_one_step
+from delineate.sampling import SAMPLERS, guided, sample_ancestral, sample_ddim, sample_one_step
 from delineate.schedule import Prediction, trailing_times
 
 ZERO_SNR = sd_schedule("v_prediction", rescale_betas_zero_snr=True)  # pure noise is then exactly where sampling starts
@@ -164,3 +164,53 @@ def test_the_denoiser_is_asked_at_the_given_times_in_order(name):
 
     SAMPLERS[name](denoise, fixed_noise((1, 1, 2, 2)), [900, 500, 10], ZERO_SNR)
     assert seen == ([900] if name in ONE_ANSWER else [900, 500, 10])
+
+
+# Guidance
+
+
+def told(x, t):
+    return torch.tanh(x) + 0.1 * t
+
+
+def silent(x, t):
+    return 0.5 * x - 0.2 * t
+
+
+@pytest.mark.parametrize("t", [0, 7])
+def test_guidance_leads_from_one_denoiser_to_the_other_and_beyond(t):
+    x = torch.randn(2, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(guided(told, silent, 1.0)(x, t), told(x, t))
+    assert torch.equal(guided(told, silent, 0.0)(x, t), silent(x, t))
+    low, high = (guided(told, silent, weight)(x, t) for weight in (2.0, 5.0))
+    for weight in (0.3, 3.0, 9.0):  # along one line
+        expected = low + (weight - 2) / 3 * (high - low)
+        torch.testing.assert_close(guided(told, silent, weight)(x, t), expected)
+    torch.testing.assert_close(low - told(x, t), told(x, t) - silent(x, t))
+
+
+def test_guidance_between_equal_denoisers_is_none():
+    x = torch.randn(2, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    for weight in (0.0, 1.0, 9.0):
+        assert torch.equal(guided(told, told, weight)(x, 3), told(x, 3))
+
+
+@pytest.mark.parametrize("t", [999, 400])
+def test_guidance_in_x0_is_guidance_in_epsilon(t):
+    """x0 = (x_t - σ ε) / a is affine in ε, and both share x_t."""
+    schedule = sd_schedule("epsilon")
+    x = torch.randn(2, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    a, sigma = schedule.signal_and_noise(torch.tensor([t]), x)
+    epsilons = [(x - a * denoise(x, 3)) / sigma for denoise in (told, silent)]
+    mixed = epsilons[1] + 4.0 * (epsilons[0] - epsilons[1])
+    there = guided(lambda x, _: told(x, 3), lambda x, _: silent(x, 3), 4.0)(x, t)
+    torch.testing.assert_close((x - sigma * mixed) / a, there)
+
+
+def test_guided_samples_of_gaussian_data_move_with_the_weight():
+    """Denoisers of two single answers: guidance goes from one to the other, and as far again beyond."""
+    one, other = torch.full((1, 1, 2, 2), 0.25), torch.full((1, 1, 2, 2), -0.5)
+    for weight, answer in ((0.0, -0.5), (1.0, 0.25), (2.0, 1.0)):
+        denoise = guided(lambda x, t: one, lambda x, t: other, weight)
+        drawn = sample_ddim(denoise, fixed_noise((1, 1, 2, 2)), trailing_times(4), ZERO_SNR)
+        torch.testing.assert_close(drawn, torch.full_like(drawn, answer))

@@ -25,6 +25,7 @@ from delineate.scan import (
     to_canonical,
     write_labels,
     write_map,
+    write_scan,
 )
 
 EXAMPLES = 150
@@ -416,3 +417,71 @@ def test_a_volume_with_air_in_hounsfield_units_is_taken_for_ct(tmp_path, lowest,
 def test_a_modality_is_known_by_its_usual_spellings(tmp_path, stated, code):
     nibabel.save(nibabel.Nifti1Image(np.zeros((4, 5, 6), np.int16), np.diag([2.0, 2, 3, 1])), tmp_path / "scan.nii.gz")
     assert read_scan(tmp_path / "scan.nii.gz", modality=stated).modality == code
+
+
+# Scans that are written
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+@pytest.mark.parametrize("codes", ALL_48[::7], ids="".join)
+def test_a_volume_is_written_at_its_place(tmp_path, suffix, codes):
+    for voxels, stored in (
+        (RNG.integers(-1024, 3000, SHAPE).astype(np.float32), np.int16),
+        (RNG.normal(0, 300, SHAPE).astype(np.float32), np.float32),
+        (np.full(SHAPE, 40000, np.float32), np.float32),  # whole, but not in 16 bits
+    ):
+        scan = Scan(voxels, affine_with(codes), "CT", space_code=2)
+        path = write_scan(tmp_path / f"x{suffix}", scan)
+        back = read_scan(path, modality="CT")
+        assert np.array_equal(back.voxels, voxels)
+        assert nibabel.load(path).get_data_dtype() == stored
+        np.testing.assert_allclose(back.affine, scan.affine, atol=1e-4)
+        assert back.space_code == 2
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".tiff"])
+@pytest.mark.parametrize(("highest", "mode"), [(255, "L"), (256, "I;16"), (65535, "I;16")])
+def test_a_grey_image_is_written_in_the_bits_it_needs(tmp_path, suffix, highest, mode):
+    voxels = np.linspace(0, highest, 30).round().reshape(1, 5, 6).astype(np.float32)
+    path = write_scan(tmp_path / f"x{suffix}", Scan(voxels, FLAT_AFFINE, has_spacing=False))
+    assert np.array_equal(read_scan(path).voxels, voxels)
+    with Image.open(path) as image:
+        assert image.mode == mode
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_a_colour_image_keeps_its_colours(tmp_path, suffix):
+    voxels = RNG.integers(0, 256, (1, 5, 6, 3)).astype(np.float32)
+    path = write_scan(tmp_path / f"x{suffix}", Scan(voxels, FLAT_AFFINE, has_spacing=False))
+    assert np.array_equal(read_scan(path).voxels, voxels)
+    with Image.open(path) as image:
+        assert image.mode == "RGB"
+    write_scan(path, Scan(voxels + 0.3, FLAT_AFFINE, has_spacing=False))  # rounded
+    assert np.array_equal(read_scan(path).voxels, voxels)
+    write_scan(path, Scan(3 * voxels - 100, FLAT_AFFINE, has_spacing=False))  # clipped
+    assert np.array_equal(read_scan(path).voxels, (3 * voxels - 100).clip(0, 255))
+
+
+def test_what_a_scan_cannot_be_written_as(tmp_path):
+    with pytest.raises(ScanError, match="a colour image is written as PNG or TIFF"):
+        write_scan(tmp_path / "x.nii.gz", Scan(np.zeros((1, 4, 5, 3), np.float32), FLAT_AFFINE, has_spacing=False))
+    for suffix in (".png", ".jpg", ".dcm"):
+        with pytest.raises(ScanError, match="for a volume the suffix must be one of"):
+            write_scan(tmp_path / f"x{suffix}", Scan(np.zeros(SHAPE, np.float32), np.eye(4)))
+    with pytest.raises(ScanError, match="for a 2-D image the suffix"):
+        write_scan(tmp_path / "x.jpg", Scan(np.zeros((1, 4, 5), np.float32), FLAT_AFFINE, has_spacing=False))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_scan_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
+    path = write_scan(tmp_path / "x.nii.gz", Scan(np.ones(SHAPE, np.float32), np.eye(4)))
+    before = path.read_bytes()
+
+    def fail(*given, **more):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("delineate.scan.write_nifti", fail)
+    with pytest.raises(ScanError, match=r"x\.nii\.gz: cannot be written"):
+        write_scan(path, Scan(np.zeros(SHAPE, np.float32), np.eye(4)))
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["x.nii.gz"]

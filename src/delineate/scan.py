@@ -266,8 +266,9 @@ def write_map(path: Path | str, values: np.ndarray, like: Scan) -> Path:
 def write_scan(path: Path | str, scan: Scan) -> Path:
     """Write a scan, and return the path.
 
-    Whole numbers are stored in 16 bits (8 in PNG and TIFF where they suffice), everything else as float32 (which PNG
-    cannot hold: it is rounded). Checked and renamed as by `write_labels`.
+    NIfTI holds whole numbers in 16 bits where these suffice, everything else as float32. PNG and TIFF hold whole
+    numbers from 0 on, in 8 bits or 16 (in colour 8): values are rounded and clipped. Checked and renamed as by
+    `write_labels`.
 
     Args:
         path: ".nii" or ".nii.gz"; for flat scans also ".png", ".tif" or ".tiff".
