@@ -15,6 +15,7 @@ from delineate.data.phantom import write_phantom_dataset
 from delineate.data.slices import SliceBank, build_slices
 from delineate.networks.foundation import Foundation
 from delineate.pretraining import caption_corpus, pretrain
+from delineate.running import pretrain_foundation
 from delineate.segmenter import Segmenter
 from delineate.systems import SYSTEMS
 from delineate.training import Budget
@@ -65,6 +66,14 @@ def foundation_folder(two_organ_bank, tmp_path_factory) -> Path:
     pretrain(foundation, two_organ_bank, budget=Budget(images=200), folder=folder / "checkpoints")
     foundation.save(folder / "foundation")
     return folder / "foundation"
+
+
+@pytest.fixture(scope="session")
+def edges_base(phantom_dataset, tmp_path_factory) -> Path:
+    """A foundation with an edge control, as `delineate pretrain --edges` writes one; do not write there."""
+    folder = tmp_path_factory.mktemp("edges") / "base"
+    pretrain_foundation([phantom_dataset], folder, edges=True, images=120)
+    return folder
 
 
 IMAGES = {"unet": 1400, "mednext": 500, "progidiff": 800, "unisegdiff": 1200, "ddim": 800, "sdseg": 1600}

@@ -2,10 +2,14 @@ import math
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from delineate.errors import ModelError
+from delineate.model_folder import house_folder
+from delineate.networks.control import SPREAD_AT_FIRST, TRUST_AT_FIRST, Control, Direction
 from delineate.networks.foundation import Foundation
 from delineate.prompt import Vocabulary
+from delineate.synthesis import Synthesizer
 from delineate.systems.progidiff import ProGiDiffConfig, build, clean_estimate
 from delineate.weights import load_weights, save_weights
 
@@ -194,3 +198,94 @@ def test_pairs_are_picked_like_a_tensor(foundation, control):
     picked = hint[torch.tensor([1, 1, 0])]
     assert torch.equal(picked.grid[2], hint.grid[0])
     assert torch.equal(picked.estimate[0], hint.estimate[1])
+
+
+# Towards scans
+
+
+@pytest.fixture(scope="module")
+def in_colour():
+    return Foundation.make("tiny", "unshuffle-rgb", ["the liver", "the spleen"], seed=0)
+
+
+@pytest.fixture
+def synthesizer(in_colour):
+    return Synthesizer.make(in_colour, "tiny", seed=0)
+
+
+def asked(foundation, count=2):
+    """Edges, noisy latents, times and texts."""
+    generator = torch.Generator().manual_seed(0)
+    edges = (torch.rand(count, 1, 32, 32, generator=generator) > 0.8).float()
+    x_t = torch.randn(count, foundation.codec.channels, 4, 4, generator=generator)
+    text = foundation.encode_text(["the liver", "the spleen"][:count])
+    return edges, x_t, torch.tensor([999, 300][:count]), text
+
+
+def test_one_class_serves_both_directions_and_each_has_what_it_needs(control, synthesizer):
+    assert type(synthesizer.control) is type(control) is Control
+    masks, scans = ({name.split(".")[0] for name in c.state_dict()} for c in (control, synthesizer.control))
+    assert masks - scans == {"trust"}
+    assert scans - masks == {"detail"}
+    assert scans >= {"encoder", "head", "from_features", "from_estimate", "from_text", "mix", "net"}
+
+
+def test_the_house_model_knows_the_control_it_was_trained_with():
+    """Names of weights are a format: those of the direction that was first have not changed."""
+    with safe_open(house_folder() / "control.safetensors", "pt") as file:
+        house = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    made = Foundation.load(house_folder() / "foundation")
+    own = build(ProGiDiffConfig(size=32), made, VOCABULARY).control.state_dict()
+    assert {name: tuple(value.shape) for name, value in own.items()} == house
+
+
+@torch.no_grad()
+def test_towards_scans_too_every_residual_is_zero_at_first(in_colour, synthesizer):
+    edges, x_t, t, text = asked(in_colour)
+    hint = synthesizer.look(edges, text).hint
+    down, middle = synthesizer.control.residuals(x_t, t, text, hint)
+    assert all((residual == 0).all() for residual in [*down, middle])
+    steered = synthesizer.control.steer(in_colour, x_t, t, text, hint)
+    alone = in_colour.unet(x_t, t, encoder_hidden_states=text.tokens).sample
+    assert torch.equal(steered, in_colour.schedule.to_x0(alone, x_t, t))
+
+
+@torch.no_grad()
+def test_at_first_the_detail_only_weighs_by_bayes_rule_and_adds_nothing(in_colour, synthesizer):
+    """The scan is Gaussian about the expected one, the noise Gaussian too: the posterior mean is known."""
+    edges, x_t, t, text = asked(in_colour)
+    seen, codec = synthesizer.look(edges, text), in_colour.codec
+    a, sigma = in_colour.schedule.signal_and_noise(t, x_t)
+    mean = codec.encode_picture(seen.expected)
+    known, heard = 1 / SPREAD_AT_FIRST**2, (a / sigma) ** 2
+    posterior = (known * mean + heard * x_t / a.clamp(min=1e-9)) / (known + heard)
+    rough, share = torch.randn_like(x_t), 1 / (1 + math.exp(-TRUST_AT_FIRST))
+    refined = synthesizer.control.refine(rough, x_t, t, seen.hint, seen.fine, in_colour)
+    torch.testing.assert_close(refined, share * rough + (1 - share) * posterior, rtol=1e-3, atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_detail_that_was_taught_adds_to_the_scan(in_colour, synthesizer):
+    edges, x_t, t, text = asked(in_colour)
+    seen = synthesizer.look(edges, text)
+    before = synthesizer.clean(x_t, t, text, seen)
+    torch.nn.init.normal_(synthesizer.control.detail.out.weight, generator=torch.Generator().manual_seed(0))
+    assert not torch.allclose(synthesizer.clean(x_t, t, text, seen), before, atol=1e-2)
+
+
+@torch.no_grad()
+def test_without_pixels_there_is_no_detail():
+    foundation = Foundation.make("tiny", "vae", ["the liver", "the spleen"], seed=0)
+    synthesizer = Synthesizer.make(foundation, "tiny")
+    assert synthesizer.control.detail is None
+    edges, x_t, t, text = asked(foundation)
+    seen = synthesizer.look(edges, text)
+    assert torch.equal(
+        synthesizer.clean(x_t, t, text, seen), synthesizer.control.steer(foundation, x_t, t, text, seen.hint)
+    )
+    noise = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(1))
+    assert synthesizer.draw(edges, text, lambda step: noise, steps=2).shape == (2, 3, 32, 32)
+
+
+def test_directions_are_named():
+    assert [direction.value for direction in Direction] == ["masks", "scans"]

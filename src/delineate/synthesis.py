@@ -90,7 +90,7 @@ class Synthesizer:
             preset = json.loads((own / "config.json").read_text())["preset"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ModelError(f"{own}: config.json is missing or damaged; copy the foundation again") from error
-        if preset not in DETAIL:
+        if not isinstance(preset, str) or preset not in DETAIL:
             raise ModelError(f"{own}: preset '{preset}' is not known here; known: {', '.join(DETAIL)}")
         synthesizer = cls.make(foundation, preset)
         load_weights(synthesizer.control, own / "control.safetensors")
@@ -206,12 +206,13 @@ class Looks:
 
     @classmethod
     def of(cls, bank: SliceBank, at_most: int = 200) -> "Looks":
-        """Measured on up to `at_most` slices of each dataset, spread evenly."""
+        """Measured on up to `at_most` slices of each dataset, spread evenly; of volumes without their neighbours."""
         found = []
         for d in range(len(bank.modalities)):
             index = (bank.dataset == d).nonzero()[:, 0]
             index = index[torch.linspace(0, len(index) - 1, min(at_most, len(index))).round().long()]
-            measured = measure(bank.images[index].float() / 127.5 - 1)
+            images = bank.images[index].float() / 127.5 - 1
+            measured = measure(torch.where(bank.mirrored[index][:, None, None, None], images, images[:, 1:2]))
             found.append(torch.quantile(measured, torch.tensor([1 / 3, 2 / 3]), dim=0).T)
         return cls(torch.stack(found))
 

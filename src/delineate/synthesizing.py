@@ -28,7 +28,7 @@ from delineate.edges import EDGES, Extractor, hint
 from delineate.errors import DatasetError, DelineateError
 from delineate.files import write_json
 from delineate.gate import Gate, foreground_dice
-from delineate.grid import canonical_fit, intensity_range, with_neighbours
+from delineate.grid import canonical_fit, intensity_range, is_in_hounsfield_units, with_neighbours
 from delineate.model_folder import HOUSE_SYNTHESIS, house_folder
 from delineate.networks.text import Encoded
 from delineate.pictures import training_curves
@@ -52,6 +52,7 @@ from delineate.training import Budget, Interrupted, polite_stop
 SEGMENTER_SHARE = 0.2  # of the training budget goes to the gate's first segmenter
 AT_ONCE = 16  # slices in one forward: bounds memory, changes nothing else
 MARGIN = 1  # slices beyond the first and last that show a target
+AIR_SHARE = 0.02  # of the window of CT, its lowest part: 8 HU above its end
 
 
 @dataclass(frozen=True)
@@ -141,6 +142,7 @@ def synthesize(
         "images": images,
         "seed": seed,
         "fold": None if part is None else str(part),
+        **({} if hed is None else {"hed": str(Path(hed).resolve())}),
     }
     work = work_folder(output, settings)
     (dataset,) = open_all([path], target, modality, part)
@@ -294,6 +296,10 @@ class _Artist:
         fit, end = canonical_fit(scan, self.size), first + len(drawn)
         low, high = intensity_range(scan.voxels, scan.modality)
         own = (fit.from_grid(drawn).clamp(-1, 1) + 1) * ((high - low) / 2) + low
+        if is_in_hounsfield_units(scan.voxels, scan.modality):
+            # Below the window is air, as in the real scan: else the values would look as if windowed before, and who
+            # reads them would stretch them.
+            own[own <= low + AIR_SHARE * (high - low)] = float(scan.voxels.min())
         if scan.is_colour:
             part = Scan(own.permute(0, 2, 3, 1).numpy(), scan.affine, scan.modality, has_spacing=scan.has_spacing)
         else:
@@ -395,7 +401,7 @@ def _assemble(
             "source": {"name": dataset.name, "fold": settings["fold"]},
             "model_sha256": synthesizer.fingerprint(),
             "foundation": synthesizer.foundation.pretraining,
-            "settings": {k: v for k, v in settings.items() if k not in ("dataset", "foundation")},
+            "settings": {k: v for k, v in settings.items() if k not in ("dataset", "foundation", "hed")},
             "held_out": held,
             "summary": summary,
             "synthetic": synthetic,
@@ -436,11 +442,12 @@ def _rows(
         kept = [r for r in records.values() if r["source"] == case.name and r["kept"]][:variants]
         for record in kept:
             scan = read_scan(drawn / record["file"], modality=dataset.modality)
-            row.append(_shown(stack_of(scan, size)[k - record["slices"][0]][None]))
+            picture = stack_of(scan, size)[k - record["slices"][0]][None]
+            row.append(_shown(picture if flat else picture[:, 1:2]))
         yield case.name, row
 
 
 def _shown(picture: Tensor) -> np.ndarray:
-    """(1, C, size, size) in [-1, 1] as (size, size, 3) in [0, 1]; of three grey neighbours the middle one."""
+    """(1, 1 or 3, size, size) in [-1, 1] as (size, size, 3) in [0, 1]."""
     picture = picture.expand(-1, 3, -1, -1)[0]
     return ((picture.permute(1, 2, 0) + 1) / 2).clamp(0, 1).numpy()
