@@ -16,6 +16,7 @@ import json
 import random
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -78,7 +79,7 @@ def main() -> None:
     seeds = range(args.seeds)
     jobs = {
         "synthesize": [f"synthesize/{setting}" for setting in settings],
-        "train": [f"train/{setting}/{arm}/{seed}" for seed in seeds for setting in settings for arm in ARMS],
+        "train": [f"train/{setting}/{seed}" for seed in seeds for setting in settings],
         "grid": grid_jobs(),
         "distance": [f"distance/{setting}" for setting in settings],
         "speed": ["speed/all"],
@@ -112,13 +113,18 @@ def run_job(args: argparse.Namespace, job: str) -> None:
     if kind == "synthesize":
         figures: Any = synthesize_one(args, setting)
     elif kind == "train":
-        arm, seed = rest
-        augmentation, merged = ARMS[arm]
-        figures = train_one(args, setting, augmentation, Merging() if merged else Merging("none"), int(seed))
+        figures = {}
+        for merged in (False, True):
+            bank = bank_of(args, setting, merged)
+            for arm, (augmentation, merges) in ARMS.items():
+                if merges == merged:
+                    merging = Merging() if merged else Merging("none")
+                    figures[arm] = train_one(args, setting, bank, augmentation, merging, int(rest[0]))
     elif kind == "grid":
         network, keep, variants, cell = rest
         merging = Merging("patch", float(keep), int(cell) / 128)
-        figures = train_one(args, setting, "none", merging, 0, network=network, variants=int(variants))
+        bank = fewer(bank_of(args, setting, merging.keep < 1), int(variants))
+        figures = {"rows": train_one(args, setting, bank, "none", merging, 0, network=network)}
     elif kind == "distance":
         figures = distance_one(args, setting)
     else:
@@ -172,34 +178,35 @@ def synthesize_one(args: argparse.Namespace, setting: str) -> dict[str, Any]:
     return synthesize(named, args.work / "synthetic" / setting, drawing, foundation=args.base, images=args.tune)
 
 
+def bank_of(args: argparse.Namespace, setting: str, merged: bool) -> SliceBank:
+    """Training slices, paired with their variants or alone."""
+    dataset = dataset_of(args, setting, synthetic=merged)
+    return build_slices([dataset], "train", 128, synthetic="pair" if merged else "none")
+
+
 def train_one(
     args: argparse.Namespace,
     setting: str,
+    bank: SliceBank,
     augmentation: str,
     merging: Merging,
     seed: int,
     *,
     network: str = "unet",
-    variants: int | None = None,
-) -> dict[str, Any]:
+) -> list[dict[str, Any]]:
     """Train a plain network, score it on the test split."""
-    merged = merging.mode != "none" and merging.keep < 1
-    mode = "pair" if merged else "none"
-    bank = build_slices([dataset_of(args, setting, synthetic=merged)], "train", 128, synthetic=mode)
-    bank = replace(fewer(bank, variants), augmentation=augmentation)
     widths, blocks = NETWORKS[network]
     system = build(PlainConfig(128, widths, network, blocks), bank.vocabulary, seed=seed)
-    folder = (
-        args.work / "models" / f"{setting}-{network}-{augmentation}-{merging.mode}-{merging.keep}-{seed}-{variants}"
-    )
-    train_plain(system, bank, budget=Budget(images=args.images), folder=folder, seed=seed, merging=merging)
+    with tempfile.TemporaryDirectory() as folder:
+        how = {"budget": Budget(images=args.images), "folder": Path(folder), "seed": seed, "merging": merging}
+        train_plain(system, replace(bank, augmentation=augmentation), **how)
     rows = evaluate(Segmenter(system, bank.modalities), dataset_of(args, setting), n=1, fusions=("mean",))
-    return {"rows": [{"case": r.case, "target": r.target, "present": r.present, **r.consensus["mean"]} for r in rows]}
+    return [{"case": r.case, "target": r.target, "present": r.present, **r.consensus["mean"]} for r in rows]
 
 
-def fewer(bank: SliceBank, variants: int | None) -> SliceBank:
+def fewer(bank: SliceBank, variants: int) -> SliceBank:
     """The bank with the first so many variants of each slice."""
-    if variants is None or bank.variants is None:
+    if bank.variants is None:
         return bank
     return replace(bank, variants=Variants(bank.variants.images, bank.variants.of[:, :variants].contiguous()))
 
@@ -271,7 +278,38 @@ def speed(args: argparse.Namespace) -> dict[str, Any]:
             synthesizer.draw(asked, text, noise, steps=20, guidance=guidance)
             figures[name].append(16 / (time.perf_counter() - begun))
     best = {name: max(values) for name, values in figures.items()}
-    return {"images_per_second": best, "ratio": best["cached"] / best["uncached, guided"], "threads": 2, "steps": 20}
+    step = stable_diffusion_step_seconds()
+    return {
+        "images_per_second": best,
+        "ratio": best["cached"] / best["uncached, guided"],
+        "stable_diffusion_1_seconds_a_guided_step_256": step,
+        "stable_diffusion_1_images_per_second_20_steps": 1 / (20 * step),
+        "threads": 2,
+        "steps": 20,
+    }
+
+
+def stable_diffusion_step_seconds() -> float:
+    """Seconds of one guided step of Stable Diffusion 1.x with a ControlNet at 256²; weights are random."""
+    from diffusers import ControlNetModel, UNet2DConditionModel
+
+    unet = UNet2DConditionModel(sample_size=32, cross_attention_dim=768).eval()
+    control = ControlNetModel.from_unet(unet, load_weights_from_unet=False).eval()
+    x, text, edges = torch.randn(2, 4, 32, 32), torch.randn(2, 77, 768), torch.rand(2, 3, 256, 256)
+    times = []
+    with torch.no_grad():
+        for _ in range(3):
+            begun = time.perf_counter()
+            down, middle = control(x, 500, encoder_hidden_states=text, controlnet_cond=edges, return_dict=False)
+            unet(
+                x,
+                500,
+                encoder_hidden_states=text,
+                down_block_additional_residuals=down,
+                mid_block_additional_residual=middle,
+            )
+            times.append(time.perf_counter() - begun)
+    return min(times)
 
 
 def report(args: argparse.Namespace, settings: Sequence[str]) -> None:
@@ -299,8 +337,8 @@ def setting_figures(args: argparse.Namespace, setting: str) -> dict[str, Any]:
     """Mean Dice of each arm over seeds, and paired differences over test cases (each the mean of its seeds)."""
     arms, cases = {}, {}
     for arm in ARMS:
-        runs = [result_path(args, f"train/{setting}/{arm}/{seed}") for seed in range(args.seeds)]
-        scored = [dice_of(json.loads(path.read_text())["rows"]) for path in runs if path.exists()]
+        runs = [result_path(args, f"train/{setting}/{seed}") for seed in range(args.seeds)]
+        scored = [dice_of(json.loads(path.read_text())[arm]) for path in runs if path.exists()]
         if not scored:
             continue
         means = [mean for mean, _ in scored]

@@ -4,7 +4,8 @@
 
 BTCV CT (two patients), MSD hippocampus (MR), ISIC 2018, BUSI (ten images), DSB 2018 and LIDC, train splits only. BTCV
 and BUSI enter with no more than the smallest training sets of `benchmarks/diffboost.py`, so that its figures are of
-subjects that nothing has seen; for other purposes give all of them to `delineate pretrain --edges`.
+subjects that nothing has seen; for other purposes give all of them to `delineate pretrain --edges`. Writes
+src/delineate/house_synthesis.
 """
 
 import argparse

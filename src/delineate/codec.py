@@ -173,7 +173,8 @@ class VaeCodec(nn.Module):
 Codec = PixelUnshuffleCodec | VaeCodec
 CODECS: dict[str, Callable[..., Codec]] = {
     "unshuffle": lambda vae, **config: PixelUnshuffleCodec(**config),
-    "unshuffle-rgb": lambda vae, **config: PixelUnshuffleCodec(colours=3, **config),
+    # For scans, whose textures white noise suits: a pyramid looks like what it should uncover, and is kept.
+    "unshuffle-rgb": lambda vae, **config: PixelUnshuffleCodec(colours=3, grains=(1,), **config),
     "vae": lambda vae, **config: VaeCodec(vae, **config),
 }
 

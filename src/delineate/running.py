@@ -27,7 +27,7 @@ from delineate.segmenter import Segmenter
 from delineate.systems import PRESETS, SYSTEMS
 from delineate.training import Budget, polite_stop
 
-EDGES_SHARE = 0.85  # of a pre-training with edges; the rest is the foundation's own
+EDGES_SHARE = 0.95  # of a pre-training with edges; the rest is the foundation's own
 HELD_OUT = "held_out.json"  # beside a foundation made here: what it may not be scored on
 
 

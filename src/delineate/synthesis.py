@@ -20,7 +20,7 @@ from delineate.captions import modality_words
 from delineate.checkpoint import TrainState, new_state
 from delineate.codec import PixelUnshuffleCodec
 from delineate.data.slices import Batch, SliceBank
-from delineate.edges import EDGES, Extractor, gradient, hint
+from delineate.edges import Extractor, gradient, hint, scharr
 from delineate.errors import ModelError
 from delineate.files import write_json
 from delineate.networks.control import Control, Direction, Hint
@@ -244,7 +244,7 @@ def train_synthesizer(
     budget: Budget,
     folder: Path,
     seed: int = 0,
-    edges: Sequence[Extractor | None] = tuple(EDGES.values()),
+    edges: Sequence[Extractor | None] = (scharr,),
     label_boundary: bool = True,
     unlocked: bool = True,
     learning_rate: float = 1e-3,

@@ -60,7 +60,7 @@ class Hint:
 
 
 class Detail(nn.Module):
-    """A picture from what is known of it: convolutions on 2×2 pixels folded into channels.
+    """A picture from what is known of it: convolutions on 2×2 pixels folded into channels, and on 4×4 between them.
 
     At first it only weighs: `TRUST_AT_FIRST` for the foundation's picture, the rest for the expected one.
     """
@@ -70,7 +70,10 @@ class Detail(nn.Module):
         self.spread = nn.Parameter(torch.tensor(SPREAD_AT_FIRST).log())
         self.stem = nn.Conv2d(4 * 3 * colours + features, width, 3, padding=1)
         self.when = nn.Linear(time_width, 2 * width)
-        self.blocks = nn.ModuleList([ResidualBlock(width, width) for _ in range(2)])
+        self.before, self.after = ResidualBlock(width, width), ResidualBlock(width, width)
+        self.shrink = nn.Conv2d(width, width, 2, stride=2)
+        self.between = nn.Sequential(ResidualBlock(width, width), ResidualBlock(width, width))
+        self.grow = nn.ConvTranspose2d(width, width, 2, stride=2)
         self.out = nn.Conv2d(width, 4 * (colours + 1), 3, padding=1)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]
@@ -87,9 +90,8 @@ class Detail(nn.Module):
         """
         x = self.stem(torch.cat([F.pixel_unshuffle(torch.cat([noisy, rough, expected], dim=1), 2), fine], dim=1))
         scale, shift = self.when(time)[:, :, None, None].chunk(2, dim=1)
-        x = x * (1 + scale) + shift
-        for block in self.blocks:
-            x = block(x)
+        x = self.before(x * (1 + scale) + shift)
+        x = self.after(x + self.grow(self.between(self.shrink(x))))
         out = F.pixel_shuffle(self.out(x), 2)
         trust = (out[:, :1] + TRUST_AT_FIRST).sigmoid()
         return expected + trust * (rough - expected) + out[:, 1:]
