@@ -316,16 +316,19 @@ def test_a_foundation_trained_with_edges_says_so(edges_base):
 
 
 def likeness(drawn, real):
-    """Correlation (N, N) of what sets every drawn scan, and every real one, apart from the mean of the real ones."""
-    a, b = ((v.mean(dim=1) - real.mean(dim=(0, 1))).flatten(1) for v in (drawn, real))
-    return (a @ b.T / (a.norm(dim=1)[:, None] * b.norm(dim=1))).numpy()
+    """Correlation (N, N) of what sets every drawn scan apart from the mean of those drawn, and every real one likewise."""
+    a, b = (v.mean(dim=1).flatten(1) for v in (drawn, real))
+    a, b = a - a.mean(dim=0), b - b.mean(dim=0)
+    return (a @ b.T / (a.norm(dim=1)[:, None] * b.norm(dim=1)).clamp(min=1e-3)).numpy()
 
 
 @pytest.fixture(scope="module")
 def overfitted(edges_base, few, tmp_path_factory):
     synthesizer = Synthesizer.load(edges_base)
     folder = tmp_path_factory.mktemp("overfitted")
-    return train_synthesizer(synthesizer, few, budget=Budget(images=480), folder=folder, edges=(scharr,), learning_rate=4e-3)
+    return train_synthesizer(
+        synthesizer, few, budget=Budget(images=320), folder=folder, edges=(scharr,), learning_rate=4e-3
+    )
 
 
 def test_scans_follow_their_edges(overfitted, few):
@@ -334,12 +337,12 @@ def test_scans_follow_their_edges(overfitted, few):
     text, noise = said(overfitted, *["liver, spleen, CT"] * 4), noise_of(overfitted, 1, 1, 1, 1)
     alike = likeness(overfitted.draw(edges, text, noise, steps=4), real)
     others = alike[~np.eye(4, dtype=bool)].reshape(4, 3)
-    assert alike.diagonal().mean() > 0.5
+    assert alike.diagonal().min() > 0.3
     assert (alike.diagonal() > others.max(axis=1) + 0.2).all()
     swapped = overfitted.draw(edges[[1, 2, 3, 0]], text, noise, steps=4)
     assert (likeness(swapped, real).argmax(axis=1) == [1, 2, 3, 0]).all()
     blind = overfitted.draw(torch.zeros_like(edges), text, noise, steps=4)
-    assert likeness(blind, real).diagonal().mean() < 0.2  # the comparison can fail
+    assert np.abs(likeness(blind, real)).max() < 0.05  # the comparison can fail
 
 
 def test_a_locked_foundation_stays_as_it_is(edges_base, few, tmp_path):
