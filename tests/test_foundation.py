@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 
 import pytest
@@ -6,13 +7,16 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 
 from delineate.captions import captions
-from delineate.errors import ModelError
+from delineate.errors import DelineateError, ModelError
 from delineate.networks.foundation import Foundation
 from delineate.networks.text import build_text_encoder, build_tokenizer
 from delineate.prompt import Vocabulary
+from delineate.running import pretrain_foundation
 from delineate.schedule import Prediction
+from delineate.synthesis import Synthesizer
 from delineate.systems.progidiff import ProGiDiffConfig, build
 from delineate.systems.system import Target
+from delineate.training import Interrupted
 
 VOCABULARY = Vocabulary.from_names(["liver", "spleen"], "CT")
 CORPUS = [text for concept in VOCABULARY.concepts for text in captions(concept, "CT")]
@@ -206,3 +210,50 @@ def test_epsilon_prediction_that_reaches_zero_signal_is_refused(copied):
     path = copied / "scheduler" / "scheduler_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "rescale_betas_zero_snr": True}))
     refused(copied, "epsilon prediction needs signal")
+
+
+# Pre-training with edges
+
+
+def test_a_foundation_that_learns_edges_is_resumed_to_the_bit_and_counts_all_it_saw(phantom_dataset, tmp_path):
+    """Stopped between its stages, and after all of them, when the folder could not be written."""
+
+    def pretrained(name):
+        return pretrain_foundation([phantom_dataset], tmp_path / name, edges=True, images=40, target=["liver"])
+
+    def stops(*given, **more):
+        raise Interrupted("stopped")
+
+    def fails(*given, **more):
+        raise OSError("No space left on device")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("delineate.synthesis.train_synthesizer", stops)
+        with pytest.raises(Interrupted):
+            pretrained("resumed")
+    with pytest.raises(DelineateError, match="unfinished training with other settings"):  # without edges
+        pretrain_foundation([phantom_dataset], tmp_path / "resumed", images=40, target=["liver"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("delineate.synthesis.Synthesizer.save", fails)
+        with pytest.raises(OSError, match="No space"):
+            pretrained("resumed")
+    assert not (tmp_path / "resumed").exists()
+    for name in ("resumed", "whole"):
+        pretrained(name)
+        assert [p.name for p in (tmp_path / f"{name}-training").rglob("*.*")] == ["curves.png"]
+    one, other = (Synthesizer.load(tmp_path / name) for name in ("resumed", "whole"))
+    assert one.fingerprint() == other.fingerprint()
+    assert one.foundation.pretraining == other.foundation.pretraining
+    seen = int(re.search(r"drawing them from edges, (\d+) pictures", one.foundation.pretraining)[1])
+    assert 32 <= seen <= 64
+    assert one.foundation.codec_name == "unshuffle-rgb"
+    assert Foundation.load(tmp_path / "whole").fingerprint() == one.foundation.fingerprint()
+
+
+def test_a_foundation_with_edges_serves_the_other_direction_too(edges_base, two_organ_bank):
+    foundation = Foundation.load(edges_base)
+    system = build(ProGiDiffConfig(size=64), foundation, two_organ_bank.vocabulary)
+    image = two_organ_bank.images[:1].float() / 127.5 - 1
+    with torch.no_grad():
+        features = system.see(image)
+    assert features is not None

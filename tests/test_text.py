@@ -5,6 +5,8 @@ from hypothesis import strategies as st
 from transformers import CLIPTokenizer
 
 from delineate.networks.text import build_text_encoder, build_tokenizer, encode_text
+from delineate.pretraining import caption_corpus
+from delineate.prompt import Vocabulary
 
 CORPUS = ["the liver", "outline the spleen in a CT image", "left kidney", "mask of the aorta"]
 TOKENIZER = build_tokenizer(CORPUS, max_length=16)
@@ -86,3 +88,10 @@ def test_encoded_texts_are_picked_like_a_tensor(index):
     one = encoded[torch.tensor([index])]
     assert torch.equal(one.pooled[0], encoded.pooled[index])
     assert one.tokens.shape == (1, 16, 32)
+
+
+def test_one_corpus_makes_one_tokenizer_in_every_call():
+    """Else a training that goes on after a stop reads other words than those it has learnt."""
+    corpus = caption_corpus(Vocabulary.from_names(["liver", "left kidney", "spleen"], "CT"), ("CT",))
+    made = [build_tokenizer(corpus).get_vocab() for _ in range(8)]
+    assert all(vocabulary == made[0] for vocabulary in made)

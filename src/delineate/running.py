@@ -188,7 +188,7 @@ def train_on(
             should_stop=should_stop,
             **merging,
         )
-    logs = _finished_before(work, logs) | logs
+    logs = finished_before(work, logs) | logs
     segmenter = Segmenter(trained, tuple(dict.fromkeys(bank.modalities)))
     training = {k: v for k, v in settings.items() if k not in ("datasets", "foundation")} | {
         "datasets": list(dataset_names),
@@ -251,9 +251,10 @@ def pretrain_foundation(
         pretrain(foundation, bank, budget=budget.share(1 - EDGES_SHARE) if edges else budget, folder=work, **how)
         if isinstance(drawn, Synthesizer):
             train_synthesizer(drawn, bank, budget=budget.share(EDGES_SHARE), folder=work, **how)
-            seen = logs["edges"][-1]["images"] if logs.get("edges") else 0
+            stages = finished_before(work, logs) | logs
+            seen = sum(stages[name][-1]["images"] for name in ("estimate", "edges") if stages.get(name))
             foundation.pretraining += f", then on drawing them from edges, {seen} pictures"
-    logs = _finished_before(work, logs) | logs
+    logs = finished_before(work, logs) | logs
     building = output.with_name(f".writing-{output.name}")
     shutil.rmtree(building, ignore_errors=True)
     drawn.save(building)
@@ -387,7 +388,7 @@ def reporter(logs: dict[str, list], watch: Watch) -> Callable[[str, TrainState, 
     return on_step
 
 
-def _finished_before(work: Path, logs: dict[str, list]) -> dict[str, list]:
+def finished_before(work: Path, logs: dict[str, list]) -> dict[str, list]:
     """The logs of stages that an earlier, stopped run had finished: this one never came by them."""
     states = sorted(work.rglob("checkpoint-*/state.json"), key=lambda path: path.parent.name)
     newest = {path.parent.parent: path for path in states}

@@ -37,6 +37,7 @@ from delineate.running import (
     HELD_OUT,
     Nobody,
     Watch,
+    finished_before,
     open_all,
     read_bank,
     reporter,
@@ -177,7 +178,7 @@ def synthesize(
             torch.device(device)
         )
         train_plain(judge, bank, budget=budget.share(SEGMENTER_SHARE), folder=work / "judge", **how)
-        if logs:
+        if logs := finished_before(work, logs) | logs:
             training_curves(logs, work / "curves.png")
         artist = _Artist(synthesizer, judge, bank, dataset, drawing, extractor, seed, work / "drawn")
         cases = dataset.split("train")

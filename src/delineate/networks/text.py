@@ -19,15 +19,21 @@ def build_tokenizer(corpus: Iterable[str], *, vocabulary_size: int = 2048, max_l
     learner = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token=END))
     learner.normalizer = normalizers.Lowercase()
     learner.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), pre_tokenizers.ByteLevel(False)])
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
+    last = [s + "</w>" for s in symbols]
+    # Ties between merges go by the numbers of symbols. Those of `last` the trainer would give out in the order of a
+    # hash table, which differs from call to call, and a resumed training would read other words than it learnt.
     trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary_size, initial_alphabet=sorted(alphabet), end_of_word_suffix="</w>", show_progress=False
+        vocab_size=vocabulary_size,
+        initial_alphabet=symbols,
+        special_tokens=last,  # type: ignore[arg-type]
+        end_of_word_suffix="</w>",
+        show_progress=False,
     )
     learner.train_from_iterator(sorted(set(corpus)), trainer)
     learnt = json.loads(learner.to_str())["model"]
     merges = [tuple(m) if isinstance(m, list) else tuple(m.split(" ")) for m in learnt["merges"]]
-    symbols = sorted(alphabet)
-    words = [*symbols, *(s + "</w>" for s in symbols), *("".join(m) for m in merges), START, END]
+    words = [*symbols, *last, *("".join(m) for m in merges), START, END]
     with tempfile.TemporaryDirectory() as folder:
         vocabulary, merge_file = Path(folder) / "vocab.json", Path(folder) / "merges.txt"
         vocabulary.write_text(json.dumps({w: i for i, w in enumerate(dict.fromkeys(words))}))
