@@ -40,6 +40,7 @@ from delineate.synthesizing import Drawing, synthesize
 from delineate.systems.plain import PlainConfig, build, train_plain
 from delineate.training import Budget
 
+SIZE = 96  # of the segmenters' grid; the scans are drawn at 128
 RESULT = Path(__file__).parent / "results" / "diffboost.json"
 SETS: dict[str, tuple[tuple[str, ...], str, tuple[int | None, ...]]] = {  # targets, modality, training subjects
     "busi": (("breast lesion",), "US", (10, 20, None)),
@@ -53,7 +54,7 @@ ARMS = {  # augmentation, whether synthetic scans are merged in
     "both": ("nnunet", True),
 }
 NETWORKS = {"unet": ((16, 32, 64, 128), 1), "mednext": ((8, 16, 32, 64), 1)}
-GRID = {"keep": (0.0, 0.3, 0.6, 0.8), "variants": (1, 4), "cell": (8, 21, 128)}
+GRID = {"keep": (0.0, 0.3, 0.6, 0.8), "variants": (1, 4), "cell": (4, 16, SIZE)}
 GRID_ON = "busi-20"
 LAYOUT = ("images", "masks", "imagesTr", "labelsTr", "dataset.json")
 
@@ -66,7 +67,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/diffboost"))
     parser.add_argument("--tune", type=int, default=2000, help="images of fine-tuning and of the gate's segmenter")
     parser.add_argument("--variants", type=int, default=4, help="K")
-    parser.add_argument("--images", type=int, default=1600, help="of every segmenter's training")
+    parser.add_argument("--images", type=int, default=1200, help="of every segmenter's training")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2, help="jobs at once, a thread each")
     parser.add_argument("--phase", nargs="*", default=["synthesize", "train", "grid", "distance", "speed", "report"])
@@ -122,7 +123,7 @@ def run_job(args: argparse.Namespace, job: str) -> None:
                     figures[arm] = train_one(args, setting, bank, augmentation, merging, int(rest[0]))
     elif kind == "grid":
         network, keep, variants, cell = rest
-        merging = Merging("patch", float(keep), int(cell) / 128)
+        merging = Merging("patch", float(keep), int(cell) / SIZE)
         bank = fewer(bank_of(args, setting, merging.keep < 1), int(variants))
         figures = {"rows": train_one(args, setting, bank, "none", merging, 0, network=network)}
     elif kind == "distance":
@@ -143,8 +144,8 @@ def grid_jobs() -> list[str]:
     """α × K × cell for the U-Net; α alone, at the paper's cell, for MedNeXt; and both without synthetic scans."""
     cells = [(k, v, c) for v in GRID["variants"] for c in GRID["cell"] for k in GRID["keep"]]
     jobs = [f"grid/{GRID_ON}/unet/{k}/{v}/{c}" for k, v, c in cells]
-    jobs += [f"grid/{GRID_ON}/mednext/{k}/{GRID['variants'][-1]}/21" for k in GRID["keep"]]
-    return [*jobs, *(f"grid/{GRID_ON}/{network}/1.0/1/21" for network in NETWORKS)]
+    jobs += [f"grid/{GRID_ON}/mednext/{k}/{GRID['variants'][-1]}/16" for k in GRID["keep"]]
+    return [*jobs, *(f"grid/{GRID_ON}/{network}/1.0/1/16" for network in NETWORKS)]
 
 
 def folder_of(args: argparse.Namespace, setting: str) -> Path:
@@ -181,7 +182,7 @@ def synthesize_one(args: argparse.Namespace, setting: str) -> dict[str, Any]:
 def bank_of(args: argparse.Namespace, setting: str, merged: bool) -> SliceBank:
     """Training slices, paired with their variants or alone."""
     dataset = dataset_of(args, setting, synthetic=merged)
-    return build_slices([dataset], "train", 128, synthetic="pair" if merged else "none")
+    return build_slices([dataset], "train", SIZE, synthetic="pair" if merged else "none")
 
 
 def train_one(
@@ -196,7 +197,7 @@ def train_one(
 ) -> list[dict[str, Any]]:
     """Train a plain network, score it on the test split."""
     widths, blocks = NETWORKS[network]
-    system = build(PlainConfig(128, widths, network, blocks), bank.vocabulary, seed=seed)
+    system = build(PlainConfig(SIZE, widths, network, blocks), bank.vocabulary, seed=seed)
     with tempfile.TemporaryDirectory() as folder:
         how = {"budget": Budget(images=args.images), "folder": Path(folder), "seed": seed, "merging": merging}
         train_plain(system, replace(bank, augmentation=augmentation), **how)
