@@ -50,7 +50,7 @@ def centres(labels):
 def test_each_is_a_map_or_a_change_of_grey_but_for_none():
     assert {"none", "default", "nnunet"} < AUGMENTATIONS.keys()
     assert set(MOVING) | set(SHADING) == set(CHANGING)
-    assert {"mirror", "rotation", "scale"} == set(MOVING) - set(SHADING)
+    assert {"mirror", "rotation", "scale", "diffboost"} == set(MOVING) - set(SHADING)
 
 
 def test_none_changes_nothing_and_draws_nothing(phantom_bank):
@@ -147,7 +147,9 @@ def test_nnunet_turns_flat_images_all_the_way_round():
     assert degrees.max() > 80
 
 
-@pytest.mark.parametrize(("name", "low", "high"), [("scale", 0.95, 1.05), ("nnunet", 0.7, 1.4)])
+@pytest.mark.parametrize(
+    ("name", "low", "high"), [("scale", 0.95, 1.05), ("diffboost", 0.75, 1.05), ("nnunet", 0.7, 1.4)]
+)
 def test_scales_are_as_stated(name, low, high):
     linear = AUGMENTATIONS[name].maps(flat(600), seeded())[:, :, :2]
     scale = torch.linalg.det(linear).abs().sqrt()
@@ -160,6 +162,19 @@ def test_rotation_is_five_degrees_at_most():
     degrees = torch.atan2(linear[:, 1, 0], linear[:, 0, 0]).rad2deg()
     assert -5.001 < degrees.min() < -4.5
     assert 4.5 < degrees.max() < 5.001
+
+
+def test_diffboost_turns_by_twenty_degrees_at_most_and_leaves_greys_alone():
+    """A generator that saw changed greys would draw them."""
+    stack = AUGMENTATIONS["diffboost"]
+    assert stack.shade is None
+    linear = stack.maps(flat(300, False), seeded())[:, :, :2]
+    degrees = torch.atan2(linear[:, 1, 0], linear[:, 0, 0]).rad2deg()
+    assert -20.001 < degrees.min() < -18
+    assert 18 < degrees.max() < 20.001
+    both = stack.maps(flat(1200), seeded())[:, :, :2]
+    mirrored = (torch.linalg.det(both) < 0).float().mean().item()
+    assert mirrored == pytest.approx(0.5, abs=0.05)  # either flip alone
 
 
 def test_three_quarters_have_their_mirror_tried():

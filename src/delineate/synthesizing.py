@@ -8,7 +8,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from delineate.edges import EDGES, Extractor, hint
 from delineate.errors import DatasetError, DelineateError
 from delineate.files import write_json
 from delineate.gate import Gate, foreground_dice
-from delineate.grid import canonical_fit, intensity_range, is_in_hounsfield_units, with_neighbours
+from delineate.grid import canonical_fit, intensity_range, is_in_hounsfield_units, stack_of, with_neighbours
 from delineate.model_folder import HOUSE_SYNTHESIS, house_folder
 from delineate.networks.text import Encoded
 from delineate.pictures import training_curves
@@ -44,7 +44,7 @@ from delineate.running import (
     seen_by_foundation,
     work_folder,
 )
-from delineate.scan import Scan, from_canonical, orientation_of, write_scan
+from delineate.scan import Scan, from_canonical, orientation_of, read_scan, write_scan
 from delineate.synthesis import LOOKS, Synthesizer, caption, train_synthesizer
 from delineate.systems import PRESETS
 from delineate.systems.plain import SIZES, Plain, PlainConfig, build, train_plain
@@ -307,23 +307,14 @@ class _Artist:
             # reads them would stretch them.
             own[own <= low + AIR_SHARE * (high - low)] = float(scan.voxels.min())
         if scan.is_colour:
-            part = Scan(own.permute(0, 2, 3, 1).numpy(), scan.affine, scan.modality, has_spacing=scan.has_spacing)
+            part, voxels = scan, own.permute(0, 2, 3, 1).numpy()
         else:
             part = cropped(scan, slab_of(scan, first, end))
-            part = Scan(
-                np.ascontiguousarray(from_canonical(own[:, 0].numpy(), orientation_of(scan.affine))),
-                part.affine,
-                scan.modality,
-                scan.source,
-                scan.has_spacing,
-                space_code=scan.space_code,
-            )
+            voxels = np.ascontiguousarray(from_canonical(own[:, 0].numpy(), orientation_of(scan.affine)))
         if np.array_equal(scan.voxels, np.rint(scan.voxels)):  # whole numbers stay whole
-            part = Scan(
-                np.rint(part.voxels), part.affine, part.modality, scan.source, part.has_spacing, (), part.space_code
-            )
+            voxels = np.rint(voxels)
         file = f"{name}{'.png' if scan.is_flat else '.nii.gz'}"
-        write_scan(self.folder / file, part)
+        write_scan(self.folder / file, replace(part, voxels=voxels))
         return file
 
 
@@ -435,9 +426,6 @@ def _rows(
     variants: int = 5,
 ) -> Iterator[tuple[str, list[np.ndarray]]]:
     """Of up to `most` cases the slice with the largest target: real, edges, and the first variants that were kept."""
-    from delineate.grid import stack_of
-    from delineate.scan import read_scan
-
     picked = sorted({int(i) for i in np.linspace(0, len(cases) - 1, min(most, len(cases)))})
     for case in (cases[i] for i in picked):
         stack, labels, flat = slices_of(dataset, case, dataset.vocabulary(), size)
