@@ -29,6 +29,7 @@ import numpy as np
 import torch
 
 from delineate import open_dataset
+from delineate.artist import Drawing
 from delineate.data.dataset import Dataset
 from delineate.data.slices import SliceBank, Variants, build_slices
 from delineate.evaluation import evaluate
@@ -36,7 +37,7 @@ from delineate.files import write_json
 from delineate.merging import Merging
 from delineate.metrics import paired_bootstrap
 from delineate.segmenter import Segmenter
-from delineate.synthesizing import Drawing, synthesize
+from delineate.synthesizing import synthesize
 from delineate.systems.plain import PlainConfig, build, train_plain
 from delineate.training import Budget
 

@@ -2,9 +2,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from delineate.artist import Drawing
 from delineate.edges import EDGES, FAINTEST, boundaries, canny, gradient, hint, scharr
 from delineate.errors import DelineateError
-from delineate.synthesizing import Drawing
 
 SIZE = 48
 NOTHING = 1e-5  # what rounding makes of no edge

@@ -2,9 +2,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from delineate.artist import Drawing
 from delineate.errors import DelineateError, ModelError
 from delineate.networks.hed import STAGES, Hed
-from delineate.synthesizing import Drawing, synthesize
+from delineate.synthesizing import synthesize
 
 
 @pytest.fixture(scope="module")

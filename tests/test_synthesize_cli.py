@@ -165,7 +165,7 @@ def test_75_asked_to_stop_it_goes_on_with_the_same_command(delineate, images, ed
         raise synthesizing.Interrupted("stopped after 1 of 3 scans; the same command goes on from there")
 
     with monkeypatch.context() as patch:
-        patch.setattr(synthesizing._Artist, "draw", stops)
+        patch.setattr(synthesizing.Artist, "draw", stops)
         code, _, err = delineate(*arguments, "--json")
     assert code == 75
     assert "the same command goes on" in one_line(err)

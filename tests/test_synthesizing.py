@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from delineate import synthesizing
+from delineate.artist import Drawing, name_of, seed_of
 from delineate.data.augmented import cropped, slab_of
 from delineate.data.check import check_dataset
 from delineate.data.dataset import open_dataset
@@ -23,7 +24,7 @@ from delineate.grid import CT_WINDOW_HU, canonical_fit, intensity_range, stack_o
 from delineate.running import HELD_OUT, evaluate_model, train_system
 from delineate.scan import Scan, read_scan
 from delineate.synthesis import Synthesizer
-from delineate.synthesizing import Drawing, name_of, seed_of, synthesize
+from delineate.synthesizing import synthesize
 from delineate.training import Interrupted
 
 TARGETS = ["liver", "spleen"]
@@ -201,7 +202,7 @@ def test_real_files_are_left_alone_and_those_of_test_unread(made, small, phantom
 def test_an_interrupted_run_goes_on_and_gives_the_same_bytes(made, small, edges_base, tmp_path, monkeypatch):
     """Stopped in the fine-tuning, while drawing, and before the folder was written."""
     folder, how = tmp_path / "larger", {"foundation": edges_base, "images": 40, "target": TARGETS}
-    draw, train = synthesizing._Artist.draw, synthesizing.train_synthesizer
+    draw, train = synthesizing.Artist.draw, synthesizing.train_synthesizer
     count = 0
 
     def stops_early(*given, should_stop, **more):
@@ -237,7 +238,7 @@ def test_an_interrupted_run_goes_on_and_gives_the_same_bytes(made, small, edges_
         draw(self, case, variant)
 
     with monkeypatch.context() as patch:
-        patch.setattr(synthesizing._Artist, "draw", draws_two)
+        patch.setattr(synthesizing.Artist, "draw", draws_two)
         with pytest.raises(KeyboardInterrupt):
             synthesize(small, folder, QUICK, **how)
     assert len(list((tmp_path / "larger-training" / "drawn").glob("*.json"))) == 2
@@ -264,13 +265,13 @@ def test_an_interrupted_run_goes_on_and_gives_the_same_bytes(made, small, edges_
 
 
 def test_a_request_to_stop_while_drawing_ends_politely(small, edges_base, tmp_path, monkeypatch):
-    draw = synthesizing._Artist.draw
+    draw = synthesizing.Artist.draw
 
     def asked_to_stop(self, case, variant):
         draw(self, case, variant)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(synthesizing._Artist, "draw", asked_to_stop)
+    monkeypatch.setattr(synthesizing.Artist, "draw", asked_to_stop)
     with pytest.raises(Interrupted, match="stopped after 1 of 4 scans; the same command goes on"):
         synthesize(small, tmp_path / "out", QUICK, foundation=edges_base, images=10, target=TARGETS)
     assert not (tmp_path / "out").exists()
@@ -403,7 +404,7 @@ def artist(small, edges_base, tmp_path_factory):
         judge = synthesizing.build(synthesizing.PlainConfig(64, (8, 16)), bank.vocabulary)
         synthesizer = Synthesizer.load(edges_base)
         drawing = Drawing(variants=1, steps=1, keep_all=keep_all, look=0)
-        return synthesizing._Artist(synthesizer, judge, bank, dataset, drawing, synthesizing.EDGES["scharr"], 0, folder)
+        return synthesizing.Artist(synthesizer, judge, bank, dataset, drawing, synthesizing.EDGES["scharr"], 0, folder)
 
     return make
 
@@ -466,7 +467,7 @@ def test_an_erased_organ_is_rejected_by_its_mask(artist, tmp_path, monkeypatch):
         answers.append(len(pictures))
         return labels if len(answers) == 1 else torch.where(labels == 1, 0, labels)  # first asked of the real scan
 
-    monkeypatch.setattr(synthesizing._Artist, "_segmented", segmented)
+    monkeypatch.setattr(synthesizing.Artist, "_segmented", segmented)
     painter.draw(case, 0)
     record = json.loads((tmp_path / "phantom000_syn0.json").read_text())
     assert record["verdict"]["reason"] == "mask"
@@ -487,7 +488,7 @@ def test_rejected_scans_are_counted_and_left_out(small, edges_base, tmp_path, mo
 
 
 def test_all_slices_of_a_volume_are_drawn_from_one_noise(artist, tmp_path, monkeypatch):
-    monkeypatch.setattr(synthesizing, "AT_ONCE", 3)
+    monkeypatch.setattr("delineate.artist.AT_ONCE", 3)
     painter = artist(tmp_path)
     first, second = painter.dataset.split("train")
     script = Script(painter, monkeypatch, first, lambda scan: scan)

@@ -67,8 +67,8 @@ class Gate:
         inside = self.brightness[0] <= brightness <= self.brightness[1]
         inside &= self.contrast[0] <= contrast <= self.contrast[1]
         failed = {
-            "edges": agreement < self.least_edges,
             "intensity": not inside,
+            "edges": agreement < self.least_edges,
             "mask": mask < self.least_mask * mask_of_real,
         }
         reason = next((name for name, is_so in failed.items() if is_so), "")
