@@ -66,8 +66,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--base", type=Path, help="a foundation with an edge control; else the package's own")
     parser.add_argument("--work", type=Path, default=Path("runs/diffboost"))
-    parser.add_argument("--tune", type=int, default=2000, help="images of fine-tuning and of the gate's segmenter")
+    parser.add_argument("--tune", type=int, default=2500, help="images of fine-tuning and of the gate's segmenter")
     parser.add_argument("--variants", type=int, default=4, help="K")
+    parser.add_argument("--steps", type=int, default=8, help="of DDIM; 5, 20 and 50 look alike")
     parser.add_argument("--images", type=int, default=1200, help="of every segmenter's training")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2, help="jobs at once, a thread each")
@@ -99,7 +100,7 @@ def queue(args: argparse.Namespace, jobs: Sequence[str]) -> None:
 
     def run(job: str) -> None:
         words = [sys.executable, __file__, "--job", job, "--data", args.data, "--work", args.work]
-        words += ["--tune", args.tune, "--variants", args.variants, "--images", args.images]
+        words += ["--tune", args.tune, "--steps", args.steps, "--variants", args.variants, "--images", args.images]
         words += ["--base", args.base] if args.base else []
         done = subprocess.run([str(word) for word in words], capture_output=True, text=True, check=False)
         print(job, "done" if done.returncode == 0 else f"FAILED\n{done.stderr[-2000:]}", flush=True)
@@ -176,7 +177,7 @@ def synthesize_one(args: argparse.Namespace, setting: str) -> dict[str, Any]:
     """Fine-tune, draw, judge; every variant is kept on disk by the job itself."""
     targets, modality, _ = SETS[setting.rpartition("-")[0]]
     named = f"{folder_of(args, setting)}={','.join(targets)}@{modality}"
-    drawing = Drawing(variants=args.variants)
+    drawing = Drawing(variants=args.variants, steps=args.steps)
     return synthesize(named, args.work / "synthetic" / setting, drawing, foundation=args.base, images=args.tune)
 
 
