@@ -67,6 +67,7 @@ def made(small, edges_base, tmp_path_factory):
 def test_every_train_case_has_its_variants_and_nothing_comes_from_test(made, small):
     folder, summary = made
     dataset, real = open_dataset(folder), open_dataset(small, targets=TARGETS)
+    assert 0 <= summary.pop("segmenter_on_real") <= 1
     assert summary == {"cases": 2, "drawn": 4, "kept": 4, "rejected": {}}
     assert set(dataset.origins) == {f"phantom00{case}_syn{k}" for case in (0, 1) for k in (0, 1)}
     assert [case.name for case in dataset.split("train")] == ["phantom000", "phantom001"]
@@ -478,6 +479,7 @@ def test_rejected_scans_are_counted_and_left_out(small, edges_base, tmp_path, mo
     draw, folder = Synthesizer.draw, tmp_path / "larger"
     monkeypatch.setattr(Synthesizer, "draw", lambda self, *given, **how: torch.ones_like(draw(self, *given, **how)))
     summary = synthesize(small, folder, Drawing(variants=2, steps=1), foundation=edges_base, images=10, target=TARGETS)
+    assert 0 <= summary.pop("segmenter_on_real") <= 1
     assert summary == {"cases": 2, "drawn": 4, "kept": 0, "rejected": {"edges": 4}}
     provenance = told(folder)
     assert provenance["synthetic"] == {}

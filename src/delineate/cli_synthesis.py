@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from delineate.distance import Distance
 
 SET_HELP = "a dataset folder (imagesTr/ or images/), a folder of scans, or one volume"
+WEAK = 0.5  # Dice of the gate's segmenter on its own training scans
 CASES_HELP = "all, real or synthetic, as the folder's provenance.json says."
 
 
@@ -95,6 +96,11 @@ def synthesize(
         highlight=False,
         soft_wrap=True,
     )
+    if summary["segmenter_on_real"] < WEAK:
+        say(
+            f"delineate: the gate's segmenter reaches Dice {summary['segmenter_on_real']:.2f} on the real training "
+            "scans, so its check of the masks says little; train longer (--minutes)"
+        )
 
 
 def distance(

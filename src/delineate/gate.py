@@ -21,6 +21,7 @@ class Verdict:
         brightness: mean intensity, in [-1, 1].
         contrast: standard deviation of the intensities.
         mask: Dice of the first segmenter's answer against the mask.
+        mask_of_real: the same on the real scan; where this is low the check of the mask says little.
         reason: "edges", "intensity", "mask", or "".
     """
 
@@ -28,6 +29,7 @@ class Verdict:
     brightness: float
     contrast: float
     mask: float
+    mask_of_real: float
     reason: str
 
 
@@ -44,7 +46,7 @@ class Gate:
 
     brightness: tuple[float, float]
     contrast: tuple[float, float]
-    least_edges: float = 0.4
+    least_edges: float = 0.5
     least_mask: float = 0.6
 
     @classmethod
@@ -72,7 +74,7 @@ class Gate:
             "mask": mask < self.least_mask * mask_of_real,
         }
         reason = next((name for name, is_so in failed.items() if is_so), "")
-        return Verdict(agreement, brightness, contrast, mask, reason)
+        return Verdict(agreement, brightness, contrast, mask, mask_of_real, reason)
 
 
 def edge_agreement(drawn: Tensor, asked: Tensor) -> float:

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -221,6 +222,7 @@ def _assemble(
         "drawn": len(records),
         "kept": len(synthetic),
         "rejected": {reason: reasons.count(reason) for reason in sorted(set(reasons))},
+        "segmenter_on_real": round(fmean(record["verdict"]["mask_of_real"] for record in records.values()), 3),
     }
     written.finish(
         {
