@@ -30,8 +30,10 @@ import torch
 
 from delineate import open_dataset
 from delineate.artist import Drawing
+from delineate.contact_sheet import contact_sheet
 from delineate.data.dataset import Dataset
 from delineate.data.slices import SliceBank, Variants, build_slices
+from delineate.edges import hint
 from delineate.evaluation import evaluate
 from delineate.files import write_json
 from delineate.merging import Merging
@@ -43,6 +45,8 @@ from delineate.training import Budget
 
 SIZE = 96  # of the segmenters' grid; the scans are drawn at 128
 RESULT = Path(__file__).parent / "results" / "diffboost.json"
+PICTURE = Path(__file__).parents[1] / "docs" / "pictures" / "synthetic.png"
+SHOWN = ("busi-20", "btcv_ct-4", "chaos_mr_t2-4")
 SETS: dict[str, tuple[tuple[str, ...], str, tuple[int | None, ...]]] = {  # targets, modality, training subjects
     "busi": (("breast lesion",), "US", (10, 20, None)),
     "btcv_ct": (("spleen",), "CT", (2, 4, None)),
@@ -250,7 +254,6 @@ def thinned(images: np.ndarray, most: int) -> np.ndarray:
 def speed(args: argparse.Namespace) -> dict[str, Any]:
     """Images a second: edges and captions looked at once, against once a step with guidance as SD pipelines do."""
     from delineate.codec import noise_fields
-    from delineate.edges import hint
     from delineate.model_folder import HOUSE_SYNTHESIS, house_folder
     from delineate.synthesis import Synthesizer, pictures_of
 
@@ -333,7 +336,24 @@ def report(args: argparse.Namespace, settings: Sequence[str]) -> None:
         found = sorted((args.work / "figures" / kind).rglob("*.json"))
         table[kind] = {p.stem: json.loads(p.read_text()) for p in found}
     write_json(RESULT, table)
-    print(RESULT)
+    picture(args)
+    print(RESULT, PICTURE)
+
+
+def picture(args: argparse.Namespace) -> None:
+    """Two training slices of each modality: real, edges, and what was drawn from them."""
+    rows = []
+    for setting in SHOWN:
+        bank = build_slices([dataset_of(args, setting, synthetic=True)], "train", 128, synthetic="pair")
+        assert bank.variants is not None
+        area = (bank.labels > 0).flatten(1).sum(1) * (bank.variants.of >= 0).all(1)
+        order = area.argsort(descending=True)
+        for i in (int(order[0]), int(order[len(area[area > 0]) // 3])):
+            grey = torch.cat([bank.images[i : i + 1], bank.variants.images[bank.variants.of[i]]])[:, 1:2].float() / 255
+            asked = hint(2 * grey[:1] - 1, bank.labels[i : i + 1])
+            shown = torch.cat([grey[:1], asked, grey[1:]]).permute(0, 2, 3, 1).expand(-1, -1, -1, 3).numpy()
+            rows.append((setting, list(shown)))
+    contact_sheet(rows, PICTURE)
 
 
 def setting_figures(args: argparse.Namespace, setting: str) -> dict[str, Any]:
