@@ -149,7 +149,7 @@ def test_provenance_tells_how_each_scan_came_about(made, small, edges_base):
         assert name == f"{entry['source']}_syn{entry['variant']}"
         assert entry["seed"] == seed_of(0, entry["source"], entry["variant"])
         assert entry["caption"].startswith("liver, spleen, CT")
-        assert set(entry["verdict"]) == {"edges", "brightness", "contrast", "mask", "reason"}
+        assert set(entry["verdict"]) == {"edges", "brightness", "contrast", "mask", "mask_of_real", "reason"}
         assert -1 <= entry["verdict"]["edges"] <= 1
     assert str(small.parent) not in (folder / "provenance.json").read_text()  # no path of this machine
     assert str(edges_base.parent) not in (folder / "provenance.json").read_text()
@@ -164,8 +164,9 @@ def test_the_contact_sheet_is_there(made):
 def test_a_contact_sheet_shows_slices_in_grey(made, small):
     """Three neighbouring slices are no three colours."""
     folder, _ = made
-    drawn, dataset = folder.with_name("larger-training") / "drawn", open_dataset(small, targets=TARGETS)
-    records = {path.stem: json.loads(path.read_text()) for path in sorted(drawn.glob("*.json"))}
+    drawn, dataset = folder / "imagesTr", open_dataset(small, targets=TARGETS)
+    entries = told(folder)["synthetic"].items()
+    records = {name: {**entry, "kept": True, "file": f"{name}_0000.nii.gz"} for name, entry in entries}
     rows = list(
         synthesizing._rows(dataset, dataset.split("train"), records, drawn, QUICK, synthesizing.EDGES["scharr"], 64)
     )
@@ -432,7 +433,7 @@ class Script:
         (lambda scan: scan, ""),
         (lambda scan: scan.roll(16, dims=2), "edges"),
         (lambda scan: 0.2 * scan + 0.8, "intensity"),
-        (torch.ones_like, "edges"),
+        (torch.ones_like, "intensity"),
     ],
     ids=["itself", "shifted", "bright", "white"],
 )
@@ -453,7 +454,7 @@ def test_keeping_all_still_records_what_was_wrong(artist, tmp_path, monkeypatch)
     Script(painter, monkeypatch, case, torch.ones_like)
     painter.draw(case, 0)
     record = json.loads((tmp_path / "phantom000_syn0.json").read_text())
-    assert (record["kept"], record["verdict"]["reason"]) == (True, "edges")
+    assert (record["kept"], record["verdict"]["reason"]) == (True, "intensity")
     assert (tmp_path / record["file"]).exists()
 
 
@@ -480,7 +481,11 @@ def test_rejected_scans_are_counted_and_left_out(small, edges_base, tmp_path, mo
     draw, folder = Synthesizer.draw, tmp_path / "larger"
     monkeypatch.setattr(Synthesizer, "draw", lambda self, *given, **how: torch.ones_like(draw(self, *given, **how)))
     summary = synthesize(small, folder, Drawing(variants=2, steps=1), foundation=edges_base, images=10, target=TARGETS)
-    assert {k: summary[k] for k in ("drawn", "kept", "rejected")} == {"drawn": 4, "kept": 0, "rejected": {"edges": 4}}
+    assert {k: summary[k] for k in ("drawn", "kept", "rejected")} == {
+        "drawn": 4,
+        "kept": 0,
+        "rejected": {"intensity": 4},
+    }
     provenance = told(folder)
     assert provenance["synthetic"] == {}
     assert set(provenance["rejected"]) == {f"phantom00{case}_syn{k}" for case in (0, 1) for k in (0, 1)}

@@ -96,7 +96,7 @@ def synthesize(
         highlight=False,
         soft_wrap=True,
     )
-    if summary["segmenter_on_real"] < WEAK:
+    if not keep_all and summary["segmenter_on_real"] < WEAK:
         say(
             f"delineate: the gate's segmenter reaches Dice {summary['segmenter_on_real']:.2f} on the real training "
             "scans, so its check of the masks says little; train longer (--minutes)"
