@@ -430,7 +430,7 @@ def test_the_command_line_passes_it_on(augmented, phantom_dataset, tmp_path, mon
         return stopped.value.code or 0, capsys.readouterr().err
 
     for wrong, words in (
-        ((augmented, "--augmentation", "magic"), "--augmentation is one of none, default, contrast"),
+        ((augmented, "--augmentation", "magic"), "--augmentation is one of none, default, diffboost, contrast"),
         ((augmented, "--merge", "mix"), "--merge is one of patch, image, loss, extra, none; got 'mix'"),
         ((augmented, "--merge", "none", "--keep-real", 0.5), "--keep-real is for --merge patch"),
         ((phantom_dataset, "--merge", "patch"), "make some with: delineate synthesize"),
