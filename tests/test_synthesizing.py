@@ -21,6 +21,7 @@ from delineate.data.slices import build_slices, slices_of
 from delineate.errors import DatasetError, DelineateError, ModelError
 from delineate.files import write_json
 from delineate.grid import CT_WINDOW_HU, canonical_fit, intensity_range, stack_of
+from delineate.networks.foundation import Foundation
 from delineate.running import HELD_OUT, evaluate_model, train_system
 from delineate.scan import Scan, read_scan
 from delineate.synthesis import Synthesizer
@@ -384,6 +385,19 @@ def test_flat_images_stay_what_they_are(edges_base, tmp_path, colour):
         assert masks[0] == masks[1]
     bank = build_slices([dataset], "train", 64, synthetic="pair")
     assert (bank.variants.of >= 0).all()
+
+
+def test_a_folder_of_stable_diffusion_serves_and_stays_frozen(small, tmp_path):
+    """On the latents of its autoencoder, with nothing in it that says it was made here."""
+    base = Foundation.make("tiny", "vae", ["liver, CT"], seed=0)
+    base.save(tmp_path / "sd")
+    (tmp_path / "sd" / "delineate.json").unlink()
+    drawing = Drawing(variants=1, steps=2, keep_all=True)
+    summary = synthesize(small, tmp_path / "larger", drawing, foundation=tmp_path / "sd", images=20, target=TARGETS)
+    assert summary["kept"] == 2
+    tuned = Synthesizer.load(tmp_path / "larger-training" / "synthesizer")
+    assert tuned.foundation.fingerprint() == base.fingerprint()
+    assert tuned.control.detail is None
 
 
 def test_a_base_in_grey_draws_grey_volumes_and_refuses_colour(small, foundation_folder, tmp_path):
