@@ -77,12 +77,15 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2, help="jobs at once, a thread each")
     parser.add_argument("--phase", nargs="*", default=["synthesize", "train", "grid", "distance", "speed", "report"])
+    parser.add_argument("--only", nargs="*", help="these settings alone, such as chaos_mr_t2-2")
+    parser.add_argument("--result", type=Path, default=RESULT, help="where the report goes")
     parser.add_argument("--job", help=argparse.SUPPRESS)  # one job, in a process of its own
     args = parser.parse_args()
     torch.set_num_threads(1)
     if args.job:
         return run_job(args, args.job)
     settings = [f"{name}-{count or 'all'}" for name, (_, _, counts) in SETS.items() for count in counts]
+    settings = [setting for setting in settings if not args.only or setting in args.only]
     seeds = range(args.seeds)
     jobs = {
         "synthesize": [f"synthesize/{setting}" for setting in settings],
@@ -335,9 +338,11 @@ def report(args: argparse.Namespace, settings: Sequence[str]) -> None:
     for kind in ("synthesize", "distance", "speed"):
         found = sorted((args.work / "figures" / kind).rglob("*.json"))
         table[kind] = {p.stem: json.loads(p.read_text()) for p in found}
-    write_json(RESULT, table)
-    picture(args)
-    print(RESULT, PICTURE)
+    write_json(args.result, table)
+    print(args.result)
+    if set(SHOWN) <= set(settings):
+        picture(args)
+        print(PICTURE)
 
 
 def picture(args: argparse.Namespace) -> None:

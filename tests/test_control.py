@@ -254,9 +254,9 @@ def test_towards_scans_too_every_residual_is_zero_at_first(in_colour, synthesize
 def test_at_first_the_detail_only_weighs_by_bayes_rule_and_adds_nothing(in_colour, synthesizer):
     """The scan is Gaussian about the expected one, the noise Gaussian too: the posterior mean is known."""
     edges, x_t, t, text = asked(in_colour)
-    seen, codec = synthesizer.look(edges, text), in_colour.codec
+    seen = synthesizer.look(edges, text)
     a, sigma = in_colour.schedule.signal_and_noise(t, x_t)
-    mean = codec.encode_picture(seen.expected)
+    mean = seen.hint.estimate
     known, heard = 1 / SPREAD_AT_FIRST**2, (a / sigma) ** 2
     posterior = (known * mean + heard * x_t / a.clamp(min=1e-9)) / (known + heard)
     rough, share = torch.randn_like(x_t), 1 / (1 + math.exp(-TRUST_AT_FIRST))

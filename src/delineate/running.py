@@ -237,7 +237,7 @@ def pretrain_foundation(
     if output.exists() and any(output.iterdir()) and not (output / "delineate.json").exists():
         raise DelineateError(f"{output}: exists and is not a foundation made here; choose another folder")
     settings = {"datasets": [str(parse_named(p, target, modality)) for p in paths], "preset": preset, "codec": codec}
-    settings |= {"edges": True} if edges else {}
+    settings |= ({"edges": True} if edges else {}) | ({"shares": list(shares)} if shares else {})
     part = None if fold is None else Fold.parse(fold)
     settings |= {"target": list(target or ()), "modality": modality, "fold": None if part is None else str(part)}
     work = work_folder(output, {**settings, "minutes": minutes, "images": images, "seed": seed})

@@ -43,11 +43,10 @@ HEAVIEST = 5.0  # the weight 1 / σ² of an error in x0 (that of v-prediction) i
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """Edge maps and captions, looked at: the hint, the encoder's fine features, and the scans they let one expect."""
+    """Edge maps and captions, looked at: the hint, and the encoder's fine features (B, width, S/2, S/2)."""
 
     hint: Hint
     fine: Tensor
-    expected: Tensor
 
 
 @dataclass(eq=False)
@@ -171,7 +170,7 @@ class Synthesizer:
         features = self.control.encoder(2 * edges.expand(-1, 3, -1, -1) - 1)
         expected = self.control.expect(features, text.pooled)
         hint = self.control.hint(features, (expected + 1) / 2, text.pooled, self.foundation.codec)
-        return Seen(hint, features.fine, expected)
+        return Seen(hint, features.fine)
 
     def clean(self, x_t: Tensor, t: Tensor, text: Encoded, seen: Seen) -> Tensor:
         """The clean latent at (x_t, t)."""

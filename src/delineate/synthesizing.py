@@ -109,10 +109,7 @@ def synthesize(
         "fold": None if part is None else str(part),
         **({} if hed is None else {"hed": str(Path(hed).resolve())}),
     }
-    work = Path(f"{output}-training")
-    if not (work / "settings.json").exists():  # nothing unfinished: what lies there is of an earlier enlargement
-        shutil.rmtree(work / "synthesizer", ignore_errors=True)
-    work_folder(output, settings)
+    work = work_folder(output, settings)
     (dataset,) = open_all([path], target, modality, part)
     held = held_out([dataset], part) + seen_by_foundation(base, [dataset], part)
     synthesizer = Synthesizer.load(base, preset, seed=seed).to(device)
@@ -123,7 +120,7 @@ def synthesize(
     with polite_stop() as should_stop:
         how = {"seed": seed, "should_stop": should_stop, "on_step": reporter(logs := {}, watch)}
         budget = Budget(images, minutes)
-        tuned = work / "synthesizer"
+        tuned = work / "tuned"
         if tuned.is_dir():
             synthesizer = Synthesizer.load(tuned).to(device)
         else:
@@ -157,6 +154,8 @@ def synthesize(
             watch.update((done + 1) / total)
     records = artist.records(cases)
     summary = _assemble(output, dataset, records, settings, synthesizer, drawing, extractor, bank.size, held)
+    shutil.rmtree(work / "synthesizer", ignore_errors=True)
+    tuned.rename(work / "synthesizer")
     for part in ("drawn", "judge", "estimate", "edges"):
         shutil.rmtree(work / part, ignore_errors=True)
     (work / "settings.json").unlink(missing_ok=True)

@@ -6,7 +6,8 @@ once; only the ControlNet itself runs at every step. Its residuals leave through
 step 0 they are exactly 0 and the foundation does what it always did.
 
 The same class serves both directions. Towards masks (ProGiDiff) it looks at a scan, and its hint carries the encoder's
-own estimate of the mask. Towards scans (DiffBoost) it looks at an edge map, and its hint carries the edges.
+own estimate of the mask. Towards scans (DiffBoost) it looks at an edge map, and its hint carries
+the scan that these edges let one expect.
 
 Towards masks one thing is added to the ControlNet. The encoder can already tell each pixel's probability of the
 prompted target, and with it the codec can tell what to expect of a noisy mask, pixel by pixel (`posterior`), which
@@ -127,7 +128,6 @@ class Control(nn.Module):
         """
         super().__init__()
         self.encoder = ImageEncoder(widths)
-        self.direction = direction
         masks = direction is Direction.MASKS
         head = ConceptHead(widths[0], text_width) if masks else PictureHead(widths[0], text_width, colours)
         self.head: ConceptHead | PictureHead = head
