@@ -1,10 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from torch import Generator
 
 from delineate.data import augmentation
-from delineate.data.augmentation import AUGMENTATIONS, UPRIGHT_DEGREES, moved_labels, similarities
+from delineate.data.augmentation import AUGMENTATIONS, UPRIGHT_DEGREES, bias_fields, moved_labels, similarities
 
 CHANGING = [name for name in AUGMENTATIONS if name != "none"]
 MOVING = [name for name in AUGMENTATIONS if AUGMENTATIONS[name].place is not None]
@@ -48,7 +50,7 @@ def centres(labels):
 
 
 def test_each_is_a_map_or_a_change_of_grey_but_for_none():
-    assert {"none", "default", "nnunet"} < AUGMENTATIONS.keys()
+    assert {"none", "default", "nnunet", "bias", "strong"} < AUGMENTATIONS.keys()
     assert set(MOVING) | set(SHADING) == set(CHANGING)
     assert {"mirror", "rotation", "scale", "diffboost"} == set(MOVING) - set(SHADING)
 
@@ -104,7 +106,9 @@ def test_a_seed_repeats_it_and_the_global_randomness_is_left_alone(name, phantom
 @pytest.mark.parametrize("mirror", [False, True])
 def test_image_and_label_move_together(name, mirror):
     image, labels = marked(40, 24, 38)
-    moved_image, moved = AUGMENTATIONS[name](image, labels, flat(40, mirror), seeded())
+    # "strong" may turn black into white, which says nothing about where things are
+    moving = replace(AUGMENTATIONS[name], shade=None) if name == "strong" else AUGMENTATIONS[name]
+    moved_image, moved = moving(image, labels, flat(40, mirror), seeded())
     assert set(moved.unique().tolist()) == {0, 3}
     scores = [dice(moved_image[k].mean(0) > 0, moved[k] == 3) for k in range(40)]
     assert min(scores) > 0.85
@@ -148,7 +152,8 @@ def test_nnunet_turns_flat_images_all_the_way_round():
 
 
 @pytest.mark.parametrize(
-    ("name", "low", "high"), [("scale", 0.95, 1.05), ("diffboost", 0.75, 1.05), ("nnunet", 0.7, 1.4)]
+    ("name", "low", "high"),
+    [("scale", 0.95, 1.05), ("diffboost", 0.75, 1.05), ("nnunet", 0.7, 1.4), ("strong", 0.7, 1.4)],
 )
 def test_scales_are_as_stated(name, low, high):
     linear = AUGMENTATIONS[name].maps(flat(600), seeded())[:, :, :2]
@@ -257,6 +262,89 @@ def test_low_resolution_takes_away_detail_only(phantom_bank):
     assert coarse.shape == grey.shape
     near = torch.nn.functional.avg_pool2d(coarse - grey, 8).abs().mean()
     assert near < 0.3 * (coarse - grey).abs().mean()
+
+
+# the bias field of coils, and "strong"
+
+
+def test_bias_fields_have_a_range_of_their_strength_and_a_geometric_mean_of_one():
+    fields = bias_fields(400, 48, 0.6, seeded()).double().flatten(1)
+    torch.testing.assert_close(fields.log().mean(1), torch.zeros(400).double(), atol=1e-5, rtol=0)
+    ratio = fields.amax(1) / fields.amin(1)
+    strength = (ratio - 1) / (ratio + 1)  # ratio = (1 + strength) / (1 - strength)
+    assert 0 <= strength.min() < 0.02
+    assert 0.58 < strength.max() <= 0.6 + 1e-5
+    assert strength.mean().item() == pytest.approx(0.3, abs=0.03)  # uniform
+
+
+def test_bias_fields_are_smooth_and_each_its_own():
+    fields = bias_fields(100, 64, 0.6, seeded()).log()
+    height = fields.amax((1, 2, 3)) - fields.amin((1, 2, 3))
+    for axis in (2, 3):
+        assert (fields.diff(dim=axis).abs().amax((1, 2, 3)) < 0.1 * height).all()  # noise would reach 1
+    shapes = fields.flatten(1)
+    assert (torch.corrcoef(shapes) - torch.eye(100)).abs().max() < 0.99
+
+
+def test_bias_leaves_air_black_and_the_brightest_grey_as_it_is(phantom_bank):
+    image, labels = slices(phantom_bank)
+    changed, _ = AUGMENTATIONS["bias"](image, labels, flat(len(image)), seeded())
+    assert (changed[image == -1] == -1).all()
+    torch.testing.assert_close(changed.amax((1, 2, 3)), image.amax((1, 2, 3)), atol=1e-5, rtol=0)
+    black = torch.full((4, 3, 32, 32), -1.0)
+    assert torch.equal(AUGMENTATIONS["bias"].picture(black, None, seeded()), black)
+
+
+def test_the_channels_of_a_slice_share_its_bias_field():
+    grey = 0.1 + 0.9 * torch.rand(20, 3, 32, 32, generator=seeded())
+    factor = augmentation._bias(0.6)(grey, seeded(1)) / grey
+    torch.testing.assert_close(factor[:, :1].expand(-1, 3, -1, -1), factor)
+    ratio = factor.amax((1, 2, 3)) / factor.amin((1, 2, 3))
+    assert 1 <= ratio.min() < 1.2
+    assert 3 < ratio.max() < (1.6 / 0.4) * 1.001
+
+
+def curves(inverted, count=1000):
+    """What `_curve` makes of greys from 0 to 1, (count, 200)."""
+    ramp = torch.linspace(0, 1, 200).view(1, 1, 1, 200).expand(count, 1, 1, 200)
+    return augmentation._curve(inverted)(ramp, seeded())[:, 0, 0]
+
+
+def test_curves_lead_from_black_to_black_and_rise_more_often_than_not():
+    made = curves(0.0)
+    torch.testing.assert_close(made[:, 0], torch.zeros(1000))
+    torch.testing.assert_close(made[:, -1], torch.ones(1000))
+    assert made.min() >= 0
+    assert made.max() <= 1 + 1e-6
+    falling = (made.diff(dim=1).amin(1) < -1e-4).float().mean()
+    assert 0.05 < falling < 0.5
+    assert made.std(0).max() > 0.1
+
+
+def test_a_few_curves_are_inverted():
+    made = curves(0.1)
+    inverted = made[:, 0] > 0.5
+    assert inverted.float().mean().item() == pytest.approx(0.1, abs=0.03)
+    torch.testing.assert_close(made[inverted][:, -1], torch.zeros(int(inverted.sum())), atol=1e-6, rtol=0)
+
+
+def test_strong_turns_upright_slices_by_fifteen_degrees_and_shifts_them_as_the_default_does():
+    maps = AUGMENTATIONS["strong"].maps(flat(800, False), seeded())
+    degrees = torch.atan2(maps[:, 1, 0], maps[:, 0, 0]).rad2deg()
+    assert -15.001 < degrees.min() < -14
+    assert 14 < degrees.max() < 15.001
+    assert (degrees.abs() > 1e-3).float().mean().item() == pytest.approx(0.5, abs=0.06)
+    assert 0.15 < maps[:, :, 2].abs().max() <= 0.16  # half-widths
+
+
+def test_strong_changes_greys_more_often_than_nnunet(phantom_bank):
+    image, _ = slices(phantom_bank, 400)
+    changed = [
+        ((AUGMENTATIONS[name].picture(image, None, seeded()) - image).abs().amax((1, 2, 3)) > 0.005).float().mean()
+        for name in ("nnunet", "strong")
+    ]
+    assert changed[0] < 0.85
+    assert changed[1] > 0.9
 
 
 # the default one

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from delineate import model_folder
+from delineate import sealed
 from delineate.errors import ModelError
 from delineate.files import sha256_of, write_json
 from delineate.model_folder import check_free, check_model, fingerprint, load_model, read_vocabulary, save_model
@@ -163,9 +163,8 @@ def test_a_save_that_is_interrupted_leaves_the_old_model(model, monkeypatch, mom
     if moment == "weights":
         monkeypatch.setitem(SYSTEMS, "unet", replace(SYSTEMS["unet"], save=fail))
     elif moment == "manifest":
-        monkeypatch.setattr(model_folder, "_hashes", fail)
+        monkeypatch.setattr(sealed, "hashes", fail)
     else:
-        monkeypatch.setattr(model_folder.shutil, "rmtree", shutil.rmtree)
         monkeypatch.setattr(type(model), "chmod", fail)
     with pytest.raises(OSError, match="No space left"):
         save(model, seed=1)

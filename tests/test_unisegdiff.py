@@ -3,6 +3,7 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
+from delineate import training
 from delineate.captions import captions
 from delineate.data.slices import SliceBank
 from delineate.fusion import fuse_staple
@@ -86,8 +87,8 @@ def test_no_gradient_reaches_the_frozen_condition_network(two_organ_bank, tmp_pa
             kept["learns"] = {id(p) for group in state.optimizer.param_groups for p in group["params"]}
         return train(state, loss_of, **how)
 
-    train = unisegdiff.train
-    monkeypatch.setattr(unisegdiff, "train", spy)
+    train = training.train
+    monkeypatch.setattr(training, "train", spy)
     system = build(UniSegDiffConfig(size=64), two_organ_bank.vocabulary)
     train_unisegdiff(system, two_organ_bank, budget=Budget(images=48), folder=tmp_path)
     after = system.condition.state_dict()

@@ -7,9 +7,10 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from delineate import __version__, cli_synthesis
+from delineate import __version__, cli_adapt, cli_synthesis
 from delineate.errors import DelineateError, PromptError
 from delineate.options import (
+    AdapterOption,
     AugmentationOption,
     CellOption,
     DatasetArgument,
@@ -87,6 +88,7 @@ def segment(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write to; a subfolder for each case.")],
     proposals: Annotated[int, typer.Option("--proposals", "-n", min=1, max=64, help="Masks for each target.")] = 8,
     model: ModelOption = None,
+    adapter: AdapterOption = None,
     seed: SeedOption = 0,
     consensus: Annotated[str, typer.Option(help="How proposals are fused: mean, majority or staple.")] = "mean",
     maps: Annotated[bool, typer.Option("--maps", help="Also write probability and doubt maps.")] = False,
@@ -113,8 +115,13 @@ def segment(
         raise typer.BadParameter(f"--consensus is one of {', '.join(FUSIONS)}")
     scans = find_scans(path)
     folder, _ = check_model(model)
-    vocabulary = read_vocabulary(folder)
-    where = f"--model {model}" if model else ""
+    vocabulary, adapter_hash, where = read_vocabulary(folder), None, f"--model {model}" if model else ""
+    if adapter is not None:
+        from delineate.adapters.folder import fingerprint as adapter_fingerprint
+        from delineate.adapters.folder import read_adapter
+
+        read_adapter(adapter)
+        vocabulary, adapter_hash, where = read_vocabulary(adapter), adapter_fingerprint(adapter), f"--model {adapter}"
     matches = {p: vocabulary.match(Prompt(p).text) for p in prompt}
     unknown = [unknown_prompt_message(p, m.nearest, where) for p, m in matches.items() if m.concept is None]
     if len(unknown) == len(matches):
@@ -127,7 +134,7 @@ def segment(
     request = Request(tuple(prompt), proposals, seed, consensus, maps, modality, volume, pictures)
     with progress_bar(err, quiet=as_json) as bar:
         bar.start("loading the model")
-        segmenter = Segmenter.load(folder, chosen)
+        segmenter = Segmenter.load(folder, chosen, adapter)
         number = 0
 
         def on_case(index: int, scan: Path) -> None:
@@ -141,6 +148,7 @@ def segment(
             request,
             output,
             model_hash=fingerprint(folder),
+            adapter_hash=adapter_hash,
             device=chosen,
             resume=resume,
             on_case=on_case,
@@ -152,6 +160,12 @@ def segment(
         print_run(report, output, out)
     for line in unknown:
         say(f"delineate: {line}")
+    for case in report["cases"]:
+        for told in (target for target in case.get("targets", ()) if target.get("unusual")):
+            say(
+                f"delineate: {case['case']}: the doubt about '{told['target']}', {told['doubt']:.2f}, is above what "
+                f"was usual when the adapter was checked ({told['usual_doubt']:.2f}); look at this one"
+            )
     failed = [c for c in report["cases"] if c["status"] == "failed"]
     for case in failed:
         say(f"delineate: {case['reason']}")
@@ -313,6 +327,7 @@ def evaluate(
     dataset: DatasetArgument,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for report.json, rows.csv and dice.png.")],
     model: ModelOption = None,
+    adapter: AdapterOption = None,
     split: Annotated[str, typer.Option(help="train, val, test or all; only test is a result.")] = "test",
     proposals: Annotated[int, typer.Option("--proposals", "-n", min=1, max=64, help="Masks for each target.")] = 8,
     seed: SeedOption = 0,
@@ -333,6 +348,7 @@ def evaluate(
             dataset,
             output,
             model,
+            adapter=adapter,
             split=split,
             n=proposals,
             seed=seed,
@@ -385,5 +401,7 @@ def doctor(as_json: JsonOption = False) -> None:
         raise typer.Exit(1)
 
 
+app.command()(cli_adapt.adapt)
+app.command()(cli_adapt.merge)
 app.command()(cli_synthesis.synthesize)
 app.command()(cli_synthesis.distance)

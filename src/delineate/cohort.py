@@ -3,9 +3,10 @@
 import json
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from delineate import __version__
@@ -64,6 +65,7 @@ def run_cohort(
     folder: Path,
     *,
     model_hash: str,
+    adapter_hash: str | None = None,
     device: str = "cpu",
     resume: bool = False,
     on_case: Callable[[int, Path], None] = lambda number, path: None,
@@ -84,6 +86,7 @@ def run_cohort(
         "device": device,
         "threads": torch.get_num_threads(),
         "model_sha256": model_hash,
+        "adapter_sha256": adapter_hash,
         "request": {**request.__dict__, "prompts": list(request.prompts)},
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(started)),
         "cases": [],
@@ -91,7 +94,7 @@ def run_cohort(
     for number, path in enumerate(scans):
         on_case(number, path)
         done = folder / case_name(path) / "case.json"
-        signature = {"request": report["request"], "model_sha256": model_hash}
+        signature = {name: report[name] for name in ("request", "model_sha256", "adapter_sha256")}
         try:
             entry = _finished(done, path, signature) if resume else None
             if entry is None:
@@ -128,13 +131,18 @@ def _segment_case(
         "shape": list(scan.shape),
         "spacing_mm": [round(float(s), 4) for s in scan.spacing_mm],
         "notes": list(scan.notes),
-        "targets": describe(proposals, request.how),
+        "targets": describe(proposals, request.how, segmenter.habits.usual_doubt),
         "written": written,
     }
 
 
-def describe(proposals: Proposals, how: str) -> list[dict[str, Any]]:
-    """Each target as JSON: outcome, score, volume of the consensus and of each proposal (ml, or pixels if flat)."""
+def describe(
+    proposals: Proposals, how: str, usual_doubt: Mapping[str, float] = MappingProxyType({})
+) -> list[dict[str, Any]]:
+    """Each target as JSON: outcome, score, doubt, volume of the consensus and of each proposal (ml; pixels if flat).
+
+    A found target whose doubt is above `usual_doubt` is marked as unusual.
+    """
     scan = proposals.scan
     unit = 1.0 if scan.is_flat else float(abs(scan.spacing_mm[0] * scan.spacing_mm[1] * scan.spacing_mm[2])) / 1000
     key = "pixels" if scan.is_flat else "ml"
@@ -147,6 +155,9 @@ def describe(proposals: Proposals, how: str) -> list[dict[str, Any]]:
         else:
             volumes = [float(target.choose(k).sum() * unit) for k in range(len(target))]
             entry["score"] = round(target.score, 4)
+            entry["doubt"] = round(target.doubt, 4)
+            if (usual := usual_doubt.get(str(target.name))) is not None:
+                entry |= {"usual_doubt": usual, "unusual": target.outcome is Outcome.FOUND and target.doubt > usual}
             entry[f"consensus_{key}"] = round(float(target.consensus(how).sum() * unit), 3)
             entry[f"proposals_{key}"] = [round(v, 3) for v in volumes]
         out.append(entry)

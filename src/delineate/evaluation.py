@@ -33,6 +33,7 @@ class Row:
         absent_slices: axial slices in which the truth has no voxel of the target.
         false_slices: how many of those the consensus has a voxel in.
         wrong: mean Dice of the *other* prompts' consensus against this target; low when the prompt is heeded.
+        doubt: how little overlap the model itself expects (`TargetProposals.doubt`).
     """
 
     case: str
@@ -48,6 +49,7 @@ class Row:
     absent_slices: int
     false_slices: int
     wrong: float
+    doubt: float = 0.0
 
 
 def evaluate(
@@ -118,6 +120,7 @@ def _case_rows(
                 absent_slices=int(absent.sum()),
                 false_slices=int((absent & drawn).sum()),
                 wrong=0.0,
+                doubt=answer.doubt,
             )
         )
         on_step((done + 1) / len(names))

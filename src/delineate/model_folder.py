@@ -8,15 +8,15 @@ manifest.json     SHA-256 of every file above
 """
 
 import json
-import shutil
-import tempfile
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from delineate import sealed
 from delineate.errors import ModelError
 from delineate.files import sha256_of, write_json, write_text
 from delineate.prompt import Vocabulary
+from delineate.sealed import sealing
 
 if TYPE_CHECKING:
     from delineate.segmenter import Segmenter
@@ -42,16 +42,16 @@ def save_model(folder: Path, segmenter: "Segmenter", system_name: str, *, traini
         card: Markdown for people.
 
     Raises:
-        ModelError: `folder` exists and is something other than a model folder.
+        ModelError: `folder` exists and is something other than a model folder, or an adapter is on.
     """
     from delineate import __version__
+    from delineate.adapters.adapter import is_adapted
     from delineate.systems import SYSTEMS
 
-    folder = Path(folder)
-    check_free(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder.parent))
-    try:
+    if is_adapted(segmenter.system):
+        raise ModelError(f"{folder}: a model with an adapter on cannot be saved; merge it first (`Adapted.merged`)")
+
+    with sealing(folder, _is_model, "model") as building:
         system_config = SYSTEMS[system_name].save(segmenter.system, building)
         config = {
             "format": FORMAT,
@@ -64,16 +64,10 @@ def save_model(folder: Path, segmenter: "Segmenter", system_name: str, *, traini
         write_json(building / "config.json", config)
         write_json(building / "vocabulary.json", segmenter.vocabulary.to_json())
         write_text(building / "card.md", card)
-        write_json(building / "manifest.json", _hashes(building))
-        building.chmod(0o755)
-        older = building.with_name(f"{building.name}-older")
-        if folder.exists():
-            folder.rename(older)
-        building.rename(folder)
-        shutil.rmtree(older, ignore_errors=True)
-    finally:
-        if building.exists():
-            shutil.rmtree(building)
+
+
+def _is_model(folder: Path) -> bool:
+    return all((folder / name).is_file() for name in ("manifest.json", "config.json", "vocabulary.json"))
 
 
 def check_free(folder: Path) -> None:
@@ -82,9 +76,7 @@ def check_free(folder: Path) -> None:
     Raises:
         ModelError: something else is there.
     """
-    model = all((folder / name).is_file() for name in ("manifest.json", "config.json", "vocabulary.json"))
-    if folder.exists() and not model and not (folder.is_dir() and not any(folder.iterdir())):
-        raise ModelError(f"{folder}: exists and is not a model folder; choose another name for the model")
+    sealed.check_free(folder, _is_model, "model")
 
 
 def check_model(folder: Path | str | None) -> tuple[Path, dict[str, Any]]:
@@ -97,20 +89,7 @@ def check_model(folder: Path | str | None) -> tuple[Path, dict[str, Any]]:
     if not (folder / "manifest.json").is_file():
         hint = "train one with: delineate train" if folder.is_dir() else "check the path"
         raise ModelError(f"{folder}: not a model folder (no manifest.json); {hint}")
-    try:
-        expected = json.loads((folder / "manifest.json").read_text())
-    except ValueError as error:
-        raise ModelError(f"{folder}/manifest.json: not JSON; copy the model again") from error
-    if not isinstance(expected, dict) or not {"config.json", "vocabulary.json"} <= expected.keys():
-        raise ModelError(f"{folder}/manifest.json: not the manifest of a model; check the path")
-    found = _hashes(folder)
-    for name in sorted(expected.keys() | found.keys()):
-        if name not in found:
-            raise ModelError(f"{folder}: '{name}' is missing; copy the model again")
-        if name not in expected:
-            raise ModelError(f"{folder}: '{name}' is not part of the model; remove it or copy the model again")
-        if expected[name] != found[name]:
-            raise ModelError(f"{folder}: '{name}' was changed or damaged since it was saved; copy the model again")
+    sealed.verify(folder, {"config.json", "vocabulary.json"}, "model")
     config = json.loads((folder / "config.json").read_text())
     if config["format"] != FORMAT:
         raise ModelError(f"{folder}: model format {config['format']}, this release reads {FORMAT}; update delineate")
@@ -126,7 +105,7 @@ def load_model(folder: Path | str | None, device: str = "cpu") -> "Segmenter":
     if config["system"] not in SYSTEMS:
         raise ModelError(f"{folder}: system '{config['system']}' is not known here; known: {', '.join(SYSTEMS)}")
     system = SYSTEMS[config["system"]].load(folder, config["system_config"], read_vocabulary(folder))
-    return Segmenter(system.to(device), tuple(config["modalities"]))
+    return Segmenter(system.to(device), tuple(config["modalities"]), fingerprint=fingerprint(folder))
 
 
 def read_vocabulary(folder: Path | str | None) -> Vocabulary:
@@ -145,11 +124,3 @@ def fingerprint(folder: Path | str | None) -> str:
     """The SHA-256 of a model folder's manifest: names the model in reports and adapters."""
     folder = house_folder() if folder is None else Path(folder)
     return sha256_of(folder / "manifest.json")
-
-
-def _hashes(folder: Path) -> dict[str, str]:
-    return {
-        path.relative_to(folder).as_posix(): sha256_of(path)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != "manifest.json" and not path.name.startswith(".")
-    }

@@ -55,6 +55,24 @@ def segmentation_loss(
     return entropy + (1 - dice)[possible.any(dim=0)].mean()
 
 
+def lumped(
+    scores: Float[Tensor, "batch channels h w"], known: Bool[Tensor, "batch concepts"]
+) -> Float[Tensor, "batch channels h w"]:
+    """Scores whose background stands for every concept that a slice's labels cannot tell of as well.
+
+    Where the liver is labelled and the stomach is not, a pixel of stomach is labelled background; it may be either, and
+    what counts is the sum of both probabilities (the marginal loss of Shi et al. 2021, MedIA 70).
+
+    Args:
+        scores: (B, 1 + C, h, w) logits or log-probabilities, background first; probabilities sum to what they did.
+        known: (B, C), which concepts the labels can tell of; the others come back as -1e4.
+    """
+    hidden = ~known[:, :, None, None]
+    others = scores[:, 1:].masked_fill(~hidden, -torch.inf)
+    background = torch.cat([scores[:, :1], others], dim=1).logsumexp(dim=1, keepdim=True)
+    return torch.cat([background, scores[:, 1:].masked_fill(hidden, -1e4)], dim=1)
+
+
 def denoising_loss(
     x0_hat: Float[Tensor, "batch channels h w"],
     x0: Float[Tensor, "batch channels h w"],

@@ -18,6 +18,9 @@ err = Console(stderr=True)
 ModelOption = Annotated[
     Path | None, typer.Option("--model", "-m", help="Model folder. Without it the model that ships with delineate.")
 ]
+AdapterOption = Annotated[
+    Path | None, typer.Option("--adapter", "-a", help="Adapter folder that `delineate adapt` wrote for this model.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts instead of text.")]
 SeedOption = Annotated[int, typer.Option(help="Proposal k depends on model, scan, prompt, seed and k alone.")]
 ThreadsOption = Annotated[int | None, typer.Option(min=1, help="CPU threads; recorded, since results depend on it.")]
@@ -54,8 +57,8 @@ ImagesOption = Annotated[
 AugmentationOption = Annotated[
     str | None,
     typer.Option(
-        help="How slices are varied: none, default, nnunet, or one change alone: contrast, gamma, brightness, noise, "
-        "blur, mirror, rotation, scale."
+        help="How slices are varied: none, default, nnunet, strong, or one change alone: contrast, gamma, brightness, "
+        "noise, blur, bias, mirror, rotation, scale."
     ),
 ]
 MergeOption = Annotated[

@@ -108,6 +108,24 @@ def dice_chart(summaries: dict[str, dict[str, Any]], path: Path) -> Path:
     return write_figure(figure, path)
 
 
+def adaptation_chart(targets: Mapping[str, Mapping[str, float]], title: str) -> Figure:
+    """Bars of Dice for every target: before and after adapting, and the same on the source where it was measured."""
+    kinds = [k for k in ("before", "after", "source before", "source after") if any(k in m for m in targets.values())]
+    colours = {"before": "#9aa5b1", "after": "#1f77b4", "source before": "#d9c2a5", "source after": "#e08214"}
+    figure = new_figure(max(4.8, 1.2 * len(targets) + 1.5), 3.4)
+    axis = figure.subplots()
+    for i, kind in enumerate(kinds):
+        places = [j + (i - (len(kinds) - 1) / 2) * 0.8 / len(kinds) for j in range(len(targets))]
+        heights = [means.get(kind, 0.0) for means in targets.values()]
+        axis.bar(places, heights, 0.8 / len(kinds), label=kind, color=colours[kind])
+    axis.set_xticks(range(len(targets)), list(targets), rotation=20, ha="right")
+    axis.set_ylim(0, 1)
+    axis.set_ylabel("Dice, held-out")
+    axis.set_title(title, fontsize=7)
+    axis.legend(fontsize=7)
+    return figure
+
+
 def new_figure(width: float, height: float) -> Figure:
     """A figure of so many inches, drawn without a display."""
     return Figure(figsize=(width, height), layout="constrained")

@@ -36,6 +36,7 @@ def draw_captions(bank: SliceBank, generator: Generator) -> list[str]:
     texts = []
     for i, concept in enumerate(bank.vocabulary.concepts):
         shown_in = [m for d, m in enumerate(bank.modalities) if bank.annotated[d, i]]
+        shown_in = shown_in or list(concept.modalities) or [None]  # a name that a model brings with it to new slices
         modality = shown_in[int(torch.randint(len(shown_in), (), generator=generator))]
         texts.append(pick(captions(concept, modality), generator))
     return texts

@@ -62,6 +62,18 @@ class TargetProposals:
         doubt = -(p * np.log2(p) + (1 - p) * np.log2(1 - p))
         return np.where(doubt < 1e-4, 0, doubt).astype(np.float32)
 
+    @property
+    def doubt(self) -> float:
+        """How little the consensus would overlap with the truth if the probabilities were right, in [0, 1].
+
+        One minus 2 Σ_M p / (|M| + Σ p) for the consensus M and the mean probability p: about one minus the Dice that
+        the model itself expects. 0 where there is no voxel of either.
+        """
+        p = self.probability()
+        mask = p >= 0.5
+        total = float(mask.sum() + p.sum(dtype="float64"))
+        return 1 - 2 * float(p[mask].sum(dtype="float64")) / total if total >= 1 else 0.0
+
     def choose(self, k: int) -> np.ndarray:
         """Proposal k as a mask, bool (I, J, K)."""
         drawn = self._drawn()

@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from delineate.adapters.folder import read_adapter
 from delineate.checkpoint import TrainState
 from delineate.data.augmentation import AUGMENTATIONS
 from delineate.data.dataset import Dataset
@@ -15,9 +16,9 @@ from delineate.data.named import open_named, parse_named
 from delineate.data.slices import SliceBank, build_slices
 from delineate.errors import DatasetError, DelineateError
 from delineate.evaluation import evaluate, summarise
-from delineate.files import write_json
+from delineate.files import sha256_of, write_json
 from delineate.merging import MERGES, Merging, choose_mode, merging_on
-from delineate.model_folder import check_free, check_model, fingerprint, load_model, save_model
+from delineate.model_folder import check_free, check_model, fingerprint, save_model
 from delineate.networks.foundation import Foundation
 from delineate.pictures import dice_chart, training_curves
 from delineate.planning import make_plan
@@ -273,6 +274,7 @@ def evaluate_model(
     output: Path,
     model: Path | None,
     *,
+    adapter: Path | None = None,
     split: str = "test",
     n: int = 8,
     seed: int = 0,
@@ -297,7 +299,13 @@ def evaluate_model(
         {"name": name, "fold": training.get("fold")} for name in training.get("datasets", ())
     ]
     refuse_seen(seen, dataset, part, "the model")
-    segmenter = load_model(model, device)
+    if adapter is not None:
+        learnt_from = set(read_adapter(adapter).training.get("learnt_from", ()))
+        if seen_too := [case.name for case in dataset.split(split) if sha256_of(case.image) in learnt_from]:
+            raise DelineateError(
+                f"{adapter}: learnt from {len(seen_too)} of these scans ({seen_too[0]}); score it on others (--split)"
+            )
+    segmenter = Segmenter.load(model, device, adapter)
     watch.start(f"scoring the {split} split of {dataset.name}")
     if not dataset.split(split):
         raise DatasetError(f"{dataset.root}: the {split} split is empty; choose another, or correct splits.json")
@@ -312,6 +320,7 @@ def evaluate_model(
         "split": split,
         "fold": None if part is None else str(part),
         "model_sha256": fingerprint(model),
+        **({} if adapter is None else {"adapter_sha256": sha256_of(Path(adapter) / "manifest.json")}),
         "proposals": n,
         "seed": seed,
         **summarise(rows),

@@ -1,19 +1,46 @@
 """The door: a scan and prompts in, proposals out. It has no memory; what is worth keeping is a value (`Seen`)."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from delineate.captions import captions
 from delineate.errors import ScanError
 from delineate.grid import stack_of, to_scan_grid
+from delineate.preparation import Preparation
 from delineate.prompt import Concept, Match, Prompt, Vocabulary
 from delineate.proposals import Outcome, Proposals, TargetProposals, presence
 from delineate.scan import Scan
 from delineate.systems.system import System, Target
 
 FOUND_FROM = 0.6  # presence score from which a target counts as found; not calibrated
+
+
+@dataclass(frozen=True)
+class Habits:
+    """How a segmenter treats scans, where that is not what every segmenter does.
+
+    Attributes:
+        preparation: what is done to the grey values first.
+        modality: of a scan that does not tell its own.
+        usual_doubt: for each target, the doubt (`TargetProposals.doubt`) above which a scan is unlike those that the
+            model was checked on; none is known by default.
+    """
+
+    preparation: Preparation = field(default_factory=Preparation)
+    modality: str | None = None
+    usual_doubt: Mapping[str, float] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        told = {"modality": self.modality, "usual_doubt": dict(self.usual_doubt)}
+        return {"preparation": self.preparation.to_json(), **told}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Habits":
+        """What `to_json` wrote."""
+        return cls(Preparation.from_json(value["preparation"]), value["modality"], value["usual_doubt"])
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,20 +61,53 @@ class Segmenter:
         proposals["liver"].consensus()
     """
 
-    def __init__(self, system: System, modalities: tuple[str | None, ...] = (None,)):
+    def __init__(
+        self,
+        system: System,
+        modalities: tuple[str | None, ...] = (None,),
+        *,
+        fingerprint: str | None = None,
+        habits: Habits = Habits(),
+    ):
+        """A segmenter.
+
+        Args:
+            system: trained.
+            modalities: of the scans it was trained on.
+            fingerprint: of the model folder it came from (`model_folder.fingerprint`).
+            habits: how it treats scans.
+        """
         self.system = system
         self.modalities = modalities
+        self.fingerprint = fingerprint
+        self.habits = habits
 
     @classmethod
-    def load(cls, folder: Path | str | None = None, device: str = "cpu") -> "Segmenter":
+    def load(
+        cls, folder: Path | str | None = None, device: str = "cpu", adapter: Path | str | None = None
+    ) -> "Segmenter":
         """The segmenter in a model folder, verified by its hashes; the house model where no folder is given.
 
         Raises:
-            ModelError: the folder is missing, damaged, or of a system that is not known here.
+            ModelError: the folder is missing, damaged, or of a system that is not known here; or the `adapter`'s
+                folder is, or belongs to another model.
         """
         from delineate.model_folder import load_model
 
-        return load_model(folder, device)
+        base = load_model(folder, device)
+        return base if adapter is None else base.with_adapter(adapter)
+
+    def with_adapter(self, folder: Path | str) -> "Segmenter":
+        """Another segmenter, with the adapter in `folder` on; this one stays as it is and both share its weights.
+
+        Several can be used side by side; each costs the memory of its adapter.
+
+        Raises:
+            ModelError: no adapter, a damaged one, or one of another model.
+        """
+        from delineate.adapters.folder import load_adapter
+
+        return load_adapter(folder, self)[1]
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -58,7 +118,7 @@ class Segmenter:
         """Encode a scan once."""
         if min(scan.shape) < 1:
             raise ScanError(f"{scan.source}: a scan must hold voxels, this one has the shape {scan.shape}")
-        return Seen(scan, self.system.see(stack_of(scan, self.system.size)))
+        return Seen(scan, self.system.see(stack_of(self.habits.preparation(scan), self.system.size)))
 
     def __call__(
         self,
@@ -104,9 +164,11 @@ class Segmenter:
         return TargetProposals(prompt, match.concept.name, outcome, score, drawn)
 
     def modality_of(self, scan: Scan, concept: Concept) -> str | None:
-        """The modality to name in a caption: the scan's own, else the only one the concept was learnt in."""
+        """The modality to name in a caption: the scan's, an adapter's, or the only one the concept was learnt in."""
         if scan.modality is not None:
             return scan.modality
+        if self.habits.modality is not None:
+            return self.habits.modality
         return concept.modalities[0] if len(concept.modalities) == 1 else None
 
 

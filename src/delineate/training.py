@@ -3,15 +3,15 @@
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
-from delineate.checkpoint import TrainState, load_checkpoint, save_checkpoint
+from delineate.checkpoint import TrainState, load_checkpoint, new_state, save_checkpoint
 from delineate.errors import DelineateError
 
 
@@ -139,6 +139,51 @@ def train(
     save_checkpoint(state, folder)
     state.module.eval()
     return state
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """One part of a training: what learns, from which loss, and its share of the budget."""
+
+    name: str
+    module: nn.Module
+    loss_of: LossOf
+    share: float = 1.0
+    hyper: Hyperparameters = Hyperparameters()
+
+
+OnStep = Callable[[str, TrainState, float], None]  # told the stage's name, its state, and the share of its budget spent
+
+
+def train_stages(
+    stages: Sequence[Stage],
+    *,
+    budget: Budget,
+    folder: Path,
+    seed: int = 0,
+    on_step: OnStep = lambda stage, state, spent: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> None:
+    """Train one stage after another, each in `folder/<name>`, all others frozen; every one ends with its average.
+
+    Afterwards all are frozen and in evaluation mode. Arguments and errors are those of `train`.
+    """
+    for number, stage in enumerate(stages):
+        for other in stages:
+            other.module.requires_grad_(False).eval()
+        state = new_state(stage.module.requires_grad_(True), seed=seed + number)
+        train(
+            state,
+            stage.loss_of,
+            budget=budget.share(stage.share),
+            folder=folder / stage.name,
+            hyper=stage.hyper,
+            on_step=lambda s, spent, name=stage.name: on_step(name, s, spent),
+            should_stop=should_stop,
+        )
+        use_average(state)
+    for stage in stages:
+        stage.module.requires_grad_(False).eval()
 
 
 def use_average(state: TrainState) -> None:

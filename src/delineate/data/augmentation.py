@@ -1,9 +1,10 @@
 """Named ways to vary training slices: one geometric map for scan and labels, then changes of grey for the scan alone.
 
 `AUGMENTATIONS` holds what this package trains with ("default"), the single changes that DiffBoost is compared with
-(Zhang et al. 2024, arXiv 2310.12868, numbers from its released code), and a stack after nnU-Net (Isensee et al. 2021,
-supplementary note 4, numbers from its code). Map and grey are apart so that several pictures of one slice, a scan and
-a synthetic one, can share the map.
+(Zhang et al. 2024, arXiv 2310.12868, numbers from its released code), a stack after nnU-Net (Isensee et al. 2021,
+supplementary note 4, numbers from its code), the bias field of MR ("bias"), and nnU-Net's stack with more of
+everything ("strong"), for a new scanner of which there is but a handful of scans. Map and grey are apart so that
+several pictures of one slice, a scan and a synthetic one, can share the map.
 
 In a volume left and right mean something ("left kidney"), so nothing but a slice that is marked as `mirrored` is ever
 flipped; nor is it turned by more than 30°, as no patient lies on the scanner's table at 90°.
@@ -105,12 +106,19 @@ def _default_place(mirrored: Tensor, generator: Generator) -> Tensor:
 
 
 def _placed(
-    *, degrees: float = 0.0, upright: float = 0.0, turned: float = 1.0, zoom: Shade | None = None, mirror: float = 0.0
+    *,
+    degrees: float = 0.0,
+    upright: float = 0.0,
+    turned: float = 1.0,
+    zoom: Shade | None = None,
+    mirror: float = 0.0,
+    shift: float = 0.0,
 ) -> Place:
     """A `Place`: `degrees` either way (`upright` where left and right count) with probability `turned`, and so on.
 
     `zoom` draws scales for a tensor of slices; `mirror` is the probability that flips are drawn at all, each of the
-    two then being made with probability 1/2 (batchgenerators' MirrorTransform).
+    two then being made with probability 1/2 (batchgenerators' MirrorTransform); `shift` is the most either way, in
+    half-widths.
     """
 
     def place(mirrored: Tensor, generator: Generator) -> Tensor:
@@ -120,7 +128,8 @@ def _placed(
         scale = torch.ones(count) if zoom is None else zoom(torch.ones(count), generator)
         flips = mirrored & (torch.rand(count, generator=generator) < mirror)
         signs = 1.0 - 2.0 * (flips[:, None] & (torch.rand(count, 2, generator=generator) < 0.5))
-        return similarities(angle, scale, signs, torch.zeros(count, 2))
+        moved = torch.zeros(count, 2) if shift == 0 else shift * (2 * torch.rand(count, 2, generator=generator) - 1)
+        return similarities(angle, scale, signs, moved)
 
     return place
 
@@ -208,6 +217,54 @@ def _low_resolution(grey: Tensor, generator: Generator) -> Tensor:
     return torch.cat([F.interpolate(c, side, mode="bicubic", align_corners=False) for c in coarse])
 
 
+def bias_fields(count: int, side: int, most: float, generator: Generator) -> Tensor:
+    """Smooth random fields to multiply slices by, (B, 1, S, S), of a strength drawn from 0 to `most`.
+
+    As in `delineate.bias`: the geometric mean is 1 and the greatest value (1 + strength) / (1 - strength) times the
+    smallest. The logarithm is a 4×4 grid of normal numbers, interpolated by cubics.
+    """
+    coarse = torch.randn(count, 1, 4, 4, generator=generator)
+    pattern = F.interpolate(coarse, side, mode="bicubic", align_corners=True)
+    pattern = pattern - pattern.mean((2, 3), keepdim=True)
+    extent = pattern.amax((2, 3), keepdim=True) - pattern.amin((2, 3), keepdim=True)
+    strength = _uniform(count, 0, most, generator).view(-1, 1, 1, 1)
+    return (pattern * (2 * strength.atanh() / extent)).exp()  # 2 atanh s = log((1 + s) / (1 - s))
+
+
+def _bias(most: float) -> Shade:
+    """The bias field of MR coils, of a strength of 0 to `most`; a slice's brightest grey stays, as do black and air."""
+
+    def shade(grey: Tensor, generator: Generator) -> Tensor:
+        shaded = grey * bias_fields(len(grey), grey.shape[-1], most, generator)
+        brightest = [picture.amax((1, 2, 3), keepdim=True) for picture in (grey, shaded)]
+        return shaded * (brightest[0] / brightest[1].clamp(min=1e-6))
+
+    return shade
+
+
+def _curve(inverted: float) -> Shade:
+    """Grey through a random Bézier curve from black to black and white to white, the other way round with a chance.
+
+    After Models Genesis (Zhou et al. 2021, MedIA 67:101840), with control points at even distances: half of the
+    curves rise all the way, the others need not. `inverted` is the probability of the negative.
+    """
+
+    def shade(grey: Tensor, generator: Generator) -> Tensor:
+        count, grey = len(grey), grey.clamp(0, 1)
+        inner = torch.rand(count, 4, generator=generator)
+        rising = torch.rand(count, 1, generator=generator) < 0.5
+        inner = torch.where(rising, inner.sort(dim=1).values, inner)
+        heights = torch.cat([torch.zeros(count, 1), inner, torch.ones(count, 1)], dim=1)
+        flipped = torch.rand(count, 1, generator=generator) < inverted
+        heights = torch.where(flipped, 1 - heights, heights)
+        curve, degree = torch.zeros_like(grey), heights.shape[1] - 1
+        for k, height in enumerate(heights.unbind(1)):  # weighs Bernstein's polynomials
+            curve = curve + height.view(-1, 1, 1, 1) * math.comb(degree, k) * grey**k * (1 - grey) ** (degree - k)
+        return curve
+
+    return shade
+
+
 def _sometimes(chance: float, shade: Shade) -> Shade:
     """`shade` on each slice with probability `chance`."""
 
@@ -229,6 +286,19 @@ def _one_after_another(*shades: Shade) -> Shade:
         return grey
 
     return shaded
+
+
+def _nnunet_shade(times: float = 1.0) -> Shade:
+    """nnU-Net's changes of grey, each `times` as likely."""
+    return _one_after_another(
+        _sometimes(times * 0.1, _noise(0.1)),
+        _sometimes(times * 0.2 * 0.5, _blur(0.5, 1.0)),
+        _sometimes(times * 0.15, _multiplied),
+        _sometimes(times * 0.15, _contrast),
+        _sometimes(times * 0.25 * 0.5, _low_resolution),
+        _sometimes(times * 0.1, _inverted_gamma),
+        _sometimes(times * 0.3, _steady_gamma),
+    )
 
 
 def _uniform(count: int, low: float, high: float, generator: Generator) -> Tensor:
@@ -263,14 +333,12 @@ AUGMENTATIONS = {
     "scale": Augmentation(_placed(zoom=_zoom(0.95, 1.05))),
     "nnunet": Augmentation(
         _placed(degrees=180, upright=UPRIGHT_DEGREES, turned=0.2, zoom=_zoom(0.7, 1.4, 0.2), mirror=1.0),
-        _one_after_another(
-            _sometimes(0.1, _noise(0.1)),
-            _sometimes(0.2 * 0.5, _blur(0.5, 1.0)),
-            _sometimes(0.15, _multiplied),
-            _sometimes(0.15, _contrast),
-            _sometimes(0.25 * 0.5, _low_resolution),
-            _sometimes(0.1, _inverted_gamma),
-            _sometimes(0.3, _steady_gamma),
-        ),
+        _nnunet_shade(),
+    ),
+    # Coils of MR, alone; and much of everything, which a network that has seen few scans of a kind bears well.
+    "bias": Augmentation(shade=_bias(0.6)),
+    "strong": Augmentation(
+        _placed(degrees=180, upright=15, turned=0.5, zoom=_zoom(0.7, 1.4, 0.5), mirror=1.0, shift=0.16),
+        _one_after_another(_sometimes(0.3, _curve(0.1)), _sometimes(0.5, _bias(0.6)), _nnunet_shade(2)),
     ),
 }

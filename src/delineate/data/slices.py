@@ -14,7 +14,7 @@ from delineate.data.synthetic import PROVENANCE
 from delineate.errors import DatasetError
 from delineate.grid import canonical_fit, stack_of
 from delineate.prompt import Vocabulary
-from delineate.scan import orientation_of, to_canonical
+from delineate.scan import Scan, orientation_of, to_canonical
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +75,8 @@ class SliceBank:
         modalities: one for each dataset.
         variants: synthetic scans that go along with the slices; None without.
         augmentation: a key of `delineate.data.augmentation.AUGMENTATIONS`.
+        lumped: whether background may hide every concept that its dataset does not annotate (`objectives.lumped`), as
+            in adapting a model that knows more than is labelled here; else those are left out of the competition.
     """
 
     images: Tensor
@@ -89,6 +91,7 @@ class SliceBank:
     modalities: tuple[str | None, ...]
     variants: Variants | None = None
     augmentation: str = "default"
+    lumped: bool = False
 
     def __post_init__(self):
         if self.augmentation not in AUGMENTATIONS:
@@ -101,6 +104,11 @@ class SliceBank:
     def size(self) -> int:
         """Pixels along a side of the working grid."""
         return self.images.shape[-1]
+
+    def subset(self, index: Tensor) -> "SliceBank":
+        """The slices at `index` alone (int64), without variants."""
+        rows = {f: getattr(self, f)[index] for f in ("images", "labels", "dataset", "mirrored", "present")}
+        return replace(self, **rows, variants=None)
 
     def draw(self, size: int, prompts: int, generator: Generator, *, augment: bool = True) -> Batch:
         """A batch of `size` slices with `prompts` prompts each.
@@ -173,6 +181,8 @@ def build_slices(
     *,
     shares: Sequence[float] | None = None,
     synthetic: str = "extra",
+    vocabulary: Vocabulary | None = None,
+    prepare: Callable[[Scan], Scan] = lambda scan: scan,
     progress: Callable[[Iterable[tuple[Dataset, Case]], int], Iterable[tuple[Dataset, Case]]] = lambda items, _: items,
 ) -> SliceBank:
     """Read a split of every dataset onto the working grid of `size` pixels.
@@ -184,6 +194,8 @@ def build_slices(
         shares: one positive number for each dataset, how often it is drawn; by default all are drawn evenly.
         synthetic: what synthetic cases are: slices as all others ("extra"), `variants` of the slices that they were
             made from ("pair"), or nothing ("none").
+        vocabulary: names to begin with; those of the datasets that are not among them come after.
+        prepare: what is done to a scan first.
         progress: wraps the iteration over all (dataset, case) pairs and is told their number.
 
     Raises:
@@ -191,9 +203,9 @@ def build_slices(
     """
     if synthetic not in ("pair", "extra", "none"):
         raise ValueError(f"synthetic cases are pair, extra or none; got '{synthetic}'")
-    vocabulary = datasets[0].vocabulary()
-    for other in datasets[1:]:
-        vocabulary = vocabulary.merged(other.vocabulary())
+    vocabulary = vocabulary or Vocabulary(())
+    for dataset in datasets:
+        vocabulary = vocabulary.merged(dataset.vocabulary())
     annotated = torch.zeros(len(datasets), len(vocabulary.concepts), dtype=torch.bool)
     for d, dataset in enumerate(datasets):
         for name in dataset.vocabulary().names:
@@ -207,7 +219,7 @@ def build_slices(
     if synthetic != "none":
         pairs += [(dataset, case) for dataset in datasets for case in dataset.synthetic(split)]
     for dataset, case in progress(pairs, len(pairs)):
-        stack, target, flat = slices_of(dataset, case, vocabulary, size)
+        stack, target, flat = slices_of(dataset, case, vocabulary, size, prepare)
         grey = ((stack + 1) * 127.5).round().to(torch.uint8)
         if synthetic == "pair" and case.name in dataset.origins:
             made.append((dataset, case, grey, target))
@@ -285,13 +297,19 @@ def _foreign(vocabulary: Vocabulary, annotated: Tensor, modalities: Sequence[str
         here = {regions[c] for c in annotated[d].nonzero()[:, 0].tolist()}
         for c, region in enumerate(regions):
             learnt_in = {families[e] for e in annotated[:, c].nonzero()[:, 0].tolist()}
-            other_picture = family is not None and None not in learnt_in and family not in learnt_in
+            other_picture = family is not None and bool(learnt_in) and not learnt_in & {None, family}
             elsewhere = bool(region) and "" not in here and region not in here
             foreign[d, c] = other_picture or elsewhere
     return foreign & ~annotated
 
 
-def slices_of(dataset: Dataset, case: Case, vocabulary: Vocabulary, size: int) -> tuple[Tensor, Tensor, bool]:
+def slices_of(
+    dataset: Dataset,
+    case: Case,
+    vocabulary: Vocabulary,
+    size: int,
+    prepare: Callable[[Scan], Scan] = lambda scan: scan,
+) -> tuple[Tensor, Tensor, bool]:
     """One case on the grid, and whether it is a flat image.
 
     Images are (S, 3, size, size) in [-1, 1], labels (S, size, size) uint8 as in `Batch`.
@@ -305,4 +323,4 @@ def slices_of(dataset: Dataset, case: Case, vocabulary: Vocabulary, size: int) -
     fit = canonical_fit(scan, size)
     wanted = sorted({int(v) for v in table if v})
     target = torch.cat([fit.labels_to_grid(chunk, wanted) for chunk in own.split(32)])
-    return stack_of(scan, size), target, scan.is_flat
+    return stack_of(prepare(scan), size), target, scan.is_flat

@@ -7,7 +7,7 @@ two. A training step at 128² on one thread of a shared CPU then takes about 80 
 55 ms; with two blocks it is 150 ms, with all filters 235 ms.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -17,12 +17,12 @@ from monai.losses import DiceCELoss
 from monai.networks.nets import MedNeXt, UNet
 from torch import Generator, Tensor, nn
 
-from delineate.checkpoint import TrainState, new_state
 from delineate.data.slices import SliceBank
 from delineate.merging import Merging, merged_loss
-from delineate.prompt import Vocabulary
+from delineate.objectives import lumped
+from delineate.prompt import Concept, Vocabulary
 from delineate.systems.system import Target
-from delineate.training import Budget, train, use_average
+from delineate.training import Budget, OnStep, Stage, train_stages
 
 SIZES = {  # widths and blocks of each network's presets
     "unet": {"tiny": ((32, 64, 128, 256), 2), "base": ((64, 128, 256, 512, 512), 2)},
@@ -98,10 +98,47 @@ class Plain:
         """One proposal, whatever `n` and `seed`: a plain network has a single answer."""
         return seen[None, :, 1 + self.vocabulary.index(target.concept.name)]
 
+    @property
+    def learnt(self) -> Vocabulary:
+        """The vocabulary."""
+        return self.vocabulary
 
-def build(config: PlainConfig, vocabulary: Vocabulary, *, seed: int = 0) -> Plain:
-    """An untrained baseline for this vocabulary."""
-    channels, downs = 1 + len(vocabulary.concepts), len(config.widths) - 1
+    @property
+    def parts(self) -> dict[str, nn.Module]:
+        """The network."""
+        return {"network": self.network}
+
+    def with_parts(self, parts: Mapping[str, nn.Module], vocabulary: Vocabulary) -> "Plain":
+        """The same with another network, one channel for each name of `vocabulary`."""
+        return Plain(self.config, vocabulary, parts["network"])
+
+    def wider(self, count: int, *, seed: int = 0) -> tuple[str, nn.Module]:
+        """The path, within `parts`, of the block that answers, and an untrained one like it for `count` more names."""
+        more = Vocabulary(tuple(Concept(f"name {i}") for i in range(count)))
+        network = build(self.config, more, seed=seed, background=False).network
+        path = "model.2" if self.config.network == "unet" else "out_0"
+        return f"network.{path}", network.get_submodule(path)
+
+    def stages(self, bank: SliceBank, merging: Merging = Merging()) -> list[Stage]:
+        """One: Dice plus cross entropy of every channel, in training as merged as `merging` says."""
+        criterion = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)
+
+        def loss_of(size: int, generator: Generator) -> tuple[Tensor, dict[str, float]]:
+            batch = bank.draw(size, 1, generator).to(self.device)
+            labels = batch.labels[:, None]
+            known = bank.annotated.to(self.device)[batch.dataset]
+
+            def loss(logits: Tensor) -> Tensor:
+                return criterion(lumped(logits, known) if bank.lumped else logits, labels)
+
+            return merged_loss(self.logits, loss, batch.image, batch.synthetic, merging, generator), {}
+
+        return [Stage("network", self.network, loss_of)]
+
+
+def build(config: PlainConfig, vocabulary: Vocabulary, *, seed: int = 0, background: bool = True) -> Plain:
+    """An untrained baseline for this vocabulary, with a channel for the background unless told otherwise."""
+    channels, downs = int(background) + len(vocabulary.concepts), len(config.widths) - 1
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if config.network == "unet":
@@ -136,32 +173,14 @@ def train_plain(
     folder: Path,
     seed: int = 0,
     merging: Merging = Merging(),
-    on_step: Callable[[str, TrainState, float], None] = lambda stage, state, spent: None,
+    on_step: OnStep = lambda stage, state, spent: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Plain:
     """Train on the same slices, augmentation, optimiser and averaging as every other system.
 
     Where the bank has synthetic variants of its slices, they are merged with them as `merging` says.
     """
-    criterion = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)
-
-    def loss_of(size: int, generator: Generator) -> tuple[Tensor, dict[str, float]]:
-        batch = bank.draw(size, 1, generator).to(system.device)
-        labels = batch.labels[:, None]
-        loss = merged_loss(
-            system.logits, lambda logits: criterion(logits, labels), batch.image, batch.synthetic, merging, generator
-        )
-        return loss, {}
-
-    state = new_state(system.network.requires_grad_(True), seed=seed)
-    train(
-        state,
-        loss_of,
-        budget=budget,
-        folder=folder / "network",
-        on_step=lambda s, spent: on_step("network", s, spent),
-        should_stop=should_stop,
+    train_stages(
+        system.stages(bank, merging), budget=budget, folder=folder, seed=seed, on_step=on_step, should_stop=should_stop
     )
-    use_average(state)
-    system.network.requires_grad_(False).eval()
     return system

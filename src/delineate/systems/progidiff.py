@@ -5,7 +5,7 @@ first trained as a segmenter of every target at once and then conditions the con
 network predicts x0; a prompt's mask is drawn in a few trailing DDIM steps from N noise fields.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,20 +13,19 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from delineate.checkpoint import TrainState, new_state
 from delineate.codec import noise_fields
 from delineate.data.slices import Batch, SliceBank
 from delineate.networks.control import Control, Hint
 from delineate.networks.encoder import ENCODER_WIDTHS, Features
 from delineate.networks.foundation import Foundation
 from delineate.networks.text import Encoded
-from delineate.objectives import denoising_loss, segmentation_loss
+from delineate.objectives import denoising_loss, lumped, segmentation_loss
 from delineate.pretraining import draw_captions
 from delineate.prompt import Vocabulary
 from delineate.sampling import SAMPLERS
 from delineate.schedule import trailing_times
 from delineate.systems.system import Target
-from delineate.training import Budget, train, use_average
+from delineate.training import Budget, OnStep, Stage, train_stages
 
 ENCODER_SHARE = 0.72  # of the training budget; the rest trains the control
 PROMPTS_DENOISED = 4  # a slice, for the denoiser: each is a pass of its own
@@ -123,6 +122,64 @@ class ProGiDiff:
             self.foundation, self.control, x, torch.full((len(x),), t, device=x.device), tokens, hint
         )
 
+    @property
+    def learnt(self) -> Vocabulary:
+        """The vocabulary."""
+        return self.vocabulary
+
+    @property
+    def parts(self) -> dict[str, nn.Module]:
+        """The control, with its image encoder; not the foundation."""
+        return {"control": self.control}
+
+    def with_parts(self, parts: Mapping[str, nn.Module], vocabulary: Vocabulary) -> "ProGiDiff":
+        """The same foundation under another control; names need no weights of their own, they are read."""
+        control = parts["control"]
+        assert isinstance(control, Control)
+        return ProGiDiff(self.config, self.foundation, control, vocabulary)
+
+    def stages(self, bank: SliceBank) -> list[Stage]:
+        """Two. The image encoder learns to segment every target at once; then, it frozen, the rest learns to denoise.
+
+        Trained by the denoiser from nothing the encoder learns poorly.
+        """
+        control, foundation = self.control, self.foundation
+        looks = nn.ModuleDict({"encoder": control.encoder, "head": control.head})
+        steers = nn.ModuleDict({name: module for name, module in control.named_children() if name not in looks})
+
+        def looked_at(batch: Batch, generator: Generator) -> tuple[Encoded, Features, Tensor, Tensor]:
+            with torch.no_grad():
+                text = foundation.encode_text(draw_captions(bank, generator))
+            possible = (bank.annotated | bank.foreign)[batch.dataset.cpu()].to(foundation.device)
+            features = control.encoder(batch.image)
+            estimate = control.estimate(features, text.pooled, None if bank.lumped else possible)
+            return text, features, lumped(estimate, possible) if bank.lumped else estimate, possible
+
+        def encoder_loss(size: int, generator: Generator) -> tuple[Tensor, dict[str, float]]:
+            batch = bank.draw(size, 1, generator).to(foundation.device)
+            _, _, log_probability, possible = looked_at(batch, generator)
+            return segmentation_loss(log_probability, batch.labels, possible), {}
+
+        def control_loss(size: int, generator: Generator) -> tuple[Tensor, dict[str, float]]:
+            batch = bank.draw(size, PROMPTS_DENOISED, generator).to(foundation.device)
+            with torch.no_grad():
+                text, features, log_probability, _ = looked_at(batch, generator)
+            image = torch.arange(size, device=foundation.device).repeat_interleave(batch.concepts.shape[1])
+            concept, mask = batch.concepts.flatten(), batch.masks.flatten(0, 1)[:, None]
+            pairs, probability = text[concept], log_probability[image, 1 + concept].exp()[:, None]
+            hint = control.hint(features[image], probability, pairs.pooled, foundation.codec)
+            x0 = foundation.codec.encode(mask)
+            t = torch.randint(1000, (len(x0),), generator=generator).to(foundation.device)
+            noise = foundation.codec.noise(x0.shape, generator).to(foundation.device)
+            x_t = foundation.schedule.add_noise(x0, noise, t)
+            x0_hat = clean_estimate(foundation, control, x_t, t, pairs, hint)
+            return denoising_loss(x0_hat, x0, foundation.codec.decode(x0_hat), mask, concept), {}
+
+        return [
+            Stage("encoder", looks, encoder_loss, ENCODER_SHARE),
+            Stage("control", steers, control_loss, 1 - ENCODER_SHARE),
+        ]
+
 
 def clean_estimate(
     foundation: Foundation, control: Control, x_t: Tensor, t: Tensor, text: Encoded, hint: Hint
@@ -153,60 +210,9 @@ def train_progidiff(
     budget: Budget,
     folder: Path,
     seed: int = 0,
-    on_step: Callable[[str, TrainState, float], None] = lambda stage, state, spent: None,
+    on_step: OnStep = lambda stage, state, spent: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> ProGiDiff:
-    """Train the control in two stages; the foundation is not touched.
-
-    First its image encoder learns to segment every target at once; then, the encoder frozen, the rest learns to
-    denoise. Trained by the denoiser from nothing the encoder learns poorly.
-    """
-    control, foundation = system.control, system.foundation
-    looks = nn.ModuleDict({"encoder": control.encoder, "head": control.head})
-    steers = nn.ModuleDict({name: module for name, module in control.named_children() if name not in looks})
-
-    def looked_at(batch: Batch, generator: Generator) -> tuple[Encoded, Features, Tensor, Tensor]:
-        with torch.no_grad():
-            text = foundation.encode_text(draw_captions(bank, generator))
-        possible = (bank.annotated | bank.foreign)[batch.dataset.cpu()].to(foundation.device)
-        features = control.encoder(batch.image)
-        return text, features, control.estimate(features, text.pooled, possible), possible
-
-    def encoder_loss(size: int, generator: Generator) -> tuple[Tensor, dict[str, float]]:
-        batch = bank.draw(size, 1, generator).to(foundation.device)
-        _, _, log_probability, possible = looked_at(batch, generator)
-        return segmentation_loss(log_probability, batch.labels, possible), {}
-
-    def control_loss(size: int, generator: Generator) -> tuple[Tensor, dict[str, float]]:
-        batch = bank.draw(size, PROMPTS_DENOISED, generator).to(foundation.device)
-        with torch.no_grad():
-            text, features, log_probability, _ = looked_at(batch, generator)
-        image = torch.arange(size, device=foundation.device).repeat_interleave(batch.concepts.shape[1])
-        concept, mask = batch.concepts.flatten(), batch.masks.flatten(0, 1)[:, None]
-        pairs, probability = text[concept], log_probability[image, 1 + concept].exp()[:, None]
-        hint = control.hint(features[image], probability, pairs.pooled, foundation.codec)
-        x0 = foundation.codec.encode(mask)
-        t = torch.randint(1000, (len(x0),), generator=generator).to(foundation.device)
-        noise = foundation.codec.noise(x0.shape, generator).to(foundation.device)
-        x_t = foundation.schedule.add_noise(x0, noise, t)
-        x0_hat = clean_estimate(foundation, control, x_t, t, pairs, hint)
-        return denoising_loss(x0_hat, x0, foundation.codec.decode(x0_hat), mask, concept), {}
-
-    stages = [
-        ("encoder", looks, encoder_loss, ENCODER_SHARE),
-        ("control", steers, control_loss, 1 - ENCODER_SHARE),
-    ]
-    for number, (name, module, loss_of, share) in enumerate(stages):
-        control.requires_grad_(False)
-        state = new_state(module.requires_grad_(True), seed=seed + number)
-        train(
-            state,
-            loss_of,
-            budget=budget.share(share),
-            folder=folder / name,
-            on_step=lambda s, spent, name=name: on_step(name, s, spent),
-            should_stop=should_stop,
-        )
-        use_average(state)
-    control.requires_grad_(False).eval()
+    """Train the control in two stages; the foundation is not touched."""
+    train_stages(system.stages(bank), budget=budget, folder=folder, seed=seed, on_step=on_step, should_stop=should_stop)
     return system

@@ -11,7 +11,7 @@ encoder is ours instead of a copy of the autoencoder's; and the noise is read of
 does not copy x that well: after 3000 phantom slices of 64², Dice was 0.1 with ε̂ as its plain output, 0.75 with v̂.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,6 @@ from diffusers import UNet2DModel
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from delineate.checkpoint import TrainState, new_state
 from delineate.codec import Codec, VaeCodec, noise_fields
 from delineate.data.slices import SliceBank
 from delineate.networks.encoder import ENCODER_WIDTHS, ImageEncoder
@@ -29,7 +28,7 @@ from delineate.prompt import Vocabulary
 from delineate.sampling import sample_one_step
 from delineate.schedule import Schedule, schedule_from_config, trailing_times
 from delineate.systems.system import Target
-from delineate.training import Budget, train, use_average
+from delineate.training import Budget, OnStep, Stage, train_stages
 
 PAIRS_AT_ONCE = 32  # (slice, proposal) pairs in one forward: bounds memory, changes nothing else
 PROMPTS = 3  # a slice: the fewest of which `SliceBank.draw` makes one absent, whatever the slice shows
@@ -175,6 +174,40 @@ class SDSeg:
         times, concepts = (torch.full((len(x_t),), value, device=x_t.device) for value in (t, concept))
         return self.schedule.to_x0(self.network(x_t, times, condition, concepts, self.schedule), x_t, times)
 
+    @property
+    def learnt(self) -> Vocabulary:
+        """The vocabulary."""
+        return self.vocabulary
+
+    @property
+    def parts(self) -> dict[str, nn.Module]:
+        """The network; not an autoencoder."""
+        return {"network": self.network}
+
+    def with_parts(self, parts: Mapping[str, nn.Module], vocabulary: Vocabulary) -> "SDSeg":
+        """The same codec with another network, which has a label for each name."""
+        network = parts["network"]
+        assert isinstance(network, NoiseNetwork)
+        return SDSeg(self.config, self.codec, vocabulary, network)
+
+    def stages(self, bank: SliceBank) -> list[Stage]:
+        """One: encoder and denoiser together."""
+        codec, network, schedule, device = self.codec, self.network, self.schedule, self.device
+
+        def loss_of(size: int, generator: Generator) -> tuple[Tensor, dict[str, float]]:
+            batch = bank.draw(size, PROMPTS, generator).to(device)
+            condition = network.see(batch.image).repeat_interleave(PROMPTS, dim=0)
+            x0 = codec.encode(batch.masks.flatten(0, 1)[:, None])
+            t = torch.randint(1000, (len(x0),), generator=generator).to(device)
+            noise = codec.noise(x0.shape, generator).to(device)
+            x_t = schedule.add_noise(x0, noise, t)
+            noise_hat = network(x_t, t, condition, batch.concepts.flatten(), schedule)
+            noise_term, latent_term = loss_terms(schedule, noise_hat, noise, x_t, x0, t)
+            parts = {"noise": noise_term.item(), "latent": latent_term.item()}
+            return noise_term + LATENT_WEIGHT * latent_term, parts
+
+        return [Stage("network", network, loss_of)]
+
 
 def build(config: SDSegConfig, codec: Codec, vocabulary: Vocabulary, *, seed: int = 0) -> SDSeg:
     """A system whose network is untrained; its codec is as given."""
@@ -198,38 +231,14 @@ def train_sdseg(
     budget: Budget,
     folder: Path,
     seed: int = 0,
-    on_step: Callable[[str, TrainState, float], None] = lambda stage, state, spent: None,
+    on_step: OnStep = lambda stage, state, spent: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> SDSeg:
     """Train encoder and denoiser together, in one stage; an autoencoder's weights are not touched.
 
     An autoencoder's latents are first standardised on masks, as SDSeg scales them by the spread of its first batch.
     """
-    codec, network, schedule, device = system.codec, system.network, system.schedule, system.device
-    if isinstance(codec, VaeCodec):
-        codec.measure(bank.draw(MEASURED, 1, Generator().manual_seed(seed)).masks.to(device))
-
-    def loss_of(size: int, generator: Generator) -> tuple[Tensor, dict[str, float]]:
-        batch = bank.draw(size, PROMPTS, generator).to(device)
-        condition = network.see(batch.image).repeat_interleave(PROMPTS, dim=0)
-        x0 = codec.encode(batch.masks.flatten(0, 1)[:, None])
-        t = torch.randint(1000, (len(x0),), generator=generator).to(device)
-        noise = codec.noise(x0.shape, generator).to(device)
-        x_t = schedule.add_noise(x0, noise, t)
-        noise_hat = network(x_t, t, condition, batch.concepts.flatten(), schedule)
-        noise_term, latent_term = loss_terms(schedule, noise_hat, noise, x_t, x0, t)
-        parts = {"noise": noise_term.item(), "latent": latent_term.item()}
-        return noise_term + LATENT_WEIGHT * latent_term, parts
-
-    state = new_state(network.requires_grad_(True), seed=seed)
-    train(
-        state,
-        loss_of,
-        budget=budget,
-        folder=folder / "network",
-        on_step=lambda s, spent: on_step("network", s, spent),
-        should_stop=should_stop,
-    )
-    use_average(state)
-    network.requires_grad_(False).eval()
+    if isinstance(system.codec, VaeCodec):
+        system.codec.measure(bank.draw(MEASURED, 1, Generator().manual_seed(seed)).masks.to(system.device))
+    train_stages(system.stages(bank), budget=budget, folder=folder, seed=seed, on_step=on_step, should_stop=should_stop)
     return system

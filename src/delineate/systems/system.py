@@ -1,13 +1,15 @@
 """What a system is: it sees slices once and then proposes masks of a target, on the working grid."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from delineate.data.slices import SliceBank
 from delineate.prompt import Concept, Vocabulary
+from delineate.training import Stage
 
 
 @dataclass(frozen=True)
@@ -38,4 +40,22 @@ class System(Protocol):
 
     def propose(self, seen: Any, target: Target, n: int, seed: int, on_step: Callable[[float], None] = ...) -> Tensor:
         """Probabilities (N, S, size, size) in [0, 1]; N is 1 for a deterministic system."""
+        ...
+
+    @property
+    def learnt(self) -> Vocabulary:
+        """The names that training slices must have, in their order; what can be asked may be more."""
+        ...
+
+    @property
+    def parts(self) -> dict[str, nn.Module]:
+        """What learns, by name; not a frozen foundation."""
+        ...
+
+    def with_parts(self, parts: Mapping[str, nn.Module], vocabulary: Vocabulary) -> "System":
+        """The same system with other weights and names, sharing all else."""
+        ...
+
+    def stages(self, bank: SliceBank) -> list[Stage]:
+        """How its parts learn from slices."""
         ...

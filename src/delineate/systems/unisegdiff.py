@@ -20,18 +20,17 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from delineate import anatomy
-from delineate.checkpoint import TrainState, new_state
 from delineate.codec import PixelUnshuffleCodec, noise_fields
 from delineate.data.slices import SliceBank
 from delineate.networks.condition import ConditionNetwork
 from delineate.networks.denoiser import TwinDenoiser
-from delineate.objectives import mask_error, noise_error, segmentation_loss
+from delineate.objectives import lumped, mask_error, noise_error, segmentation_loss
 from delineate.prompt import Concept, Vocabulary
 from delineate.sampling import sample_ddim
 from delineate.schedule import Prediction, Schedule, schedule_from_config
 from delineate.stages import Branch, Clamp, Stages, Strategy
 from delineate.systems.system import Target
-from delineate.training import Budget, Hyperparameters, train, use_average
+from delineate.training import Budget, Hyperparameters, OnStep, Stage, train_stages
 
 CONDITION_SHARE = 0.7  # of the training budget; the rest trains the denoiser
 PAIRS_AT_ONCE = 64  # (slice, proposal) pairs in one forward: bounds memory, changes nothing else
@@ -268,6 +267,68 @@ class UniSegDiff:
         }
         return {branch: begun[branch] + answer for branch, answer in answers.items()}
 
+    @property
+    def parts(self) -> dict[str, nn.Module]:
+        """The condition network and the denoiser."""
+        return {"condition": self.condition, "denoiser": self.denoiser}
+
+    def with_parts(self, parts: Mapping[str, nn.Module], vocabulary: Vocabulary) -> "UniSegDiff":
+        """The same with other networks, whose condition network has a channel for each name but "lesion"."""
+        condition, denoiser = parts["condition"], parts["denoiser"]
+        assert isinstance(condition, ConditionNetwork)
+        assert isinstance(denoiser, TwinDenoiser)
+        learnt = tuple(c for c in vocabulary.concepts if c.name != GENERIC or GENERIC in self.learnt.names)
+        return UniSegDiff(self.config, Vocabulary(learnt), condition, denoiser)
+
+    def wider(self, count: int, *, seed: int = 0) -> tuple[str, nn.Module]:
+        """The path, within `parts`, of the block that answers, and an untrained one like it for `count` more names."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return "condition.head", nn.Conv2d(self.condition.encoder.widths[0], self.codec.stride**2 * count, 1)
+
+    def stages(self, bank: SliceBank) -> list[Stage]:
+        """Two. The condition network learns to segment and is frozen; then the denoiser learns on its features.
+
+        Without pre-training (an ablation) both are trained by the denoiser's loss alone.
+        """
+        condition, denoiser, device = self.condition, self.denoiser, self.device
+        stages, pretrained, hyper = self.config.stages, self.config.pretrained, SIZES[self.config.preset].hyper
+        branches = tuple(Branch) if stages.target == "both" else (Branch(stages.target),)
+
+        def condition_loss(size: int, generator: Generator) -> tuple[Tensor, dict[str, float]]:
+            batch = bank.draw(size, 1, generator).to(device)
+            possible = (bank.annotated | bank.foreign).to(device)[batch.dataset]
+            seen = condition.log_probability(condition(batch.image)[0], None if bank.lumped else possible)
+            return segmentation_loss(lumped(seen, possible) if bank.lumped else seen, batch.labels, possible), {}
+
+        def denoiser_loss(size: int, generator: Generator) -> tuple[Tensor, dict[str, float]]:
+            batch = bank.draw(size, 1, generator).to(device)
+            with torch.set_grad_enabled(not pretrained):
+                levels = condition(batch.image)
+                seen = Conditions(levels, condition.log_probability(levels[0]).exp())
+            mask = (batch.labels > 0).float()[:, None]
+            x0 = self.codec.encode(mask)
+            t = stages.draw(size, generator)
+            noise = self.codec.noise(x0.shape, generator).to(device)
+            x_t = self.schedule.add_noise(x0, noise, t)
+            answers = self.answers(seen, x_t, t, branches)
+            noise_weight, mask_weight = (w.to(device) for w in stages.loss_weights(t))
+            loss, parts = torch.zeros((), device=device), {}
+            if Branch.NOISE in answers:
+                error = noise_error(answers[Branch.NOISE], noise)
+                loss, parts["noise"] = loss + (noise_weight * error).mean(), error.mean().item()
+            if Branch.MASK in answers:
+                error = mask_error(answers[Branch.MASK], F.pixel_unshuffle(mask, self.codec.stride))
+                loss, parts["mask"] = loss + (mask_weight * error).mean(), error.mean().item()
+            return loss, parts
+
+        if not pretrained:
+            return [Stage("denoiser", nn.ModuleDict(self.parts), denoiser_loss, hyper=hyper)]
+        return [
+            Stage("condition", condition, condition_loss, CONDITION_SHARE, hyper),
+            Stage("denoiser", denoiser, denoiser_loss, 1 - CONDITION_SHARE, hyper),
+        ]
+
 
 def clean_from(answer: Tensor, branch: Branch, x_t: Tensor, t: Tensor, schedule: Schedule) -> Tensor:
     """x0 in [-1, 1] from a decoder's answer at times `t` (B,): logits of the mask, or ε.
@@ -311,64 +372,9 @@ def train_unisegdiff(
     budget: Budget,
     folder: Path,
     seed: int = 0,
-    on_step: Callable[[str, TrainState, float], None] = lambda stage, state, spent: None,
+    on_step: OnStep = lambda stage, state, spent: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> UniSegDiff:
-    """Train the condition network for segmentation, freeze it, and train the denoiser on its features.
-
-    Without pre-training (an ablation) both are trained by the denoiser's loss alone.
-    """
-    condition, denoiser, device = system.condition, system.denoiser, system.device
-    stages, pretrained = system.config.stages, system.config.pretrained
-    branches = tuple(Branch) if stages.target == "both" else (Branch(stages.target),)
-
-    def condition_loss(size: int, generator: Generator) -> tuple[Tensor, dict[str, float]]:
-        batch = bank.draw(size, 1, generator).to(device)
-        possible = (bank.annotated | bank.foreign).to(device)[batch.dataset]
-        return segmentation_loss(
-            condition.log_probability(condition(batch.image)[0], possible), batch.labels, possible
-        ), {}
-
-    def denoiser_loss(size: int, generator: Generator) -> tuple[Tensor, dict[str, float]]:
-        batch = bank.draw(size, 1, generator).to(device)
-        with torch.set_grad_enabled(not pretrained):
-            levels = condition(batch.image)
-            seen = Conditions(levels, condition.log_probability(levels[0]).exp())
-        mask = (batch.labels > 0).float()[:, None]
-        x0 = system.codec.encode(mask)
-        t = stages.draw(size, generator)
-        noise = system.codec.noise(x0.shape, generator).to(device)
-        x_t = system.schedule.add_noise(x0, noise, t)
-        answers = system.answers(seen, x_t, t, branches)
-        noise_weight, mask_weight = (w.to(device) for w in stages.loss_weights(t))
-        loss, parts = torch.zeros((), device=device), {}
-        if Branch.NOISE in answers:
-            error = noise_error(answers[Branch.NOISE], noise)
-            loss, parts["noise"] = loss + (noise_weight * error).mean(), error.mean().item()
-        if Branch.MASK in answers:
-            error = mask_error(answers[Branch.MASK], F.pixel_unshuffle(mask, system.codec.stride))
-            loss, parts["mask"] = loss + (mask_weight * error).mean(), error.mean().item()
-        return loss, parts
-
-    both = nn.ModuleDict({"condition": condition, "denoiser": denoiser})
-    plan: list[tuple[str, nn.Module, Any, float]] = [
-        ("condition", condition, condition_loss, CONDITION_SHARE),
-        ("denoiser", denoiser, denoiser_loss, 1 - CONDITION_SHARE),
-    ]
-    if not pretrained:
-        plan = [("denoiser", both, denoiser_loss, 1.0)]
-    for number, (name, module, loss_of, share) in enumerate(plan):
-        both.requires_grad_(False).eval()
-        state = new_state(module.requires_grad_(True), seed=seed + number)
-        train(
-            state,
-            loss_of,
-            budget=budget.share(share),
-            folder=folder / name,
-            hyper=SIZES[system.config.preset].hyper,
-            on_step=lambda s, spent, name=name: on_step(name, s, spent),
-            should_stop=should_stop,
-        )
-        use_average(state)
-    both.requires_grad_(False).eval()
+    """Train condition network and denoiser, as `UniSegDiff.stages` says."""
+    train_stages(system.stages(bank), budget=budget, folder=folder, seed=seed, on_step=on_step, should_stop=should_stop)
     return system

@@ -1,0 +1,452 @@
+"""A model carried to another kind of scan by a few labelled ones: who needs how many, and what it costs.
+
+    python benchmarks/adapt.py --ct runs/btcv --lesions runs/lesions/seed0
+
+Needs the models that benchmarks/btcv.py and benchmarks/lesions.py trained. Three questions, a phase each:
+
+mr      BTCV CT to CHAOS MR (liver, both kidneys, spleen): every kind of adapter, fine-tuning and training from scratch,
+        for ProGiDiff and the U-Net, on 1, 3, 5 and all 8 training patients, three draws; and CT with the adapter on.
+colour  Polyps of Kvasir-SEG to the same colonoscope seen badly: a colour cast, blur and vignetting made here
+        (`worse`), from 5 images; UniSegDiff and the U-Net.
+ranks   the other ranks of LoRA at the other numbers of shots.
+bias    Dice and doubt in MR against the strength of a simulated bias field, with and without the remedies.
+
+Every arm sees the same images in the same number of steps, stops by the same held-out subject, and is scored on the
+test subjects once. Jobs run --workers at a time, a thread each; run again, it goes on where it was.
+Writes benchmarks/results/adapt.json and docs/pictures/adapt.png.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.ndimage import gaussian_filter
+
+from delineate import Segmenter, open_dataset
+from delineate.adapters import ADAPTERS, AdapterConfig
+from delineate.adapters.adapter import attach
+from delineate.adapters.folder import adapted_segmenter, in_half
+from delineate.adapters.training import look_at, train_adapter, training_slices
+from delineate.adapting import with_names
+from delineate.bias import biased
+from delineate.data.augmentation import AUGMENTATIONS, Augmentation
+from delineate.data.dataset import Dataset
+from delineate.data.few_shot import draw_shots, only
+from delineate.files import write_json
+from delineate.flat_images import write_flat
+from delineate.metrics import bootstrap_mean, dice, hd95_mm
+from delineate.pictures import new_figure, write_figure
+from delineate.preparation import Preparation
+from delineate.scan import Scan, read_scan
+from delineate.segmenter import Habits
+from delineate.systems import plain, progidiff, unisegdiff
+from delineate.training import Budget
+
+RESULT = Path(__file__).parent / "results" / "adapt.json"
+PICTURE = Path(__file__).parents[1] / "docs" / "pictures" / "adapt.png"
+SHOTS = ("1", "3", "5", "all")
+DRAWS = (0, 1, 2)
+LORA = {f"lora-{rank}": AdapterConfig("lora", rank, float(rank)) for rank in (4, 8, 16)}
+KINDS = LORA | {
+    "salt": AdapterConfig("salt"),
+    "decoder": AdapterConfig("decoder"),
+    "full": AdapterConfig("full"),
+    "scratch": AdapterConfig("full"),  # the same training of the same network, from untrained weights
+}
+ARMS = {  # of CT to MR: what is run at every number of shots, and what at 5 alone
+    "progidiff": (("lora-8", "salt", "full", "scratch"), ("lora-4", "lora-16", "decoder")),
+    "unet": (("full", "scratch"), ("lora-8",)),
+}
+COLOUR_ARMS = ("lora-8", "salt", "full", "scratch")
+SCRATCH_RATE = 1e-3  # that of every training from nothing in this package
+STRENGTHS = (0.0, 0.3, 0.6, 0.8)
+REMEDIES = {  # augmentation, N4
+    "none": ("nnunet", False),
+    "n4": ("nnunet", True),
+    "augmentation": ("nnunet and bias", False),
+    "both": ("nnunet and bias", True),
+}
+PROPOSALS = 1
+OUTLIER = 0.3  # Dice below the same organ's without a field by more than this
+
+
+def main() -> None:
+    """Run the phases asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--ct", type=Path, default=Path("runs/btcv"), help="folder with progidiff/ and unet/")
+    parser.add_argument("--lesions", type=Path, default=Path("runs/lesions/seed0"), help="with unisegdiff/ and unet/")
+    parser.add_argument("--work", type=Path, default=Path("runs/adapt"))
+    parser.add_argument("--images", type=int, default=600, help="training images of every arm")
+    parser.add_argument("--workers", type=int, default=2, help="jobs at once, a thread each")
+    parser.add_argument("--phase", nargs="*", default=["mr", "colour", "bias", "ranks", "report"])
+    parser.add_argument("--job", help=argparse.SUPPRESS)  # one job, in a process of its own
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    if args.job:
+        return run_job(args, args.job)
+    mr = [f"mr/{s}/none/0/0" for s in ARMS]
+    for draw in DRAWS:  # whole draws first: a stopped run leaves a table of fewer draws, not of fewer arms
+        for k in ("5", "3", "1", "all"):
+            chosen = [(s, arm) for s, (always, at_five) in ARMS.items() for arm in always + at_five * (k == "5")]
+            mr += [f"mr/{s}/{arm}/{k}/{draw}" for s, arm in chosen]
+    more = [f"mr/progidiff/{arm}/{k}/{d}" for d in DRAWS for k in ("1", "3", "all") for arm in ("lora-4", "lora-16")]
+    colour = [f"colour/{s}/none/0/0" for s in ("unisegdiff", "unet")]
+    colour += [f"colour/{s}/{arm}/5/{d}" for d in DRAWS for s in ("unisegdiff", "unet") for arm in COLOUR_ARMS]
+    jobs = {"mr": mr, "ranks": more, "colour": colour, "bias": [f"bias/{remedy}" for remedy in REMEDIES]}
+    for phase in args.phase:
+        if phase == "report":
+            report(args)
+        else:
+            queue(args, jobs[phase])
+
+
+def queue(args: argparse.Namespace, jobs: Sequence[str]) -> None:
+    """Run the jobs that are not done, so many at once."""
+
+    def run(job: str) -> None:
+        words = [sys.executable, __file__, "--job", job, "--data", args.data, "--ct", args.ct]
+        words += ["--lesions", args.lesions, "--work", args.work, "--images", args.images]
+        done = subprocess.run([str(word) for word in words], capture_output=True, text=True, check=False)
+        print(job, "done" if done.returncode == 0 else f"FAILED\n{done.stderr[-2000:]}", flush=True)
+
+    with ThreadPoolExecutor(args.workers) as pool:
+        list(pool.map(run, [job for job in jobs if not result_path(args, job).exists()]))
+
+
+def result_path(args: argparse.Namespace, job: str) -> Path:
+    """Where a job's figures go."""
+    return args.work / "figures" / f"{job}.json"
+
+
+def run_job(args: argparse.Namespace, job: str) -> None:
+    """One job: its figures into its own JSON file."""
+    phase, *rest = job.split("/")
+    figures = {"mr": mr_job, "colour": colour_job, "bias": bias_job}[phase](args, *rest)
+    write_json(result_path(args, job), {"job": job, **figures})
+
+
+# CT to MR.
+
+
+def mr_job(args: argparse.Namespace, system: str, arm: str, shots: str, draw: str) -> dict[str, Any]:
+    """Adapt a CT model to MR, score it on the test patients and on CT."""
+    base = quick(Segmenter.load(args.ct / system))
+    mr = open_dataset(args.data / "chaos_mr_t2")
+    ct = open_dataset(args.data / "btcv_ct", targets=list(mr.labels))
+    if arm == "none":
+        return {"mr": scores(base, mr), "ct": scores(base, ct)}
+    figures, adapted = adapt_once(args, base, mr, arm, None if shots == "all" else int(shots), int(draw))
+    figures["mr"] = scores(adapted, mr)
+    if arm != "scratch" and shots in ("5", "all") and draw == "0":
+        figures["ct"] = scores(adapted, ct)
+    return figures
+
+
+def adapt_once(
+    args: argparse.Namespace,
+    base: Segmenter,
+    dataset: Dataset,
+    arm: str,
+    shots: int | None,
+    draw: int,
+    augmentation: str = "nnunet",
+    preparation: Preparation = Preparation(),
+) -> tuple[dict[str, Any], Segmenter]:
+    """Train one arm; what it cost, and the adapted segmenter with the adapter merged into it."""
+    config, rate = KINDS[arm], SCRATCH_RATE if arm == "scratch" else ADAPTERS[KINDS[arm].kind].learning_rate
+    dataset, _ = with_names(dataset, base.vocabulary, {})
+    if arm == "scratch":
+        base = Segmenter(untrained(base, draw), base.modalities)
+    drawn = draw_shots(dataset, shots, hold_out="val", seed=draw)
+    vocabulary = base.vocabulary.merged(dataset.vocabulary())
+    adapted = attach(base.system, config, vocabulary, seed=draw)
+    few = only(dataset, drawn.drawn)
+    bank = training_slices(few, adapted.system.learnt, base.system.size, preparation, None, augmentation, draw)
+    habits = Habits(preparation, dataset.modality)
+    held = look_at(dataset, drawn.held_out[:20], preparation)  # of 50 polyps 20 are asked
+    work = args.work / "training" / f"{type(base.system).__name__}-{dataset.name}-{arm}-{shots}-{draw}-{augmentation}"
+    started, processor = time.monotonic(), time.process_time()
+    checks = train_adapter(adapted, base, bank, held, habits, Budget(args.images), work, rate=rate, seed=draw)
+    seconds, processor = time.monotonic() - started, time.process_time() - processor
+    in_half(adapted)
+    for file in work.rglob("*.safetensors"):
+        file.unlink()
+    own = sum(p.numel() for p in adapted.own.values())
+    whole = sum(p.numel() for part in base.system.parts.values() for p in part.parameters())
+    figures = {
+        "shots": list(drawn.drawn),
+        "checks": checks,
+        "seconds": round(seconds, 1),
+        "processor_seconds": round(processor, 1),
+        "own_parameters": own,
+        "share": own / whole,
+    }
+    merged = replace_system(adapted_segmenter(base, adapted, habits), adapted.merged())
+    return figures, merged
+
+
+def untrained(base: Segmenter, seed: int) -> Any:
+    """The same system with nothing learnt; ProGiDiff keeps its foundation, frozen as ever."""
+    system = base.system
+    if isinstance(system, plain.Plain):
+        return plain.build(system.config, system.vocabulary, seed=seed)
+    if isinstance(system, progidiff.ProGiDiff):
+        return progidiff.build(system.config, system.foundation, system.vocabulary, seed=seed)
+    assert isinstance(system, unisegdiff.UniSegDiff)
+    return unisegdiff.build(system.config, system.learnt, seed=seed)
+
+
+def quick(segmenter: Segmenter) -> Segmenter:
+    """With two sampling steps, as models have had since the CT model was trained."""
+    if isinstance(segmenter.system, progidiff.ProGiDiff):
+        segmenter.system.config = replace(segmenter.system.config, steps=2)
+    return segmenter
+
+
+def replace_system(segmenter: Segmenter, system: Any) -> Segmenter:
+    """The same habits with another system."""
+    return Segmenter(system, segmenter.modalities, habits=segmenter.habits)
+
+
+def scores(segmenter: Segmenter, dataset: Dataset, split: str = "test") -> list[dict[str, Any]]:
+    """Dice, HD95 (mm) and doubt of every present target of every case of a split."""
+    return [row for case in dataset.split(split) for row in case_scores(segmenter, dataset, case)]
+
+
+def case_scores(segmenter: Segmenter, dataset: Dataset, case: Any, change=lambda scan: scan) -> list[dict[str, Any]]:
+    """The same of one case, whose scan is changed first."""
+    scan, ids = dataset.read(case)
+    names = [name for name, value in dataset.labels.items() if (ids == value).any()]
+    rows = []
+    for answer in segmenter(change(scan), names, n=PROPOSALS) if names else ():
+        truth, mask = ids == dataset.labels[str(answer.name)], answer.consensus()
+        row = {"case": case.name, "target": answer.name, "dice": dice(mask, truth), "doubt": answer.doubt}
+        rows.append(row | {"hd95_mm": hd95_mm(mask, truth, scan.spacing_mm), "found": answer.outcome.value == "found"})
+    return rows
+
+
+# Polyps, seen badly.
+
+
+def worse(scan: Scan) -> Scan:
+    """The same picture by a bad colonoscope: green cast, low saturation, blur of 1.5 %, dark corners, less contrast."""
+    grey = scan.voxels.astype(np.float32) / 255
+    rows, columns = grey.shape[1:3]
+    sigma = 0.015 * max(rows, columns)
+    grey = np.stack([gaussian_filter(grey[0, :, :, c], sigma) for c in range(3)], axis=-1)[None]
+    grey = grey.mean(-1, keepdims=True) * 0.7 + grey * 0.3  # most of the colour gone
+    grey = grey * np.array([0.55, 1.0, 0.8], dtype=np.float32)  # the rest green
+    y, x = np.meshgrid(np.linspace(-1, 1, rows), np.linspace(-1, 1, columns), indexing="ij")
+    corner = (1 - 0.5 * (x**2 + y**2) / 2).astype(np.float32)[None, :, :, None]
+    grey = 0.15 + 0.7 * (grey * corner) ** 1.4
+    return replace(scan, voxels=(grey.clip(0, 1) * 255).round().astype(np.uint8))
+
+
+def worse_folder(args: argparse.Namespace) -> Dataset:
+    """Kvasir-SEG with every image changed by `worse`, written once."""
+    folder = args.work / "kvasir_worse"
+    if not (folder / "splits.json").exists():
+        original = open_dataset(args.data / "kvasir_seg", targets=["polyp"])
+        splits = json.loads((args.data / "splits.json").read_text())["kvasir_seg"]
+        wanted = {s for part in splits.values() for s in part}
+        (folder / "images").mkdir(parents=True, exist_ok=True)
+        if not (folder / "masks").exists():
+            (folder / "masks").symlink_to((args.data / "kvasir_seg" / "masks").resolve())
+        for case in original.cases:
+            if case.subject in wanted:
+                write_flat(folder / "images" / f"{case.name}.png", worse(read_scan(case.image)).voxels[0])
+        write_json(folder / "splits.json", splits)
+    return open_dataset(folder, targets=["polyp"], modality="endoscopy")
+
+
+def colour_job(args: argparse.Namespace, system: str, arm: str, shots: str, draw: str) -> dict[str, Any]:
+    """Adapt a model that knows polyps to `worse`, score it there and on what it knew."""
+    base = Segmenter.load(args.lesions / system)
+    target = worse_folder(args)
+    known = replace(open_dataset(args.data / "kvasir_seg", targets=["polyp"]), modality="endoscopy")
+    if arm == "none":
+        return {"worse": scores(base, target), "known": scores(base, known)}
+    figures, adapted = adapt_once(args, base, target, arm, int(shots), int(draw))
+    figures["worse"] = scores(adapted, target)
+    if arm != "scratch":
+        figures["known"] = scores(adapted, known)
+    return figures
+
+
+# Bias fields.
+
+
+def bias_job(args: argparse.Namespace, remedy: str) -> dict[str, Any]:
+    """Adapt ProGiDiff to 5 MR patients with a remedy, score it under fields of several strengths."""
+    augmentation, n4 = REMEDIES[remedy]
+    plainly, shades = AUGMENTATIONS["nnunet"], [AUGMENTATIONS[name].shade for name in ("nnunet", "bias")]
+
+    def both(grey: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        for shade in shades:
+            grey = shade(grey, generator) if shade else grey
+        return grey
+
+    AUGMENTATIONS["nnunet and bias"] = Augmentation(plainly.place, both)
+    base, mr = quick(Segmenter.load(args.ct / "progidiff")), open_dataset(args.data / "chaos_mr_t2")
+    preparation = Preparation(n4)
+    figures, adapted = adapt_once(args, base, mr, "lora-8", 5, 0, augmentation, preparation)
+    figures["usual"] = scores(adapted, mr, "val")
+    figures["rows"] = [
+        {"strength": strength, **row}
+        for number, case in enumerate(mr.split("test"))
+        for strength in STRENGTHS
+        for row in case_scores(adapted, mr, case, lambda scan, s=strength, n=number: biased(scan, s, seed=n))
+    ]
+    return figures
+
+
+# What it comes to.
+
+
+def report(args: argparse.Namespace) -> None:
+    """Tables of what is done so far, as JSON and in words."""
+    found = {
+        path.relative_to(args.work / "figures").with_suffix("").as_posix(): json.loads(path.read_text())
+        for path in sorted((args.work / "figures").rglob("*.json"))
+    }
+    table: dict[str, Any] = {"images": args.images, "threads_each": 1, "proposals": PROPOSALS}
+    table["mr"] = arms_table(found, "mr", "mr", "ct")
+    table["mr_differences"] = differences(found)
+    table["colour"] = arms_table(found, "colour", "worse", "known")
+    table["bias"] = {remedy: bias_table(found[f"bias/{remedy}"]) for remedy in REMEDIES if f"bias/{remedy}" in found}
+    write_json(RESULT, table)
+    for phase in ("mr", "colour"):
+        print(f"\n{phase}: Dice (spread over draws), HD95 mm, on the source, share of weights, seconds")
+        for key, row in table[phase].items():
+            print(f"{key:28s}", *(f"{row[k]}" if row[k] is not None else "-" for k in row if k != "targets"))
+    print(json.dumps({k: table[k] for k in ("mr_differences", "bias")}, indent=1))
+    picture(table)
+    print(RESULT, PICTURE)
+
+
+def by_case(rows: Sequence[Mapping[str, Any]], key: str = "dice") -> dict[str, float]:
+    """The mean over targets of every case."""
+    return {case: fmean(r[key] for r in rows if r["case"] == case) for case in dict.fromkeys(r["case"] for r in rows)}
+
+
+def arms_table(found: Mapping[str, Any], phase: str, target: str, source: str) -> dict[str, Any]:
+    """A row for every system, arm and number of shots: means over draws, and how far these differ."""
+    table: dict[str, Any] = {}
+    for key in dict.fromkeys(k.rpartition("/")[0] for k in found if k.startswith(f"{phase}/")):
+        runs = [found[k] for k in sorted(found) if k.rpartition("/")[0] == key]
+        means = [fmean(by_case(run[target]).values()) for run in runs]
+        there = [fmean(by_case(run[source]).values()) for run in runs if source in run]
+        names = dict.fromkeys(r["target"] for r in runs[0][target])
+        table[key.removeprefix(f"{phase}/")] = {
+            "dice": round(fmean(means), 3),
+            "spread": round(stdev(means), 3) if len(means) > 1 else None,
+            "hd95_mm": round(fmean(fmean(by_case(run[target], "hd95_mm").values()) for run in runs), 1),
+            "source_dice": round(fmean(there), 3) if there else None,
+            "share": round(runs[0]["share"], 4) if "share" in runs[0] else None,
+            "seconds": round(fmean(run["processor_seconds"] for run in runs), 1) if "share" in runs[0] else None,
+            "draws": len(runs),
+            "targets": {
+                name: round(fmean(r["dice"] for run in runs for r in run[target] if r["target"] == name), 3)
+                for name in names
+            },
+        }
+    return table
+
+
+def differences(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Paired over draws and test patients: arm minus arm, with a bootstrap over patients."""
+    pairs = {
+        "LoRA r8 minus scratch, k 5": ("progidiff/lora-8/5", "progidiff/scratch/5"),
+        "LoRA r8 minus full, k 5": ("progidiff/lora-8/5", "progidiff/full/5"),
+        "LoRA r8 minus SALT, k 5": ("progidiff/lora-8/5", "progidiff/salt/5"),
+        "LoRA r16 minus r4, k 5": ("progidiff/lora-16/5", "progidiff/lora-4/5"),
+        "LoRA r8, k 1 minus scratch, k 5": ("progidiff/lora-8/1", "progidiff/scratch/5"),
+        "LoRA r8, k 5 minus scratch, all": ("progidiff/lora-8/5", "progidiff/scratch/all"),
+        "LoRA r8, k 5 minus full, all": ("progidiff/lora-8/5", "progidiff/full/all"),
+        "ProGiDiff LoRA r8 minus U-Net LoRA r8, k 5": ("progidiff/lora-8/5", "unet/lora-8/5"),
+        "ProGiDiff LoRA r8 minus U-Net full, k 5": ("progidiff/lora-8/5", "unet/full/5"),
+    }
+    table = {}
+    for name, (one, other) in pairs.items():
+        draws = [d for d in map(str, DRAWS) if f"mr/{one}/{d}" in found and f"mr/{other}/{d}" in found]
+        if draws:
+            gains = [
+                {
+                    c: v - by_case(found[f"mr/{other}/{d}"]["mr"])[c]
+                    for c, v in by_case(found[f"mr/{one}/{d}"]["mr"]).items()
+                }
+                for d in draws
+            ]
+            each = np.array([fmean(gain[case] for gain in gains) for case in gains[0]])
+            table[name] = [round(float(x), 3) for x in (each.mean(), *bootstrap_mean(each))] + [len(draws)]
+    return table
+
+
+def bias_table(run: Mapping[str, Any]) -> dict[str, Any]:
+    """Dice, outliers and what doubt says of them, by strength."""
+    rows, most = run["rows"], {r["target"]: 1.5 * r["doubt"] for r in run["usual"]}
+    clean = {(r["case"], r["target"]): r["dice"] for r in rows if r["strength"] == 0}
+    table: dict[str, Any] = {}
+    for strength in STRENGTHS:
+        some = [r for r in rows if r["strength"] == strength]
+        odd = [r for r in some if clean[r["case"], r["target"]] - r["dice"] > OUTLIER]
+        table[str(strength)] = {
+            "dice": round(fmean(by_case(some).values()), 3),
+            "hd95_mm": round(fmean(by_case(some, "hd95_mm").values()), 1),
+            "doubt": round(fmean(r["doubt"] for r in some), 3),
+            "n": len(some),
+            "outliers": len(odd),
+            "outliers_flagged": sum(r["doubt"] > most[r["target"]] or not r["found"] for r in odd),
+            "others_flagged": sum(r["doubt"] > most[r["target"]] or not r["found"] for r in some if r not in odd),
+        }
+    bad = [r["doubt"] if r["found"] else 1.0 for r in rows if clean[r["case"], r["target"]] - r["dice"] > OUTLIER]
+    good = [r["doubt"] if r["found"] else 1.0 for r in rows if clean[r["case"], r["target"]] - r["dice"] <= OUTLIER]
+    wins = [float(b > g) + 0.5 * float(b == g) for b in bad for g in good]
+    table["auroc_of_doubt"] = round(fmean(wins), 3) if wins else None
+    return table
+
+
+def picture(table: Mapping[str, Any]) -> None:
+    """Dice against shots for the main arms, and against the strength of a bias field."""
+    figure = new_figure(9.0, 3.4)
+    left, right = figure.subplots(1, 2)
+    lines = {
+        "progidiff/lora-8": ("ProGiDiff, LoRA r8", "o-"),
+        "progidiff/salt": ("ProGiDiff, SALT", "s-"),
+        "progidiff/full": ("ProGiDiff, every weight", "^-"),
+        "progidiff/scratch": ("ProGiDiff, from scratch", "o--"),
+        "unet/full": ("U-Net, every weight", "v-"),
+        "unet/scratch": ("U-Net, from scratch", "v--"),
+    }
+    for key, (label, style) in lines.items():
+        there = [(i, table["mr"][f"{key}/{k}"]) for i, k in enumerate(SHOTS) if f"{key}/{k}" in table["mr"]]
+        heights, spreads = [row["dice"] for _, row in there], [row["spread"] or 0.0 for _, row in there]
+        left.errorbar([i for i, _ in there], heights, spreads, fmt=style, label=label, markersize=4, capsize=2)
+    for system, label in (("progidiff", "ProGiDiff as it is"), ("unet", "U-Net as it is")):
+        if f"{system}/none/0" in table["mr"]:
+            grey = "0.4" if system == "progidiff" else "0.7"
+            left.axhline(table["mr"][f"{system}/none/0"]["dice"], color=grey, linewidth=0.8, label=label)
+    left.set_xticks(range(len(SHOTS)), [f"{k}" for k in SHOTS])
+    left.set(xlabel="MR patients learnt from", ylabel="Dice, 7 test patients", ylim=(0, 1))
+    for remedy, rows in table["bias"].items():
+        right.plot(STRENGTHS, [rows[str(s)]["dice"] for s in STRENGTHS], "o-", label=remedy, markersize=4)
+    right.set(xlabel="strength of the bias field", ylabel="Dice", ylim=(0, 1))
+    for axis in (left, right):
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=6)
+    write_figure(figure, PICTURE)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,164 @@
+"""An adapter on disk: a few hundred kilobytes that name their base by its hash.
+
+adapter.json           kind, rank, …; the base; how it came about; its figures
+adapter.safetensors    its weights, in half precision
+vocabulary.json        what the adapted model can be asked
+card.md, dice.png      for people
+manifest.json          SHA-256 of every file above
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from delineate import sealed
+from delineate.adapters import ADAPTERS, AdapterConfig
+from delineate.adapters.adapter import Adapted, attach
+from delineate.errors import ModelError
+from delineate.files import sha256_of, write_json, write_text
+from delineate.prompt import Vocabulary
+from delineate.segmenter import Habits, Segmenter
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FORMAT = 1
+NEEDED = {"adapter.json", "adapter.safetensors", "vocabulary.json"}
+
+
+@dataclass(frozen=True, eq=False)
+class AdapterFolder:
+    """All that `adapter.json` says.
+
+    Attributes:
+        config: which adapter.
+        base: "sha256" and "name" of the model folder it belongs to.
+        habits: how the adapted model treats scans.
+        training: data, seed, shots: how it came about; JSON values.
+        figures: what was measured; JSON values.
+    """
+
+    config: AdapterConfig
+    base: Mapping[str, str]
+    habits: Habits
+    training: Mapping[str, Any] = field(default_factory=dict)
+    figures: Mapping[str, Any] = field(default_factory=dict)
+
+
+def save_adapter(
+    folder: Path,
+    adapted: Adapted,
+    about: AdapterFolder,
+    card: str,
+    draw: "Mapping[str, Figure] | None" = None,
+) -> None:
+    """Write an adapter folder, whole or not at all; an older adapter of the same name is replaced.
+
+    Args:
+        folder: where to.
+        adapted: whose weights must be those of half precision already (`in_half`), or they would change here.
+        about: the rest.
+        card: Markdown for people.
+        draw: pictures by file name.
+
+    Raises:
+        ModelError: `folder` exists and is something else.
+    """
+    from delineate import __version__
+
+    with sealed.sealing(folder, is_adapter, "adapter") as building:
+        weights = {name: value.half().contiguous() for name, value in adapted.weights().items()}
+        save_file(weights, building / "adapter.safetensors")
+        write_json(
+            building / "adapter.json",
+            {
+                "format": FORMAT,
+                "delineate": __version__,
+                "config": asdict(about.config),
+                "base": dict(about.base),
+                "habits": about.habits.to_json(),
+                "training": dict(about.training),
+                "figures": dict(about.figures),
+            },
+        )
+        write_json(building / "vocabulary.json", adapted.vocabulary.to_json())
+        write_text(building / "card.md", card)
+        for name, figure in (draw or {}).items():
+            figure.savefig(building / name)
+
+
+def in_half(adapted: Adapted) -> None:
+    """Round the adapter's weights to half precision, so that what is saved is what was measured."""
+    adapted.load({name: value.half().float() for name, value in adapted.weights().items()})
+
+
+def read_adapter(folder: Path) -> AdapterFolder:
+    """What an adapter says of itself, every file compared with its hash.
+
+    Raises:
+        ModelError: no adapter, a damaged one, or one of a newer release.
+    """
+    folder = Path(folder)
+    if not (folder / sealed.MANIFEST).is_file() or not is_adapter(folder):
+        hint = "it is a model; give it with --model" if (folder / "config.json").is_file() else "check the path"
+        raise ModelError(f"{folder}: not an adapter folder (no adapter.json); {hint}")
+    sealed.verify(folder, NEEDED, "adapter")
+    told = json.loads((folder / "adapter.json").read_text())
+    if told.get("format") != FORMAT or told["config"]["kind"] not in ADAPTERS:
+        raise ModelError(
+            f"{folder}: adapter format {told.get('format')}, this release reads {FORMAT}; update delineate"
+        )
+    return AdapterFolder(
+        AdapterConfig(**told["config"]),
+        told["base"],
+        Habits.from_json(told["habits"]),
+        told["training"],
+        told["figures"],
+    )
+
+
+def load_adapter(folder: Path | str, base: Segmenter) -> tuple[Adapted, Segmenter]:
+    """The base with the adapter on, as a segmenter of its own; `base` is left as it is and shares its weights.
+
+    Raises:
+        ModelError: as `read_adapter`, or the adapter belongs to another base.
+    """
+    folder = Path(folder)
+    about = read_adapter(folder)
+    if base.fingerprint is None:
+        raise ModelError(f"{folder}: an adapter needs a base that was loaded from a model folder; save the model first")
+    if about.base["sha256"] != base.fingerprint:
+        raise ModelError(
+            f"{folder}: was made for the model '{about.base['name']}' ({about.base['sha256'][:12]}…), this one is "
+            f"{base.fingerprint[:12]}…; give that model with --model"
+        )
+    vocabulary = Vocabulary.from_json(json.loads((folder / "vocabulary.json").read_text()))
+    adapted = attach(base.system, about.config, vocabulary)
+    try:
+        weights: dict[str, Tensor] = load_file(folder / "adapter.safetensors")
+    except SafetensorError as error:
+        raise ModelError(f"{folder}/adapter.safetensors: cannot be read ({error}); copy the adapter again") from error
+    adapted.load({name: value.float() for name, value in weights.items()})
+    return adapted, adapted_segmenter(base, adapted, about.habits)
+
+
+def adapted_segmenter(base: Segmenter, adapted: Adapted, habits: Habits) -> Segmenter:
+    """The segmenter of an adapted system; it says that it has no model folder of its own."""
+    modalities = dict.fromkeys((*base.modalities, habits.modality))
+    return Segmenter(adapted.system, tuple(modalities), habits=habits)
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether the files of an adapter are there."""
+    return all((folder / name).is_file() for name in NEEDED)
+
+
+def fingerprint(folder: Path) -> str:
+    """The SHA-256 of an adapter's manifest: names it in reports."""
+    return sha256_of(Path(folder) / sealed.MANIFEST)
