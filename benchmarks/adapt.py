@@ -18,6 +18,7 @@ Writes benchmarks/results/adapt.json and docs/pictures/adapt.png.
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -55,14 +56,15 @@ from delineate.training import Budget
 RESULT = Path(__file__).parent / "results" / "adapt.json"
 PICTURE = Path(__file__).parents[1] / "docs" / "pictures" / "adapt.png"
 SHOTS = ("1", "3", "5", "all")
-DRAWS = (0, 1, 2)
 LORA = {f"lora-{rank}": AdapterConfig("lora", rank, float(rank)) for rank in (4, 8, 16)}
 KINDS = LORA | {
     "salt": AdapterConfig("salt"),
     "decoder": AdapterConfig("decoder"),
     "full": AdapterConfig("full"),
     "scratch": AdapterConfig("full"),  # the same training of the same network, from untrained weights
+    "scratch-long": AdapterConfig("full"),  # with so many times the images
 }
+LONG = 5
 ARMS = {  # of CT to MR: what is run at every number of shots, and what at 5 alone
     "progidiff": (("lora-8", "salt", "full", "scratch"), ("lora-4", "lora-16", "decoder")),
     "unet": (("full", "scratch"), ("lora-8",)),
@@ -88,6 +90,7 @@ def main() -> None:
     parser.add_argument("--lesions", type=Path, default=Path("runs/lesions/seed0"), help="with unisegdiff/ and unet/")
     parser.add_argument("--work", type=Path, default=Path("runs/adapt"))
     parser.add_argument("--images", type=int, default=600, help="training images of every arm")
+    parser.add_argument("--draws", type=int, default=3, help="of the shots, with seeds 0, 1, …")
     parser.add_argument("--workers", type=int, default=2, help="jobs at once, a thread each")
     parser.add_argument("--phase", nargs="*", default=["mr", "colour", "bias", "ranks", "report"])
     parser.add_argument("--job", help=argparse.SUPPRESS)  # one job, in a process of its own
@@ -96,13 +99,15 @@ def main() -> None:
     if args.job:
         return run_job(args, args.job)
     mr = [f"mr/{s}/none/0/0" for s in ARMS]
-    for draw in DRAWS:  # whole draws first: a stopped run leaves a table of fewer draws, not of fewer arms
+    draws = range(args.draws)
+    for draw in draws:  # whole draws first: a stopped run leaves a table of fewer draws, not of fewer arms
         for k in ("5", "3", "1", "all"):
             chosen = [(s, arm) for s, (always, at_five) in ARMS.items() for arm in always + at_five * (k == "5")]
             mr += [f"mr/{s}/{arm}/{k}/{draw}" for s, arm in chosen]
-    more = [f"mr/progidiff/{arm}/{k}/{d}" for d in DRAWS for k in ("1", "3", "all") for arm in ("lora-4", "lora-16")]
+    mr += [f"mr/{s}/scratch-long/{k}/0" for k in ("5", "all") for s in ARMS]
+    more = [f"mr/progidiff/{arm}/{k}/{d}" for d in draws for k in ("1", "3", "all") for arm in ("lora-4", "lora-16")]
     colour = [f"colour/{s}/none/0/0" for s in ("unisegdiff", "unet")]
-    colour += [f"colour/{s}/{arm}/5/{d}" for d in DRAWS for s in ("unisegdiff", "unet") for arm in COLOUR_ARMS]
+    colour += [f"colour/{s}/{arm}/5/{d}" for d in draws for s in ("unisegdiff", "unet") for arm in COLOUR_ARMS]
     jobs = {"mr": mr, "ranks": more, "colour": colour, "bias": [f"bias/{remedy}" for remedy in REMEDIES]}
     for phase in args.phase:
         if phase == "report":
@@ -148,7 +153,7 @@ def mr_job(args: argparse.Namespace, system: str, arm: str, shots: str, draw: st
         return {"mr": scores(base, mr), "ct": scores(base, ct)}
     figures, adapted = adapt_once(args, base, mr, arm, None if shots == "all" else int(shots), int(draw))
     figures["mr"] = scores(adapted, mr)
-    if arm != "scratch" and shots in ("5", "all") and draw == "0":
+    if not arm.startswith("scratch") and shots in ("5", "all") and draw == "0":
         figures["ct"] = scores(adapted, ct)
     return figures
 
@@ -164,9 +169,11 @@ def adapt_once(
     preparation: Preparation = Preparation(),
 ) -> tuple[dict[str, Any], Segmenter]:
     """Train one arm; what it cost, and the adapted segmenter with the adapter merged into it."""
-    config, rate = KINDS[arm], SCRATCH_RATE if arm == "scratch" else ADAPTERS[KINDS[arm].kind].learning_rate
+    config, new = KINDS[arm], arm.startswith("scratch")
+    rate = SCRATCH_RATE if new else ADAPTERS[config.kind].learning_rate
+    budget = Budget(args.images * (LONG if arm == "scratch-long" else 1))
     dataset, _ = with_names(dataset, base.vocabulary, {})
-    if arm == "scratch":
+    if new:
         base = Segmenter(untrained(base, draw), base.modalities)
     drawn = draw_shots(dataset, shots, hold_out="val", seed=draw)
     vocabulary = base.vocabulary.merged(dataset.vocabulary())
@@ -177,11 +184,10 @@ def adapt_once(
     held = look_at(dataset, drawn.held_out[:20], preparation)  # of 50 polyps 20 are asked
     work = args.work / "training" / f"{type(base.system).__name__}-{dataset.name}-{arm}-{shots}-{draw}-{augmentation}"
     started, processor = time.monotonic(), time.process_time()
-    checks = train_adapter(adapted, base, bank, held, habits, Budget(args.images), work, rate=rate, seed=draw)
+    checks = train_adapter(adapted, base, bank, held, habits, budget, work, rate=rate, seed=draw)
     seconds, processor = time.monotonic() - started, time.process_time() - processor
     in_half(adapted)
-    for file in work.rglob("*.safetensors"):
-        file.unlink()
+    shutil.rmtree(work)
     own = sum(p.numel() for p in adapted.own.values())
     whole = sum(p.numel() for part in base.system.parts.values() for p in part.parameters())
     figures = {
@@ -379,7 +385,7 @@ def differences(found: Mapping[str, Any]) -> dict[str, Any]:
     }
     table = {}
     for name, (one, other) in pairs.items():
-        draws = [d for d in map(str, DRAWS) if f"mr/{one}/{d}" in found and f"mr/{other}/{d}" in found]
+        draws = [d for d in map(str, range(9)) if f"mr/{one}/{d}" in found and f"mr/{other}/{d}" in found]
         if draws:
             gains = [
                 {
@@ -389,7 +395,7 @@ def differences(found: Mapping[str, Any]) -> dict[str, Any]:
                 for d in draws
             ]
             each = np.array([fmean(gain[case] for gain in gains) for case in gains[0]])
-            table[name] = [round(float(x), 3) for x in (each.mean(), *bootstrap_mean(each))] + [len(draws)]
+            table[name] = [round(float(x), 3) for x in bootstrap_mean(each)] + [len(draws)]
     return table
 
 

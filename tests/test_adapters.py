@@ -109,6 +109,18 @@ def test_the_merged_system_shares_no_memory_with_the_base(base):
 
 
 @pytest.mark.parametrize("base", ["unet", "progidiff"], indirect=True)
+def test_merging_may_leave_what_it_did_not_change_with_the_base(base):
+    adapted, before = attach(base, AdapterConfig(rank=2), NAMES), answer(base)
+    shaken(adapted)
+    merged = adapted.merged(share=True)
+    own = {p.data_ptr() for part in base.parts.values() for p in part.parameters()}
+    kept = [p for part in merged.parts.values() for p in part.parameters() if p.data_ptr() in own]
+    assert 0 < len(kept) < len(own)
+    assert torch.allclose(answer(merged), answer(adapted.system), atol=2e-5)
+    assert torch.equal(answer(base), before)
+
+
+@pytest.mark.parametrize("base", ["unet", "progidiff"], indirect=True)
 def test_several_adapters_live_side_by_side_on_one_base(base):
     before = answer(base)
     one, other = attach(base, AdapterConfig("lora", 2), NAMES), attach(base, AdapterConfig("salt", 2), NAMES)

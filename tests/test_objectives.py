@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from delineate.objectives import contrast_loss, denoising_loss, grouped_dice_loss, segmentation_loss
+from delineate.objectives import contrast_loss, denoising_loss, grouped_dice_loss, lumped, segmentation_loss
 
 
 def random_masks(*shape, seed=0):
@@ -150,3 +150,81 @@ def test_contrast_descends_to_separated_groups():
     unit = torch.nn.functional.normalize(embedding.detach(), dim=1)
     nearest = (unit @ unit.T - 2 * torch.eye(6)).argmax(1)
     assert torch.equal(group[nearest], group)
+
+
+# background that may be what is not labelled
+
+SOME = torch.tensor([[True, False, True, False], [False, False, False, False], [True, True, True, True]])
+
+
+def logits(seed=0, scale=3.0):
+    return scale * torch.randn(3, 5, 4, 4, generator=torch.Generator().manual_seed(seed))
+
+
+KINDS = {"logits": lambda x: x, "log-probabilities": lambda x: x.log_softmax(dim=1)}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_lumped_background_is_the_sum_of_all_that_it_may_be(kind):
+    before = logits().softmax(dim=1)
+    after = lumped(KINDS[kind](logits()), SOME).softmax(dim=1)
+    torch.testing.assert_close(after.sum(dim=1), torch.ones(3, 4, 4))
+    hidden = ~SOME[:, :, None, None]
+    torch.testing.assert_close(after[:, 0], before[:, 0] + (before[:, 1:] * hidden).sum(dim=1))
+    torch.testing.assert_close(after[:, 1:], before[:, 1:] * ~hidden)
+    assert (after[1, 0] == 1).all()  # where nothing is known all is background
+    assert (after[:, 1:][hidden.expand(-1, -1, 4, 4)] == 0).all()
+
+
+def test_lumped_log_probabilities_are_log_probabilities():
+    before, after = (logits().log_softmax(dim=1), lumped(logits().log_softmax(dim=1), SOME))
+    torch.testing.assert_close(after.exp().sum(dim=1), torch.ones(3, 4, 4))
+    torch.testing.assert_close(after[0, [1, 3]], before[0, [1, 3]], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_lumping_before_or_after_the_softmax_is_the_same(kind):
+    shifted = KINDS[kind](logits() + 7)
+    torch.testing.assert_close(
+        lumped(shifted, SOME).log_softmax(dim=1).exp(), lumped(logits().log_softmax(dim=1), SOME).exp()
+    )
+
+
+@pytest.mark.parametrize("scale", [0.0, 3.0, 300.0])
+def test_where_all_is_known_nothing_changes(scale):
+    scores = logits(scale=scale)
+    assert torch.equal(lumped(scores, torch.ones(3, 4, dtype=torch.bool)), scores)
+
+
+def test_names_that_are_not_known_may_come_in_any_order():
+    order = torch.tensor([2, 0, 3, 1])
+    moved = torch.cat([logits()[:, :1], logits()[:, 1:][:, order]], dim=1)
+    expected = lumped(logits(), SOME)
+    expected = torch.cat([expected[:, :1], expected[:, 1:][:, order]], dim=1)
+    torch.testing.assert_close(lumped(moved, SOME[:, order]), expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pixels_labelled_background_teach_what_they_may_be_and_pull_none_of_it_down(kind):
+    """The gradient of -log(p_0 + Σ p_hidden): what may be there is raised by its part, what is not there lowered."""
+    scores = logits().requires_grad_()
+    scaled = lumped(KINDS[kind](scores), SOME).log_softmax(dim=1)
+    torch.nn.functional.nll_loss(scaled, torch.zeros(3, 4, 4, dtype=torch.long), reduction="sum").backward()
+    p = scores.detach().softmax(dim=1)
+    may_be = torch.cat([torch.ones(3, 1, dtype=torch.bool), ~SOME], dim=1)[:, :, None, None]
+    whole = (p * may_be).sum(dim=1, keepdim=True)
+    torch.testing.assert_close(scores.grad, p - p * may_be / whole, rtol=1e-4, atol=1e-6)
+    hidden = ~SOME[0]
+    assert (scores.grad[0, 1:][hidden] < 0).all()
+    assert (scores.grad[0, 1:][~hidden] > 0).all()
+
+
+def test_lumping_is_finite_whatever_the_scores():
+    scores = torch.full((3, 5, 4, 4), -1e4).requires_grad_()
+    with torch.no_grad():
+        scores[:, 0, :2] = 1e4
+        scores[:, 2, 2:] = 1e4
+    loss = lumped(scores, SOME).log_softmax(dim=1).square().mean()
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert torch.isfinite(scores.grad).all()

@@ -4,7 +4,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from delineate.pictures import contour, dice_chart, montage, training_curves
+from delineate.pictures import adaptation_chart, contour, dice_chart, montage, training_curves, write_figure
 from delineate.prompt import Prompt
 from delineate.proposals import Outcome, Proposals, TargetProposals
 from delineate.scan import FLAT_AFFINE, Scan
@@ -138,3 +138,48 @@ def test_drawing_changes_nothing_of_matplotlib_s_own(tmp_path):
     import sys
 
     assert "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()
+
+
+def adapted(targets):
+    """The chart's bars {kind: heights}, and their middles, of `adaptation_chart`."""
+    (axis,) = adaptation_chart(targets, "better: Dice 0.5 before, 0.8 after").axes
+    heights = {bars.get_label(): [bar.get_height() for bar in bars] for bars in axis.containers}
+    middles = {bars.get_label(): [bar.get_x() + bar.get_width() / 2 for bar in bars] for bars in axis.containers}
+    return axis, heights, middles
+
+
+def test_an_adaptation_has_a_bar_for_every_figure_in_the_order_of_events():
+    targets = {
+        "liver": {"source after": 0.85, "after": 0.8, "before": 0.5, "source before": 0.9},
+        "left kidney": {"before": 0.2, "after": 0.7, "source before": 0.6, "source after": 0.5},
+    }
+    axis, heights, middles = adapted(targets)
+    assert heights == {kind: [targets[name][kind] for name in targets] for kind in heights}
+    assert list(heights) == ["before", "after", "source before", "source after"]
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == list(heights)
+    assert [label.get_text() for label in axis.get_xticklabels()] == list(targets)
+    assert axis.get_ylim() == (0, 1)
+    for place in range(len(targets)):
+        bars = [middles[kind][place] for kind in heights]
+        assert bars == sorted(bars)
+        assert np.mean(bars) == pytest.approx(place)
+        assert max(bars) - min(bars) < 0.8  # targets stay apart
+
+
+def test_what_was_not_measured_has_no_bar():
+    _, heights, _ = adapted({"liver": {"before": 0.5, "after": 0.8}, "gizmo": {"after": 0.7}})
+    assert heights == {"before": [0.5, 0], "after": [0.8, 0.7]}
+    _, heights, middles = adapted({"liver": {"after": 0.8}})
+    assert heights == {"after": [0.8]}
+    assert middles["after"] == pytest.approx([0])
+
+
+@pytest.mark.parametrize("count", [1, 12])
+def test_an_adaptation_of_any_number_of_targets_can_be_drawn(count, tmp_path):
+    targets = {f"target number {n}": {"before": 0.1, "after": 0.9} for n in range(count)}
+    write_figure(adaptation_chart(targets, "no clear change: " + "words " * 20), tmp_path / "dice.png")
+    seen = picture(tmp_path / "dice.png")
+    assert seen.shape[1] >= 100 * max(4.8, 1.2 * count)
+    for colour in ("#9aa5b1", "#1f77b4"):
+        rgb = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+        assert (seen == rgb).all(-1).sum() > 100

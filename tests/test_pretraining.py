@@ -1,9 +1,12 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
 from delineate.captions import captions
 from delineate.networks.foundation import Foundation
 from delineate.pretraining import caption_corpus, draw_captions, pretrain
+from delineate.prompt import Concept, Vocabulary
 from delineate.training import Budget
 
 
@@ -73,3 +76,21 @@ def test_with_the_vae_codec_mask_latents_end_up_standardised(phantom_bank, tmp_p
     latent = foundation.codec.encode(masks)
     assert latent.mean().item() == pytest.approx(0, abs=0.1)
     assert latent.std().item() == pytest.approx(1, abs=0.1)
+
+
+def test_a_name_that_no_dataset_annotates_is_captioned_as_where_it_was_learnt(phantom_bank):
+    """The names that a model brings along: the first from MR and dermoscopy, the second from nobody knows where."""
+    brought = (Concept("polyp", (), ("MR", "dermoscopy")), Concept("gizmo"))
+    vocabulary = Vocabulary((*phantom_bank.vocabulary.concepts, *brought))
+    wider = torch.cat([phantom_bank.annotated, torch.zeros(1, 2, dtype=torch.bool)], dim=1)
+    bank = replace(phantom_bank, vocabulary=vocabulary, annotated=wider)
+    drawn = [draw_captions(bank, torch.Generator().manual_seed(seed)) for seed in range(60)]
+    assert {len(texts) for texts in drawn} == {len(vocabulary.concepts)}
+    for i, concept in enumerate(phantom_bank.vocabulary.concepts):
+        assert {texts[i] for texts in drawn} <= set(captions(concept, "CT"))
+    polyp, gizmo = ({texts[i] for texts in drawn} for i in (-2, -1))
+    of_mr, of_skin = (set(captions(brought[0], m)) for m in ("MR", "dermoscopy"))
+    assert polyp <= of_mr | of_skin
+    assert polyp - of_mr
+    assert polyp - of_skin
+    assert gizmo <= set(captions(brought[1]))

@@ -1,6 +1,9 @@
 import nibabel
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 from delineate.fusion import FUSIONS
@@ -155,3 +158,51 @@ def test_a_target_asked_twice_is_saved_twice(tmp_path):
     one, two = (read_labels(tmp_path / f"{n}.nii.gz").voxels.astype(bool) for n in ("liver", "liver_2"))
     assert np.array_equal(one, box(1.0, LEFT) > 0)
     assert np.array_equal(two, box(1.0, MIDDLE) > 0)
+
+
+# doubt, one number
+
+
+@pytest.mark.parametrize("drawn", [[box(1.0, LEFT)], [box(1.0, LEFT)] * 3, [box(1.0)]])
+def test_a_certain_mask_leaves_no_doubt(drawn):
+    assert target("liver", *drawn).doubt == 0
+
+
+@pytest.mark.parametrize("drawn", [[box(0.0)], [box(0.0)] * 3, [box(0.4, np.s_[0, 0, :2])]])
+def test_nothing_leaves_no_doubt(drawn):
+    """Less than one voxel in all is nothing."""
+    assert target("liver", *drawn).doubt == 0
+
+
+@pytest.mark.parametrize("q", [0.5, 0.625, 0.75, 0.9375, 1.0])
+def test_doubt_of_one_probability_within_a_mask_has_its_closed_form(q):
+    """1 - 2nq / (n + nq), whatever the number of voxels n and of proposals."""
+    for drawn in ([box(q, LEFT)], [box(q)] * 4, [box(q, np.s_[0, 0, 0])]):
+        assert target("liver", *drawn).doubt == pytest.approx((1 - q) / (1 + q), abs=1e-12)
+
+
+def test_likely_voxels_that_are_no_consensus_are_all_doubt():
+    assert target("liver", box(0.375)).doubt == 1
+    both = np.maximum(box(0.25), box(1.0, np.s_[0]))  # 30 voxels certain, 90 at a quarter
+    assert target("liver", both).doubt == pytest.approx(1 - 2 * 30 / (30 + 30 + 22.5))
+
+
+def test_proposals_that_disagree_are_as_doubtful_as_their_mean():
+    apart = target("liver", box(1.0, LEFT), box(1.0, MIDDLE))  # one slab of both, two of one of them
+    assert apart.doubt == pytest.approx(1 - 2 * 2 / (3 + 2))
+    assert apart.doubt == target("liver", apart.probability()).doubt
+
+
+@given(arrays(np.float16, (2, 2, 3, 4), elements=st.floats(0, 1, width=16)))
+@settings(deadline=None, max_examples=100)
+def test_doubt_is_a_share_and_one_minus_the_expected_overlap(probabilities):
+    t = target("liver", *probabilities)
+    p, mask = t.probability().astype(np.float64), t.consensus()
+    assert 0 <= t.doubt <= 1
+    if mask.any():
+        assert t.doubt == pytest.approx(1 - 2 * p[mask].sum() / (mask.sum() + p.sum()), abs=1e-6)
+
+
+def test_an_unknown_prompt_has_no_doubt_to_tell():
+    with pytest.raises(ValueError, match="'livr3' is an unknown prompt"):
+        _ = UNKNOWN.doubt

@@ -86,10 +86,14 @@ def test_what_is_interrupted_leaves_all_as_it_was(tmp_path, monkeypatch, there, 
     def fail(*arguments):
         raise error
 
+    def is_new(path):
+        return (path / "about.json").read_text() == "[]"
+
     if moment == "manifest":
         monkeypatch.setattr("delineate.sealed.hashes", fail)
     elif moment == "rename":  # of the new folder to its place, when the older one is out of the way
-        monkeypatch.setattr(Path, "rename", lambda path, to: fail() if path == building_of(path) else rename(path, to))
+        monkeypatch.setattr(Path, "rename", lambda path, to: fail() if is_new(path) else rename(path, to))
+
     def seal_another():
         with sealing(folder, is_box, "box") as building:
             fill(building, {"about.json": "[]"})
@@ -103,10 +107,6 @@ def test_what_is_interrupted_leaves_all_as_it_was(tmp_path, monkeypatch, there, 
     if there:
         assert content(folder) == before
     assert [p.name for p in tmp_path.iterdir()] == ["box"] * there
-
-
-def content_of(folder):
-    return (folder / "about.json").read_text()
 
 
 def test_something_else_is_refused_before_any_work_and_left_alone(tmp_path):

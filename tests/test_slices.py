@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from delineate.data.dataset import open_dataset
 from delineate.data.phantom import PHANTOM_LABELS, write_phantom_dataset
 from delineate.data.slices import _foreign, build_slices, slices_of
 from delineate.files import write_json
-from delineate.prompt import Vocabulary
+from delineate.prompt import Concept, Vocabulary
 
 
 def seeded(seed=0):
@@ -256,3 +258,93 @@ def test_small_structures_are_seen_more_often_than_they_occur(phantom_bank):
     seen = (batch.labels == rare + 1).flatten(1).any(1).float().mean().item()
     assert occurs > 0
     assert seen > occurs + 0.03
+
+
+# a few of them, with names that a model brings along, prepared
+
+
+def test_a_subset_is_those_slices_in_that_order(three_banks):
+    index = torch.tensor([17, 3, 3, 9])
+    few = three_banks.subset(index)
+    assert len(few) == 4
+    for name in ("images", "labels", "dataset", "mirrored", "present"):
+        assert torch.equal(getattr(few, name), getattr(three_banks, name)[index])
+    for name in ("annotated", "foreign", "shares", "vocabulary", "modalities", "augmentation", "lumped"):
+        assert getattr(few, name) is getattr(three_banks, name)
+    assert few.variants is None
+    assert len(three_banks) == 24
+
+
+def test_all_of_a_bank_is_drawn_from_as_the_bank_itself(three_banks):
+    whole = three_banks.subset(torch.arange(len(three_banks)))
+    assert same(whole.draw(8, 3, seeded()), three_banks.draw(8, 3, seeded()))
+
+
+def test_nothing_but_the_subset_is_drawn(phantom_bank):
+    few = phantom_bank.subset(torch.tensor([4, 25]))
+    batch = few.draw(20, 2, seeded(), augment=False)
+    drawn = {int(torch.equal(labels, few.labels[1].long())) for labels in batch.labels}
+    assert drawn == {0, 1}
+    assert all(any(torch.equal(labels, own.long()) for own in few.labels) for labels in batch.labels)
+
+
+def test_background_hides_nothing_unless_it_is_said(two_modalities, three_banks):
+    assert not three_banks.lumped
+    assert not build_slices(two_modalities[:1], "train", 64, vocabulary=three_banks.vocabulary).lumped
+    assert replace(three_banks, lumped=True).subset(torch.tensor([0])).lumped
+
+
+BROUGHT = Vocabulary(
+    (Concept("polyp", (), ("endoscopy",)), *Vocabulary.from_names(["spleen", "stomach"], "MR").concepts)
+)
+
+
+def test_names_that_are_brought_along_come_first_and_keep_their_places(two_modalities):
+    alone = build_slices(two_modalities[:1], "train", 64)
+    bank = build_slices(two_modalities[:1], "train", 64, vocabulary=BROUGHT)
+    assert bank.vocabulary.names == ("polyp", "spleen", "stomach", "liver")
+    assert bank.vocabulary.concepts[1].modalities == ("MR", "CT")
+    assert bank.annotated.tolist() == [[False, True, False, True]]
+    assert torch.equal(bank.images, alone.images)
+    for i, name in enumerate(bank.vocabulary.names):
+        own = alone.labels == alone.vocabulary.index(name) + 1 if name in alone.vocabulary.names else False
+        assert torch.equal(bank.labels == i + 1, own & (alone.labels > 0))
+    assert not bank.present[:, [0, 2]].any()
+    asked = bank.draw(60, 4, seeded()).concepts.unique().tolist()
+    assert asked == [1, 3]  # what no label tells of is never asked for
+
+
+def test_a_dataset_s_own_names_brought_along_change_nothing(two_modalities, three_banks):
+    again = build_slices(two_modalities, "train", 64, vocabulary=three_banks.vocabulary)
+    assert again.vocabulary == three_banks.vocabulary
+    assert same(again.draw(8, 3, seeded()), three_banks.draw(8, 3, seeded()))
+
+
+def test_what_nobody_annotates_is_foreign_nowhere_because_of_its_modality():
+    vocabulary = Vocabulary((*BROUGHT.concepts, *Vocabulary.from_names(["anterior hippocampus"], "MR").concepts))
+    annotated = torch.zeros(2, 4, dtype=torch.bool)
+    annotated[:, 1] = True  # spleen
+    foreign = _foreign(vocabulary, annotated, ("CT", None))
+    assert foreign.tolist() == [[False, False, False, True]] * 2  # the head is not in pictures of the trunk
+    annotated[1, 0] = True  # once endoscopy teaches polyps, CT has none
+    assert _foreign(vocabulary, annotated, ("CT", "endoscopy"))[0].tolist() == [True, False, False, True]
+    assert not _foreign(vocabulary, annotated, ("CT", None))[0, 0]  # unless it may be CT itself
+
+
+def test_scans_are_prepared_before_anything_else_and_labels_are_not(two_modalities):
+    mr, told = two_modalities[2], []
+
+    def negative(scan):
+        told.append(scan)
+        return replace(scan, voxels=-scan.voxels)
+
+    plain, prepared = build_slices([mr], "train", 64), build_slices([mr], "train", 64, prepare=negative)
+    cases = mr.split("train")
+    assert len(told) == len(cases)
+    for scan, case in zip(told, cases, strict=True):
+        np.testing.assert_array_equal(scan.voxels, mr.read(case)[0].voxels)
+        assert scan.modality == "MR"
+    assert torch.equal(prepared.labels, plain.labels)
+    apart = (prepared.images.int() - (255 - plain.images.int())).abs()
+    assert apart.max() <= 1  # the rounding to grey levels
+    assert plain.images.float().std() > 20

@@ -13,7 +13,7 @@ from delineate.adapters.report import card_of, figures_of, usual_doubt
 from delineate.adapters.training import PROPOSALS, learn, training_slices
 from delineate.cohort import find_scans
 from delineate.data.dataset import Dataset
-from delineate.data.few_shot import draw_shots, only
+from delineate.data.few_shot import draw_shots, only, pool_of
 from delineate.data.folds import refuse_seen
 from delineate.data.named import open_named, parse_named
 from delineate.data.slices import SliceBank
@@ -30,6 +30,8 @@ from delineate.sealed import check_free
 from delineate.segmenter import Habits, Segmenter
 from delineate.training import Budget, polite_stop
 
+USUAL_SHOTS = 5
+
 
 def adapt(
     model: Path | None,
@@ -37,7 +39,7 @@ def adapt(
     output: Path,
     *,
     config: AdapterConfig = AdapterConfig(),
-    shots: int | None = 5,
+    shots: int | str | None = None,
     slices: int | None = None,
     hold_out: str = "auto",
     source: Path | str | None = None,
@@ -61,7 +63,8 @@ def adapt(
         path: dataset of the new kind of scan, named as in `train_system`.
         output: adapter folder to write. Checkpoints live in `<output>-training/`, and the same call goes on there.
         config: which adapter.
-        shots: how many labelled subjects are learnt from, drawn from the train split; None for all.
+        shots: how many labelled subjects are learnt from, drawn from the train split, or "all"; by default 5, or as
+            many as there are.
         slices: learn from this many slices of them only.
         hold_out: by whom to check (`delineate.data.few_shot.draw_shots`).
         source: dataset of the base's own kind of scan, to see what the adapter costs there.
@@ -106,7 +109,8 @@ def adapt(
     base = load_model(folder, device)
     dataset, renamed = with_names(dataset, base.vocabulary, names or {})
     vocabulary = base.vocabulary.merged(dataset.vocabulary())
-    drawn = draw_shots(dataset, shots, hold_out=hold_out, seed=seed)
+    count = min(USUAL_SHOTS, len(pool_of(dataset))) if shots is None else None if shots == "all" else int(shots)
+    drawn = draw_shots(dataset, count, hold_out=hold_out, seed=seed)
     learnt = attach(base.system, config, vocabulary).system.learnt  # what cannot be adapted is refused here
     source_set = None if source is None else _source(source, base)
     work = work_folder(output, settings)
@@ -157,7 +161,8 @@ def adapt(
     }
     told = {"sha256": fingerprint(folder), "name": folder.name, "system": about_model["system"]}
     about = AdapterFolder(config, told, habits, training, figures)
-    picture = {} if not rows else {"dice.png": adaptation_chart(figures["targets"], figures["sentence"])}
+    targets = figures["targets"]
+    picture = {"dice.png": adaptation_chart(targets, figures["sentence"])} if targets else {}
     save_adapter(output, adapted, about, card_of(about, list(dataset.labels), base.vocabulary.names), picture)
     if logs:
         training_curves(logs, work / "curves.png")
@@ -174,7 +179,7 @@ def with_names(dataset: Dataset, vocabulary: Vocabulary, told: Mapping[str, str]
     Raises:
         DatasetError: `told` names a label that is not there, or two labels come to the same name.
     """
-    told = {canonical_name(label): name for label, name in told.items()}
+    told = {label if label in dataset.labels else canonical_name(label): name for label, name in told.items()}
     if odd := sorted(told.keys() - dataset.labels.keys()):
         raise DatasetError(f"{dataset.root}: has no label '{odd[0]}'; it has {', '.join(dataset.labels)}")
     names: dict[str, str] = {}

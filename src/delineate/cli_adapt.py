@@ -34,8 +34,9 @@ def adapt(
     dataset: DatasetArgument,
     output: Annotated[Path, typer.Option("--output", "-o", help="Adapter folder to write.")],
     shots: Annotated[
-        str, typer.Option(help="Labelled subjects to learn from, drawn from the train split; or all.")
-    ] = "5",
+        str | None,
+        typer.Option(help="Labelled subjects to learn from, drawn from the train split: a number or all (5)."),
+    ] = None,
     slices: Annotated[int | None, typer.Option(min=1, help="Learn from this many slices of them only.")] = None,
     kind: Annotated[str, typer.Option(help="; ".join(f"{k}: {e.summary}" for k, e in ADAPTERS.items()) + ".")] = "lora",
     rank: Annotated[int, typer.Option(min=1, help="Of the low-rank part (lora, salt).")] = 8,
@@ -152,11 +153,11 @@ def _model(path: Path) -> Path | None:
     return None if str(path) == HOUSE and not path.exists() else path
 
 
-def _count(text: str) -> int | None:
-    """A number of shots, None for all."""
-    if text.strip().lower() == "all":
-        return None
-    if not text.strip().isdecimal() or int(text) < 1:
+def _count(text: str | None) -> int | str | None:
+    """A number of shots, "all", or None for the usual."""
+    if text is None or (text := text.strip().lower()) == "all":
+        return text
+    if not text.isdecimal() or int(text) < 1:
         raise typer.BadParameter(f"--shots is a number from 1, or all; got '{text}'")
     return int(text)
 

@@ -45,6 +45,6 @@ class Preparation:
     def from_json(cls, value: Mapping[str, Any]) -> "Preparation":
         """What `to_json` wrote. Raises `ModelError` at an unknown key."""
         try:
-            return cls(**{**value, "standard": tuple(value["standard"])})
+            return cls(**{**value, "n4": value["n4"], "standard": tuple(value["standard"])})
         except (TypeError, KeyError) as error:
             raise ModelError(f"an adapter's preparation must have n4 and standard; got {value!r:.120}") from error

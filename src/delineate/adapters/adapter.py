@@ -61,8 +61,17 @@ class Adapted:
                 raise ModelError(f"'{name}' has the shape {tuple(weights[name].shape)}, not {tuple(parameter.shape)}")
             parameter.data.copy_(weights[name])
 
-    def merged(self) -> System:
-        """A system of plain layers that does the same (to float rounding); nothing of it is shared with the base.
+    @property
+    def can_merge(self) -> bool:
+        """Whether `merged` can do its work: only a widened block of several layers stands in its way."""
+        root = nn.ModuleDict(self.system.parts)
+        return self.widened is None or isinstance(root.get_submodule(self.widened).get_submodule("more"), nn.Conv2d)
+
+    def merged(self, *, share: bool = False) -> System:
+        """A system of plain layers that does the same (to float rounding), as fast as the base.
+
+        Args:
+            share: leave the weights that no adapter changed where they are, in the base; else nothing is shared.
 
         Raises:
             DelineateError: the block of a plain network was widened, which no single block can stand for.
@@ -76,7 +85,7 @@ class Adapted:
             block = root.get_submodule(self.widened)
             assert isinstance(block, Widened)
             root.set_submodule(self.widened, _joined(block))
-        return self.system.with_parts(dict(copy.deepcopy(root).items()), self.system.vocabulary)
+        return self.system.with_parts(dict((root if share else copy.deepcopy(root)).items()), self.vocabulary)
 
 
 def is_adapted(system: System) -> bool:

@@ -126,6 +126,8 @@ def read_adapter(folder: Path) -> AdapterFolder:
 def load_adapter(folder: Path | str, base: Segmenter) -> tuple[Adapted, Segmenter]:
     """The base with the adapter on, as a segmenter of its own; `base` is left as it is and shares its weights.
 
+    In the segmenter the adapter is merged into layers of its own where that can be: it is then as fast as the base.
+
     Raises:
         ModelError: as `read_adapter`, or the adapter belongs to another base.
     """
@@ -145,13 +147,14 @@ def load_adapter(folder: Path | str, base: Segmenter) -> tuple[Adapted, Segmente
     except SafetensorError as error:
         raise ModelError(f"{folder}/adapter.safetensors: cannot be read ({error}); copy the adapter again") from error
     adapted.load({name: value.float() for name, value in weights.items()})
-    return adapted, adapted_segmenter(base, adapted, about.habits)
+    return adapted, adapted_segmenter(base, adapted, about.habits, merge=adapted.can_merge)
 
 
-def adapted_segmenter(base: Segmenter, adapted: Adapted, habits: Habits) -> Segmenter:
-    """The segmenter of an adapted system; it says that it has no model folder of its own."""
+def adapted_segmenter(base: Segmenter, adapted: Adapted, habits: Habits, *, merge: bool = False) -> Segmenter:
+    """The segmenter of an adapted system, its layers merged if asked for; it has no model folder of its own."""
     modalities = dict.fromkeys((*base.modalities, habits.modality))
-    return Segmenter(adapted.system, tuple(modalities), habits=habits)
+    system = adapted.merged(share=True) if merge else adapted.system
+    return Segmenter(system, tuple(modalities), habits=habits)
 
 
 def is_adapter(folder: Path) -> bool:

@@ -45,7 +45,8 @@ def figures_of(rows: Mapping[str, Sequence[Row]], rule: str) -> dict[str, Any]:
         looks = "seems better" if held["gain"] > NOTICED else "seems worse" if held["gain"] < -NOTICED else None
         held["verdict"] = looks or "no clear change"
         if len(gains) >= ENOUGH:
-            low, high = held["interval"] = list(bootstrap_mean(np.array(gains)))
+            _, low, high = bootstrap_mean(np.array(gains))
+            held["interval"] = [low, high]
             held["verdict"] = "better" if low > 0 else "worse" if high < 0 else "no clear change"
     return {"targets": means, "held_out": held, "verdict": held["verdict"], "sentence": _sentence(held)}
 

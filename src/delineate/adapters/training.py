@@ -170,10 +170,12 @@ def training_slices(
     bank = replace(bank, augmentation=augmentation, lumped=True)
     if slices is None:
         return bank
-    cases = dataset.split("train")
-    per_case = [len(build_slices([only(dataset, [case.subject])], "train", size)) for case in cases]
-    subject = np.repeat([cases.index(case) for case in cases], per_case)
-    return bank.subset(torch.tensor(draw_slices(bank.present.any(1).tolist(), subject.tolist(), slices, seed)))
+    owners: list[int] = []
+    subjects = list(dict.fromkeys(case.subject for case in dataset.cases))
+    for case in dataset.split("train"):
+        alone = build_slices([replace(only(dataset, [case.subject]), cases=(case,))], "train", size)
+        owners += [subjects.index(case.subject)] * len(alone)
+    return bank.subset(torch.tensor(draw_slices(bank.present.any(1).tolist(), owners, slices, seed)))
 
 
 def look_at(dataset: Dataset, subjects: Sequence[str], preparation: Preparation) -> list[Looked]:

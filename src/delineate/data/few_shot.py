@@ -26,8 +26,7 @@ class Shots:
 def draw_shots(dataset: Dataset, count: int | None, *, hold_out: str = "auto", seed: int = 0) -> Shots:
     """Draw `count` subjects to learn from, all of the pool for None, and decide by whom to check.
 
-    The pool is the train split, or every labelled subject of a dataset without splits. Test subjects are never drawn
-    and never checked by. The draws of one seed are nested: those of 3 are among those of 5.
+    The pool is `pool_of` the dataset. Test subjects are never drawn and never checked by. The draws of one seed are nested: those of 3 are among those of 5.
 
     Args:
         dataset: with labels.
@@ -42,8 +41,7 @@ def draw_shots(dataset: Dataset, count: int | None, *, hold_out: str = "auto", s
     """
     if hold_out not in HOLD_OUT:
         raise ValueError(f"hold_out is one of {', '.join(HOLD_OUT)}; got '{hold_out}'")
-    cases = [case for case in dataset.split("train" if dataset.splits else "all") if case.labels]
-    pool = sorted({case.subject for case in cases})
+    pool = pool_of(dataset)
     wanted = len(pool) if count is None else count
     if not 1 <= wanted <= len(pool):
         where = "its train split" if dataset.splits else "it"
@@ -58,6 +56,12 @@ def draw_shots(dataset: Dataset, count: int | None, *, hold_out: str = "auto", s
         needs = {"val": "a val split", "rest": "labelled subjects beyond the shots", "one-out": "two shots or more"}
         raise DatasetError(f"{dataset.root}: --hold-out {rule} needs {needs[rule]}; take another, or auto")
     return Shots(drawn, can_be.get(rule, ()), rule)
+
+
+def pool_of(dataset: Dataset) -> list[str]:
+    """The labelled subjects that may be learnt from, sorted: of the train split, or all where there are no splits."""
+    cases = dataset.split("train" if dataset.splits else "all")
+    return sorted({case.subject for case in cases if case.labels})
 
 
 def only(dataset: Dataset, subjects: Sequence[str]) -> Dataset:
