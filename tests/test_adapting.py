@@ -347,6 +347,12 @@ def test_better_is_said_only_where_held_out_subjects_say_so(gains, verdict):
         assert figures["held_out"]["gain"] == pytest.approx(fmean(gains))
 
 
+def test_cases_of_one_subject_are_one_subject():
+    figures = figures_of(rows([0.3, 0.1, 0.2]), "val", {"c0": "a", "c1": "a", "c2": "b"})
+    assert figures["held_out"]["subjects"] == 2
+    assert figures["verdict"] == "seems better"
+
+
 def test_what_only_one_of_both_saw_does_not_count_for_the_verdict():
     some = rows([0.1])
     some["after"].append(row("c0", "right kidney", 0.9))

@@ -144,7 +144,7 @@ def adapt(
     if source_set is not None:
         for name, segmenter in (("source before", base), ("source after", after)):
             rows[name] = evaluate(segmenter, source_set, split="val", n=PROPOSALS, seed=seed)
-    figures = figures_of(rows, drawn.rule) | {
+    figures = figures_of(rows, drawn.rule, {case.name: case.subject for case in dataset.cases}) | {
         "checks": checks,
         "own_parameters": sum(p.numel() for p in adapted.own.values()),
         "base_parameters": sum(p.numel() for part in base.system.parts.values() for p in part.parameters()),

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -22,32 +23,43 @@ def usual_doubt(rows: Sequence[Row]) -> dict[str, float]:
     return {target: round(min(1.0, DOUBT_MARGIN * doubt), 4) for target, doubt in most.items()}
 
 
-def figures_of(rows: Mapping[str, Sequence[Row]], rule: str) -> dict[str, Any]:
+def figures_of(
+    rows: Mapping[str, Sequence[Row]], rule: str, subject_of: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, Any]:
     """Consensus Dice of each target, means, and what can be said of the adaptation.
 
     The interval is of the mean difference over held-out subjects (paired bootstrap). From three subjects on it decides
     between "better", "no clear change" and "worse"; with fewer it would be no interval, and all that is said is what
     it looks like.
+
+    Args:
+        rows: "before" and "after" of the held-out subjects, "source before" and "source after"; all may be missing.
+        rule: by which they are held out.
+        subject_of: whose a case is, where a subject has several.
     """
+    scores = {
+        name: {(r.case, r.target): r.consensus["mean"]["dice"] for r in some if r.present}
+        for name, some in rows.items()
+    }
     means: dict[str, dict[str, float]] = {}
-    for name, some in rows.items():
-        for target in dict.fromkeys(row.target for row in some if row.present):
-            own = [row.consensus["mean"]["dice"] for row in some if row.target == target and row.present]
+    for name, some in scores.items():
+        for target in dict.fromkeys(target for _, target in some):
+            own = [score for (_, other), score in some.items() if other == target]
             means.setdefault(target, {})[name] = round(fmean(own), 4)
-    before, after = ({(r.case, r.target): r.consensus["mean"]["dice"] for r in rows.get(k, ()) if r.present}
-                     for k in ("before", "after"))  # fmt: skip
-    both = sorted(before.keys() & after.keys())
-    cases = sorted({case for case, _ in both})
-    gains = [fmean(after[key] - before[key] for key in both if key[0] == case) for case in cases]
-    held: dict[str, Any] = {"rule": rule, "subjects": len(cases), "verdict": "cannot tell"}
+    before, after = scores.get("before", {}), scores.get("after", {})
+    gains: dict[str, list[float]] = {}
+    for case, target in (both := sorted(before.keys() & after.keys())):
+        gains.setdefault(subject_of.get(case, case), []).append(after[case, target] - before[case, target])
+    held: dict[str, Any] = {"rule": rule, "subjects": len(gains), "verdict": "cannot tell"}
     if gains:
-        held |= {"before": fmean(before[k] for k in both), "after": fmean(after[k] for k in both), "gain": fmean(gains)}
-        looks = "seems better" if held["gain"] > NOTICED else "seems worse" if held["gain"] < -NOTICED else None
-        held["verdict"] = looks or "no clear change"
+        mean, low, high = bootstrap_mean(np.array([fmean(own) for own in gains.values()]))
+        held |= {"before": fmean(before[key] for key in both), "after": fmean(after[key] for key in both), "gain": mean}
         if len(gains) >= ENOUGH:
-            _, low, high = bootstrap_mean(np.array(gains))
             held["interval"] = [low, high]
             held["verdict"] = "better" if low > 0 else "worse" if high < 0 else "no clear change"
+        else:
+            looks = {mean > NOTICED: "seems better", mean < -NOTICED: "seems worse"}
+            held["verdict"] = looks.get(True, "no clear change")
     return {"targets": means, "held_out": held, "verdict": held["verdict"], "sentence": _sentence(held)}
 
 

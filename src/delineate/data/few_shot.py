@@ -26,7 +26,8 @@ class Shots:
 def draw_shots(dataset: Dataset, count: int | None, *, hold_out: str = "auto", seed: int = 0) -> Shots:
     """Draw `count` subjects to learn from, all of the pool for None, and decide by whom to check.
 
-    The pool is `pool_of` the dataset. Test subjects are never drawn and never checked by. The draws of one seed are nested: those of 3 are among those of 5.
+    The pool is `pool_of` the dataset. Test subjects are never drawn and never checked by. The draws of one seed are
+    nested: those of 3 are among those of 5.
 
     Args:
         dataset: with labels.
