@@ -36,9 +36,9 @@ from scipy.ndimage import gaussian_filter
 from delineate import Segmenter, open_dataset
 from delineate.adapters import ADAPTERS, AdapterConfig
 from delineate.adapters.adapter import attach
-from delineate.adapters.folder import adapted_segmenter, in_half
+from delineate.adapters.folder import adapted_segmenter, in_half, is_adapter
 from delineate.adapters.training import look_at, train_adapter, training_slices
-from delineate.adapting import with_names
+from delineate.adapting import adapt, with_names
 from delineate.bias import biased
 from delineate.data.augmentation import AUGMENTATIONS, Augmentation
 from delineate.data.dataset import Dataset
@@ -46,15 +46,16 @@ from delineate.data.few_shot import draw_shots, only
 from delineate.files import write_json
 from delineate.flat_images import write_flat
 from delineate.metrics import bootstrap_mean, dice, hd95_mm
-from delineate.pictures import new_figure, write_figure
+from delineate.pictures import contour, new_figure, write_figure
 from delineate.preparation import Preparation
-from delineate.scan import Scan, read_scan
+from delineate.scan import Scan, orientation_of, read_scan, to_canonical
 from delineate.segmenter import Habits
 from delineate.systems import plain, progidiff, unisegdiff
 from delineate.training import Budget
 
 RESULT = Path(__file__).parent / "results" / "adapt.json"
 PICTURE = Path(__file__).parents[1] / "docs" / "pictures" / "adapt.png"
+SLICES = PICTURE.with_name("adapt_slices.png")
 SHOTS = ("1", "3", "5", "all")
 LORA = {f"lora-{rank}": AdapterConfig("lora", rank, float(rank)) for rank in (4, 8, 16)}
 KINDS = LORA | {
@@ -338,7 +339,8 @@ def report(args: argparse.Namespace) -> None:
             print(f"{key:28s}", *(f"{row[k]}" if row[k] is not None else "-" for k in row if k != "targets"))
     print(json.dumps({k: table[k] for k in ("mr_differences", "bias")}, indent=1))
     picture(table)
-    print(RESULT, PICTURE)
+    slices(args)
+    print(RESULT, PICTURE, SLICES)
 
 
 def by_case(rows: Sequence[Mapping[str, Any]], key: str = "dice") -> dict[str, float]:
@@ -452,6 +454,44 @@ def picture(table: Mapping[str, Any]) -> None:
         axis.grid(alpha=0.3)
         axis.legend(fontsize=6)
     write_figure(figure, PICTURE)
+
+
+def slices(args: argparse.Namespace) -> None:
+    """Three test patients in MR: the truth, the CT model as it is, and with an adapter of five patients."""
+    base, mr = args.ct / "progidiff", open_dataset(args.data / "chaos_mr_t2")
+    adapter = args.work / "shown"
+    if not is_adapter(adapter):
+        adapt(base, args.data / "chaos_mr_t2", adapter, shots=5, images=args.images)
+    models = {
+        "CT model": quick(Segmenter.load(base)),
+        "with adapter, 5 patients": quick(Segmenter.load(base, adapter=adapter)),
+    }
+    cases, colours = (
+        mr.split("test")[:3],
+        dict(zip(mr.labels, ("#E69F00", "#56B4E9", "#009E73", "#CC79A7"), strict=True)),
+    )
+    figure = new_figure(9.0, 9.0)
+    axes = figure.subplots(len(cases), 3)
+    for row, case in zip(axes, cases, strict=True):
+        scan, ids = mr.read(case)
+        orientation = orientation_of(scan.affine)
+        shown = to_canonical(ids, orientation)
+        at = int(
+            np.argmax(
+                [sum(bool((plane == v).any()) for v in mr.labels.values()) + (plane > 0).mean() for plane in shown]
+            )
+        )
+        masks = {"truth": {name: ids == value for name, value in mr.labels.items()}}
+        for title, model in models.items():
+            masks[title] = {str(a.name): a.consensus() for a in model(scan, list(mr.labels), n=PROPOSALS)}
+        for axis, (title, drawn) in zip(row, masks.items(), strict=True):
+            axis.imshow(to_canonical(scan.voxels, orientation)[at], cmap="gray")
+            for name, mask in drawn.items():
+                contour(axis, to_canonical(mask, orientation)[at], colours[name], 1.5)
+            scores = [dice(mask, masks["truth"][name]) for name, mask in drawn.items()]
+            axis.set_title(title if title == "truth" else f"{title}: Dice {fmean(scores):.2f}", fontsize=8)
+            axis.axis("off")
+    write_figure(figure, SLICES)
 
 
 if __name__ == "__main__":

@@ -105,7 +105,7 @@ def adapt(
         "learning_rate": learning_rate,
     }
     dataset = open_named(path, target, modality)
-    refuse_seen(about_model["training"].get("held_out", ()), dataset, None, "the model")
+    refuse_seen(about_model["training"].get("held_out") or (), dataset, None, "the model")
     base = load_model(folder, device)
     dataset, renamed = with_names(dataset, base.vocabulary, names or {})
     vocabulary = base.vocabulary.merged(dataset.vocabulary())
