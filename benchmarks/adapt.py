@@ -7,7 +7,7 @@ Needs the models that benchmarks/btcv.py and benchmarks/lesions.py trained. Thre
 mr      BTCV CT to CHAOS MR (liver, both kidneys, spleen): every kind of adapter, fine-tuning and training from scratch,
         for ProGiDiff and the U-Net, on 1, 3, 5 and all 8 training patients, three draws; and CT with the adapter on.
 colour  Polyps of Kvasir-SEG to the same colonoscope seen badly: a colour cast, blur and vignetting made here
-        (`worse`), from 5 images; UniSegDiff and the U-Net.
+        (`worse`, of two strengths), from 5 images; UniSegDiff and the U-Net.
 ranks   the other ranks of LoRA at the other numbers of shots.
 bias    Dice and doubt in MR against the strength of a simulated bias field, with and without the remedies.
 
@@ -71,6 +71,7 @@ ARMS = {  # of CT to MR: what is run at every number of shots, and what at 5 alo
     "unet": (("full", "scratch"), ("lora-8",)),
 }
 COLOUR_ARMS = ("lora-8", "salt", "full", "scratch")
+COLOUR_STRENGTHS = (0.5, 1.0)
 SCRATCH_RATE = 1e-3  # that of every training from nothing in this package
 STRENGTHS = (0.0, 0.3, 0.6, 0.8)
 REMEDIES = {  # augmentation, N4
@@ -107,8 +108,9 @@ def main() -> None:
             mr += [f"mr/{s}/{arm}/{k}/{draw}" for s, arm in chosen]
     mr += [f"mr/{s}/scratch-long/{k}/0" for k in ("5", "all") for s in ARMS]
     more = [f"mr/progidiff/{arm}/{k}/{d}" for d in draws for k in ("1", "3", "all") for arm in ("lora-4", "lora-16")]
-    colour = [f"colour/{s}/none/0/0" for s in ("unisegdiff", "unet")]
-    colour += [f"colour/{s}/{arm}/5/{d}" for d in draws for s in ("unisegdiff", "unet") for arm in COLOUR_ARMS]
+    both = [(s, strength) for strength in COLOUR_STRENGTHS for s in ("unisegdiff", "unet")]
+    colour = [f"colour/{s}/none/{strength}/0" for s, strength in both]
+    colour += [f"colour/{s}/{arm}/{strength}/{d}" for d in draws for s, strength in both for arm in COLOUR_ARMS]
     jobs = {"mr": mr, "ranks": more, "colour": colour, "bias": [f"bias/{remedy}" for remedy in REMEDIES]}
     for phase in args.phase:
         if phase == "report":
@@ -183,7 +185,11 @@ def adapt_once(
     bank = training_slices(few, adapted.system.learnt, base.system.size, preparation, None, augmentation, draw)
     habits = Habits(preparation, dataset.modality)
     held = look_at(dataset, drawn.held_out[:20], preparation)  # of 50 polyps 20 are asked
-    work = args.work / "training" / f"{type(base.system).__name__}-{dataset.name}-{arm}-{shots}-{draw}-{augmentation}"
+    work = (
+        args.work
+        / "training"
+        / f"{type(base.system).__name__}-{dataset.name}-{arm}-{shots}-{draw}-{augmentation}-{preparation.n4}"
+    )
     started, processor = time.monotonic(), time.process_time()
     checks = train_adapter(adapted, base, bank, held, habits, budget, work, rate=rate, seed=draw)
     seconds, processor = time.monotonic() - started, time.process_time() - processor
@@ -246,23 +252,26 @@ def case_scores(segmenter: Segmenter, dataset: Dataset, case: Any, change=lambda
 # Polyps, seen badly.
 
 
-def worse(scan: Scan) -> Scan:
-    """The same picture by a bad colonoscope: green cast, low saturation, blur of 1.5 %, dark corners, less contrast."""
-    grey = scan.voxels.astype(np.float32) / 255
+def worse(scan: Scan, strength: float) -> Scan:
+    """The same picture by a bad colonoscope: a green cast, paler, blurred, dark in the corners, of less contrast.
+
+    At strength 1 blur is 1.5 % of the side, 30 % of the colour is left, and a person can hardly see the polyp.
+    """
+    s, grey = strength, scan.voxels.astype(np.float32) / 255
     rows, columns = grey.shape[1:3]
-    sigma = 0.015 * max(rows, columns)
+    sigma = 0.015 * s * max(rows, columns)
     grey = np.stack([gaussian_filter(grey[0, :, :, c], sigma) for c in range(3)], axis=-1)[None]
-    grey = grey.mean(-1, keepdims=True) * 0.7 + grey * 0.3  # most of the colour gone
-    grey = grey * np.array([0.55, 1.0, 0.8], dtype=np.float32)  # the rest green
+    grey = grey.mean(-1, keepdims=True) * 0.7 * s + grey * (1 - 0.7 * s)
+    grey = grey * np.array([1 - 0.45 * s, 1.0, 1 - 0.2 * s], dtype=np.float32)
     y, x = np.meshgrid(np.linspace(-1, 1, rows), np.linspace(-1, 1, columns), indexing="ij")
-    corner = (1 - 0.5 * (x**2 + y**2) / 2).astype(np.float32)[None, :, :, None]
-    grey = 0.15 + 0.7 * (grey * corner) ** 1.4
+    corner = (1 - 0.5 * s * (x**2 + y**2) / 2).astype(np.float32)[None, :, :, None]
+    grey = 0.15 * s + (1 - 0.3 * s) * (grey * corner) ** (1 + 0.4 * s)
     return replace(scan, voxels=(grey.clip(0, 1) * 255).round().astype(np.uint8))
 
 
-def worse_folder(args: argparse.Namespace) -> Dataset:
+def worse_folder(args: argparse.Namespace, strength: float) -> Dataset:
     """Kvasir-SEG with every image changed by `worse`, written once."""
-    folder = args.work / "kvasir_worse"
+    folder = args.work / f"kvasir_worse_{strength}"
     if not (folder / "splits.json").exists():
         original = open_dataset(args.data / "kvasir_seg", targets=["polyp"])
         splits = json.loads((args.data / "splits.json").read_text())["kvasir_seg"]
@@ -272,19 +281,19 @@ def worse_folder(args: argparse.Namespace) -> Dataset:
             (folder / "masks").symlink_to((args.data / "kvasir_seg" / "masks").resolve())
         for case in original.cases:
             if case.subject in wanted:
-                write_flat(folder / "images" / f"{case.name}.png", worse(read_scan(case.image)).voxels[0])
+                write_flat(folder / "images" / f"{case.name}.png", worse(read_scan(case.image), strength).voxels[0])
         write_json(folder / "splits.json", splits)
     return open_dataset(folder, targets=["polyp"], modality="endoscopy")
 
 
-def colour_job(args: argparse.Namespace, system: str, arm: str, shots: str, draw: str) -> dict[str, Any]:
+def colour_job(args: argparse.Namespace, system: str, arm: str, strength: str, draw: str) -> dict[str, Any]:
     """Adapt a model that knows polyps to `worse`, score it there and on what it knew."""
     base = Segmenter.load(args.lesions / system)
-    target = worse_folder(args)
+    target = worse_folder(args, float(strength))
     known = replace(open_dataset(args.data / "kvasir_seg", targets=["polyp"]), modality="endoscopy")
     if arm == "none":
         return {"worse": scores(base, target), "known": scores(base, known)}
-    figures, adapted = adapt_once(args, base, target, arm, int(shots), int(draw))
+    figures, adapted = adapt_once(args, base, target, arm, 5, int(draw))
     figures["worse"] = scores(adapted, target)
     if arm != "scratch":
         figures["known"] = scores(adapted, known)
@@ -448,8 +457,9 @@ def picture(table: Mapping[str, Any]) -> None:
     left.set_xticks(range(len(SHOTS)), [f"{k}" for k in SHOTS])
     left.set(xlabel="MR patients learnt from", ylabel="Dice, 7 test patients", ylim=(0, 1))
     for remedy, rows in table["bias"].items():
-        right.plot(STRENGTHS, [rows[str(s)]["dice"] for s in STRENGTHS], "o-", label=remedy, markersize=4)
-    right.set(xlabel="strength of the bias field", ylabel="Dice", ylim=(0, 1))
+        label = {"none": "no remedy", "n4": "N4", "augmentation": "bias augmentation", "both": "both"}[remedy]
+        right.plot(STRENGTHS, [rows[str(s)]["dice"] for s in STRENGTHS], "o-", label=label, markersize=4)
+    right.set(xlabel="strength of the bias field", ylabel="Dice, LoRA r8 of 5 patients", ylim=(0, 1))
     for axis in (left, right):
         axis.grid(alpha=0.3)
         axis.legend(fontsize=6)
