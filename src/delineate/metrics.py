@@ -167,7 +167,7 @@ def ged_squared(
     Raises:
         ValueError: not bool, no mask, different grids; with `unbiased`, fewer than two masks in a set.
     """
-    n, m, agreement = _agreement(samples, raters)
+    n, m, agreement = pairwise_iou(samples, raters)
     distance = 1 - agreement
     across, among_samples, among_raters = distance[:n, n:].mean(), distance[:n, :n].mean(), distance[n:, n:].mean()
     if unbiased:
@@ -192,13 +192,13 @@ def hm_iou(samples: Bool[np.ndarray, " samples *space"], raters: Bool[np.ndarray
     Raises:
         ValueError: not bool, no mask, or different grids.
     """
-    n, m, agreement = _agreement(samples, raters)
+    n, m, agreement = pairwise_iou(samples, raters)
     times = math.lcm(n, m)
     matrix = agreement[:n, n:].repeat(times // n, axis=0).repeat(times // m, axis=1)
     return float(matrix[linear_sum_assignment(matrix, maximize=True)].mean())
 
 
-def _agreement(samples: np.ndarray, raters: np.ndarray) -> tuple[int, int, np.ndarray]:
+def pairwise_iou(samples: np.ndarray, raters: np.ndarray) -> tuple[int, int, np.ndarray]:
     """N, M, and the IoU of every two masks of both sets, samples first, float64 (N + M, N + M)."""
     samples, raters = np.asarray(samples), np.asarray(raters)
     if samples.dtype != np.bool_ or raters.dtype != np.bool_:

@@ -3,6 +3,7 @@
 The table itself needs no torch: `delineate adapt --help` reads it.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -80,13 +81,18 @@ def _has_weights(path: str, layer: "nn.Module", config: AdapterConfig) -> bool:
     return not any(layer.children()) and any(True for _ in layer.parameters())
 
 
+DECODER = re.compile(
+    r"""\bgrow\b|\bup\b|\bhead\b|\btrust\b|\bmix\b|\bdecoders\b|\bdetail\b|\bfrom_   # our own networks
+    |^network\.model\..*\b2\b                                              # MONAI's U-Net: 0 down, 1 below, 2 up
+    |^network\.(up_|out_)                                        # MONAI's MedNeXt
+    """,
+    re.VERBOSE,
+)
+
+
 def _decodes(path: str, layer: "nn.Module", config: AdapterConfig) -> bool:
-    """Whether a layer with weights lies on the way up, from features to answers, by the names that our systems have."""
-    names = path.split(".")
-    up = {"grow", "up", "head", "trust", "mix", "from_estimate", "from_features", "from_text", "decoders", "detail"}
-    monai = "network" in names[:1] and ("2" in names[1:] and names[1] == "model")  # each level is down, below, up
-    next_ = names[1:2] and names[1].startswith(("up_", "dec_block", "out_"))
-    return _has_weights(path, layer, config) and (bool(up & set(names)) or monai or bool(next_))
+    """Whether a layer with weights lies on the way from features to answers, by the names that networks here have."""
+    return _has_weights(path, layer, config) and DECODER.search(path) is not None
 
 
 def _lora_wrap(root: "nn.Module", paths: list[str], config: AdapterConfig) -> None:

@@ -57,9 +57,10 @@ def figures_of(
         if len(gains) >= ENOUGH:
             held["interval"] = [low, high]
             held["verdict"] = "better" if low > 0 else "worse" if high < 0 else "no clear change"
+        elif abs(mean) > NOTICED:
+            held["verdict"] = "seems better" if mean > 0 else "seems worse"
         else:
-            looks = {mean > NOTICED: "seems better", mean < -NOTICED: "seems worse"}
-            held["verdict"] = looks.get(True, "no clear change")
+            held["verdict"] = "no clear change"
     return {"targets": means, "held_out": held, "verdict": held["verdict"], "sentence": _sentence(held)}
 
 
