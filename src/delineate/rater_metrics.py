@@ -4,9 +4,9 @@ One image at a time; the mean over images is the caller's. Beside `metrics.ged_s
 masks agree (Dice and IoU 1, distance 0), an empty one and another do not (0), here as there.
 
 What grows with the number of proposals N alone, whatever they are worth, must be reported with N: `dice_max_reverse`
-does, `dice_match`, `sample_diversity` and the unbiased `metrics.ged_squared` do not. Names of several-rater Dice follow D-Persona
-(Wu et al., CVPR 2024); those with `curvas` follow the CURVAS challenges of 2024 and 2025, but for the faults of their
-published code, which the functions name.
+does; `dice_match`, `sample_diversity` and the unbiased `metrics.ged_squared` do not. Names of several-rater Dice follow
+D-Persona (Wu et al., CVPR 2024); those with `curvas` follow the CURVAS challenges of 2024 and 2025, but for the faults
+of their published code, which the functions name.
 """
 
 import math
