@@ -477,7 +477,7 @@ def test_7_training_that_cannot_go_on(delineate, phantom_dataset, tmp_path, monk
     def diverge(*arguments, **more):
         raise TrainingError("the loss became nan after 8 images")
 
-    monkeypatch.setattr("delineate.systems.plain.train", diverge)
+    monkeypatch.setattr("delineate.training.train", diverge)
     code, _, err = delineate("train", "unet", phantom_dataset, "-o", tmp_path / "m", "--images", 8, *TRAINING)
     assert code == 7
     assert "the loss became nan" in err.splitlines()[-1]
