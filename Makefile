@@ -48,7 +48,7 @@ lesions: $(READY)
 diffboost: $(READY)
 	$(BIN)/python benchmarks/diffboost.py --data $(DATA)
 
-# An hour and a half on two cores: CT to MR by 1, 3, 5 and 8 scans, polyps under a bad lens, bias fields. Wants the models of
+# Two hours on two cores: CT to MR by 1, 3, 5 and 8 scans, polyps under a bad lens, bias fields. Wants the models of
 # benchmarks/btcv.py and benchmarks/lesions.py.
 adapt: $(READY)
 	$(BIN)/python benchmarks/adapt.py --data $(DATA)

@@ -11,8 +11,9 @@ colour  Polyps of Kvasir-SEG to the same colonoscope seen badly: a colour cast, 
 ranks   the other ranks of LoRA at the other numbers of shots.
 bias    Dice and doubt in MR against the strength of a simulated bias field, with and without the remedies.
 
-Every arm sees the same images in the same number of steps, stops by the same held-out subject, and is scored on the
-test subjects once. Jobs run --workers at a time, a thread each; run again, it goes on where it was.
+Every arm (but scratch-long) learns for the same number of steps from the same scans, stops by the same held-out
+subject, and is scored on the test subjects once. Jobs run --workers at a time, a thread each; run again, it goes on
+where it was.
 Writes benchmarks/results/adapt.json and docs/pictures/adapt.png.
 """
 

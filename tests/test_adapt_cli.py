@@ -106,6 +106,16 @@ def test_merge_writes_a_model_that_needs_no_adapter(adapter, base, tmp_path):
     assert config["training"]["adapter"]["subjects"] == 3
 
 
+def test_an_adapter_that_prepares_scans_cannot_be_merged(base, mr, tmp_path):
+    scans = mr / "imagesTr"
+    words = ["-o", tmp_path / "a", "--shots", "1", "--images", "8", "--unlabelled", scans]
+    assert call("adapt", base, f"{mr}=liver", *words).exit_code == 0
+    done = call("merge", base, tmp_path / "a", "-o", tmp_path / "merged")
+    assert isinstance(done.exception, DelineateError)
+    assert "prepares scans (--n4, --unlabelled), which no model folder can say" in str(done.exception)
+    assert not (tmp_path / "merged").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

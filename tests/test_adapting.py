@@ -158,6 +158,16 @@ def test_an_interrupted_adaptation_goes_on_where_it_was(base, mr, tmp_path, monk
     assert all(torch.equal(v, other[k]) for k, v in one.items())
 
 
+def test_what_a_call_left_that_was_stopped_at_its_very_start_is_not_taken_over(base, mr, tmp_path):
+    """Its first check is on disk before its first checkpoint; another kind of adapter must not end with it."""
+    work = tmp_path / "a-training"
+    work.mkdir()
+    (work / "checks.json").write_text(json.dumps([{"stage": "start", "share": 0.0, "dice": 2.0}]))
+    (work / "check-0.safetensors").write_bytes(b"of another adapter")
+    report = adapt(base, mr, tmp_path / "a", shots=2, **(HOW | {"images": 16}))
+    assert max(c["dice"] for c in report["checks"]) <= 1
+
+
 def test_each_shot_in_turn_is_held_out_where_there_is_nobody_else(base, mr, tmp_path):
     report = adapt(base, mr, tmp_path / "a", shots=3, hold_out="one-out", **(HOW | {"images": 320}))
     assert report["held_out"]["rule"] == "one-out"

@@ -1,7 +1,7 @@
 """A trained model carried to another kind of scan by a few labelled ones: the whole job behind `delineate adapt`."""
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -114,6 +114,8 @@ def adapt(
     learnt = attach(base.system, config, vocabulary).system.learnt  # what cannot be adapted is refused here
     source_set = None if source is None else _source(source, base)
     work = work_folder(output, settings)
+    if not any(work.rglob("checkpoint-*")):  # checks of a call that was stopped before it had learnt anything
+        _remove(work.rglob("check*.*"))
     watch.start("preparing scans")
     preparation = _preparation(unlabelled, only(dataset, drawn.drawn), n4, modality)
     habits = Habits(preparation, dataset.modality)
@@ -166,8 +168,7 @@ def adapt(
     save_adapter(output, adapted, about, card_of(about, list(dataset.labels), base.vocabulary.names), picture)
     if logs:
         training_curves(logs, work / "curves.png")
-    for left in [*work.rglob("checkpoint-*"), *work.rglob("check*.*"), work / "settings.json"]:
-        shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+    _remove([*work.rglob("checkpoint-*"), *work.rglob("check*.*"), work / "settings.json"])
     return {"adapter": str(output), **figures, "training": training}
 
 
@@ -193,6 +194,11 @@ def with_names(dataset: Dataset, vocabulary: Vocabulary, told: Mapping[str, str]
         names[label] = name
     renamed = {label: name for label, name in names.items() if label != name}
     return replace(dataset, labels={names[label]: value for label, value in dataset.labels.items()}), renamed
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    for path in list(paths):
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _preparation(unlabelled: Path | None, shots: Dataset, n4: bool, modality: str | None) -> Preparation:

@@ -7,6 +7,7 @@ import typer
 from rich.table import Table
 
 from delineate.adapters import ADAPTERS, TARGETS, AdapterConfig
+from delineate.errors import ModelError
 from delineate.options import (
     DatasetArgument,
     DeviceOption,
@@ -66,7 +67,7 @@ def adapt(
     augmentation: Annotated[
         str, typer.Option(help="How slices are varied; `delineate train --help` lists them all.")
     ] = "nnunet",
-    rate: Annotated[float | None, typer.Option(min=0, help="Learning rate; by default that of the kind.")] = None,
+    rate: Annotated[float | None, typer.Option(min=1e-9, help="Learning rate; by default that of the kind.")] = None,
     minutes: Annotated[float | None, typer.Option(min=0.01, help="Train for this much wall time (default 3).")] = None,
     images: ImagesOption = None,
     seed: Annotated[int, typer.Option(help="Of the draw of subjects and the whole training.")] = 0,
@@ -130,14 +131,17 @@ def merge(
     """Write a model and its adapter as one model folder, for programs that know no adapters."""
     from delineate.adapters.folder import fingerprint, load_adapter, read_adapter
     from delineate.model_folder import check_free, check_model, load_model, save_model
+    from delineate.preparation import Preparation
     from delineate.segmenter import Segmenter
 
     check_free(output)
     folder, about = check_model(_model(model))
     told = read_adapter(adapter)
     adapted, segmenter = load_adapter(adapter, load_model(folder))
-    if told.habits.preparation != type(told.habits.preparation)():
-        raise typer.BadParameter(f"{adapter}: prepares scans (--n4, --unlabelled), which a model folder cannot say")
+    if told.habits.preparation != Preparation():
+        raise ModelError(
+            f"{adapter}: prepares scans (--n4, --unlabelled), which no model folder can say; use it as it is"
+        )
     training = {**about["training"], "adapter": {"sha256": fingerprint(adapter), **told.training}}
     card = (adapter / "card.md").read_text() + "\nMerged into one model.\n"
     merged = Segmenter(adapted.merged(), segmenter.modalities)

@@ -97,6 +97,8 @@ def is_adapted(system: System) -> bool:
 def attach(system: System, config: AdapterConfig, vocabulary: Vocabulary, *, seed: int = 0) -> Adapted:
     """`system` with untrained adapted layers, which change nothing yet; what names are added are answered by chance.
 
+    In a system whose names share a softmax, those new names take their share of it from the first.
+
     Args:
         system: a trained one; its weights are shared, not copied, and are never changed.
         config: of the adapter.
