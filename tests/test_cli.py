@@ -462,6 +462,20 @@ def test_6_a_foundation_that_is_none(delineate, phantom_dataset, tmp_path):
     assert "Traceback" not in err
 
 
+def test_raters_are_learnt_as_asked_and_refused_where_there_are_none(delineate, phantom_dataset, rated, tmp_path):
+    for raters, told in ((None, "random"), ("all", "all"), ("consensus", "consensus")):
+        model = tmp_path / told
+        option = () if raters is None else ("--raters", raters)
+        assert delineate("train", "unet", rated, "-o", model, "--images", 16, *TRAINING, *option)[0] == 0
+        assert json.loads((model / "config.json").read_text())["training"]["raters"] == told
+    assert "Where several raters drew, everyone's was learnt." in (tmp_path / "all" / "card.md").read_text()
+    for folder, value, why in ((phantom_dataset, "all", "has none"), (rated, "most", "one of consensus, random, all")):
+        arguments = ("train", "unet", folder, "-o", tmp_path / "x", "--images", 16, "--raters", value, *TRAINING)
+        code, _, err = delineate(*arguments)
+        assert code != 0
+        assert why in one_line(err)
+
+
 def test_6_a_name_that_is_taken_is_refused_before_training(delineate, phantom_dataset, tmp_path):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("mine")

@@ -171,3 +171,12 @@ def test_the_real_set(shared_data: Path, tmp_path):
         assert len(raters) in (3, 4)
         consensus = dataset.read(case)[1] == 1
         assert np.array_equal(consensus, raters.mean(axis=0) >= 0.5)
+
+
+def test_an_empty_slot_may_be_a_rater_who_saw_nothing(source, tmp_path):
+    dataset = open_dataset(write_lidc(*source, tmp_path / "lidc", empty_slots=True))
+    raters = [dataset.read_raters(case) for case in dataset.cases]
+    assert [len(r) for r in raters] == [4, 4, 4, 4]
+    assert [int(r.any((1, 2, 3)).sum()) for r in raters] == [3, 0, 2, 4]
+    assert int(dataset.read(dataset.cases[0])[1].sum()) == int(disc(3).sum())  # two of four is half
+    assert np.array_equal(dataset.read(dataset.cases[2])[1][0] == 1, disc(2))  # where two of four agree

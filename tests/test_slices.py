@@ -8,7 +8,7 @@ from torch import Generator
 
 from delineate.data.dataset import open_dataset
 from delineate.data.phantom import PHANTOM_LABELS, write_phantom_dataset
-from delineate.data.slices import _foreign, build_slices, slices_of
+from delineate.data.slices import NOBODY, _foreign, build_slices, slices_of
 from delineate.files import write_json
 from delineate.prompt import Concept, Vocabulary
 
@@ -348,3 +348,79 @@ def test_scans_are_prepared_before_anything_else_and_labels_are_not(two_modaliti
     apart = (prepared.images.int() - (255 - plain.images.int())).abs()
     assert apart.max() <= 1  # the rounding to grey levels
     assert plain.images.float().std() > 20
+
+
+# several raters
+
+
+@pytest.fixture(scope="module")
+def rated_dataset(rated):
+    return open_dataset(rated)
+
+
+def areas(labels):
+    return [int(n) for n in (labels > 0).flatten(-2).sum(-1).flatten()]
+
+
+def test_readings_of_all_raters_lie_side_by_side(rated_dataset):
+    bank = build_slices([rated_dataset], "train", 64, rating="random")
+    small, large = 193, 793
+    assert bank.readings.shape == (3, 3, 64, 64)
+    assert areas(bank.readings[0]) == [small, large, 0]
+    assert (bank.readings[2, 2] == NOBODY).all()
+    assert areas(bank.labels) == [large] * 3
+    assert areas(bank.subset(torch.tensor([1])).readings) == [small, large, 0]
+
+
+def test_a_random_rater_is_each_one_as_often_and_never_one_who_is_not_there(rated_dataset):
+    bank = build_slices([rated_dataset], "train", 64, rating="random")
+    batch = bank.draw(600, 1, seeded(), augment=False)
+    drawn = np.array(areas(batch.labels))
+    three = (batch.readings[:, 2, 0, 0] >= 0).numpy()  # those slices have a third rater, who saw nothing
+    for there, chances in ((three, {193: 1 / 3, 793: 1 / 3, 0: 1 / 3}), (~three, {193: 1 / 2, 793: 1 / 2, 0: 0})):
+        for area, chance in chances.items():
+            assert np.mean(drawn[there] == area) == pytest.approx(chance, abs=0.08)
+    assert (batch.readings[~torch.from_numpy(three), 2] == -1).all()
+
+
+def test_all_raters_of_a_slice_come_one_after_the_other(rated_dataset):
+    batch = build_slices([rated_dataset], "train", 64, rating="all").draw(8, 1, seeded(1), augment=False)
+    images = batch.image[:, 0, 0, 0]
+    runs, labels = torch.unique_consecutive(images, return_counts=True), areas(batch.labels)
+    for start, length in zip((runs[1].cumsum(0) - runs[1])[:-1].tolist(), runs[1][:-1].tolist(), strict=True):
+        there = int((batch.readings[start, :, 0, 0] >= 0).sum())
+        assert length % there == 0
+        assert sorted(labels[start : start + there]) == sorted(areas(batch.readings[start, :there]))
+
+
+def test_readings_move_with_their_picture(rated_dataset):
+    batch = build_slices([rated_dataset], "train", 64, rating="random").draw(16, 1, seeded(2))
+    own = [
+        any(torch.equal(one, r) for r in readings) for one, readings in zip(batch.labels, batch.readings, strict=True)
+    ]
+    assert all(own)
+    assert len(set(areas(batch.readings[:, 1]))) > 4  # each is turned and scaled in its own way
+
+
+def test_the_consensus_is_drawn_as_if_there_were_no_raters(rated_dataset):
+    bank = build_slices([rated_dataset], "train", 64)
+    assert bank.readings is None
+    told = replace(build_slices([rated_dataset], "train", 64, rating="random"), rating="consensus")
+    one, other = bank.draw(4, 2, seeded(3)), told.draw(4, 2, seeded(3))
+    assert torch.equal(one.labels, other.labels)
+    assert torch.equal(one.image, other.image)
+    assert one.readings is None
+    assert other.readings.shape == (4, 3, 64, 64)
+
+
+def test_a_dataset_without_raters_counts_as_one_rater_beside_others(rated_dataset, polyps):
+    bank = build_slices([rated_dataset, polyps], "train", 64, rating="all")
+    own = bank.dataset == 1
+    assert torch.equal(bank.readings[own, 0], bank.labels[own])
+    assert (bank.readings[own, 1:] == NOBODY).all()
+    assert build_slices([polyps], "train", 64, rating="random").readings is None
+
+
+def test_an_unknown_rating_is_refused(rated_dataset):
+    with pytest.raises(ValueError, match="a rating is one of consensus, random, all; got 'most'"):
+        build_slices([rated_dataset], "train", 64, rating="most")

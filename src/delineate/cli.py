@@ -25,6 +25,7 @@ from delineate.options import (
     ModalityOption,
     ModelOption,
     PresetOption,
+    RatersOption,
     SeedOption,
     SystemArgument,
     TargetOption,
@@ -288,6 +289,7 @@ def train(
     modality: ModalityOption = None,
     fold: FoldOption = None,
     augmentation: AugmentationOption = None,
+    raters: RatersOption = None,
     merge: MergeOption = None,
     keep_real: KeepRealOption = None,
     cell: CellOption = None,
@@ -311,6 +313,7 @@ def train(
         "modality": modality,
         "fold": fold,
         "augmentation": augmentation,
+        "raters": raters,
         "merge": merge,
         "keep_real": keep_real,
         "cell": cell,
@@ -325,9 +328,16 @@ def train(
 @app.command()
 def evaluate(
     dataset: DatasetArgument,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for report.json, rows.csv and dice.png.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for report.json, rows.csv and a picture.")],
     model: ModelOption = None,
     adapter: AdapterOption = None,
+    protocol: Annotated[
+        str,
+        typer.Option(
+            help="What is measured: overlap (Dice, surfaces), raters (proposals against several raters: GED²), curvas "
+            "(the CURVAS challenges' figures) or calibration (probabilities, doubt, presence)."
+        ),
+    ] = "overlap",
     split: Annotated[str, typer.Option(help="train, val, test or all; only test is a result.")] = "test",
     proposals: Annotated[int, typer.Option("--proposals", "-n", min=1, max=64, help="Masks for each target.")] = 8,
     seed: SeedOption = 0,
@@ -338,8 +348,8 @@ def evaluate(
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Score a model on the held-out subjects of a dataset, in 3-D: Dice, IoU, HD95 (mm), NSD."""
-    from delineate.report import print_summary
+    """Score a model on the held-out subjects of a dataset, in 3-D: Dice, IoU, HD95 (mm), NSD, or by --protocol."""
+    from delineate.protocols import PROTOCOLS
     from delineate.running import evaluate_model
 
     chosen = compute(threads, device)
@@ -349,6 +359,7 @@ def evaluate(
             output,
             model,
             adapter=adapter,
+            protocol=protocol,
             split=split,
             n=proposals,
             seed=seed,
@@ -361,8 +372,9 @@ def evaluate(
     if as_json:
         print_json(summary)
     else:
-        print_summary(summary, out)
-        out.print(f"{output / 'report.json'}  {output / 'dice.png'}", highlight=False, soft_wrap=True)
+        PROTOCOLS[protocol].show(summary, out)
+        picture = output / PROTOCOLS[protocol].picture
+        out.print(f"{output / 'report.json'}  {picture}", highlight=False, soft_wrap=True)
 
 
 @app.command()

@@ -61,6 +61,13 @@ AugmentationOption = Annotated[
         "noise, blur, bias, mirror, rotation, scale."
     ),
 ]
+RatersOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Where several raters drew (raters/): learn a random one's each time (usual), all side by side, or "
+        "the consensus."
+    ),
+]
 MergeOption = Annotated[
     str | None,
     typer.Option(

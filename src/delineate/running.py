@@ -10,20 +10,19 @@ from typing import Any, Protocol
 from delineate.adapters.folder import read_adapter
 from delineate.checkpoint import TrainState
 from delineate.data.augmentation import AUGMENTATIONS
-from delineate.data.dataset import Dataset
+from delineate.data.dataset import Dataset, has_raters
 from delineate.data.folds import Fold, fold_of, held_out, refuse_seen
 from delineate.data.named import open_named, parse_named
-from delineate.data.slices import SliceBank, build_slices
+from delineate.data.slices import RATINGS, SliceBank, build_slices
 from delineate.errors import DatasetError, DelineateError
-from delineate.evaluation import evaluate, summarise
 from delineate.files import sha256_of, write_json
 from delineate.merging import MERGES, Merging, choose_mode, merging_on
 from delineate.model_folder import check_free, check_model, fingerprint, save_model
 from delineate.networks.foundation import Foundation
-from delineate.pictures import dice_chart, training_curves
+from delineate.pictures import training_curves
 from delineate.planning import make_plan
 from delineate.pretraining import caption_corpus, pretrain
-from delineate.report import write_rows
+from delineate.protocols import PROTOCOLS
 from delineate.segmenter import Segmenter
 from delineate.systems import PRESETS, SYSTEMS
 from delineate.training import Budget, polite_stop
@@ -74,8 +73,9 @@ def read_bank(
     watch: Watch,
     shares: Sequence[float] | None = None,
     synthetic: str = "extra",
+    rating: str = "consensus",
 ) -> SliceBank:
-    """The train split of every dataset, with progress; `shares` and `synthetic` as in `build_slices`."""
+    """The train split of every dataset, with progress; `shares`, `synthetic` and `rating` as in `build_slices`."""
 
     def progress(items: Any, total: int) -> Iterator[Any]:
         for done, item in enumerate(items):
@@ -83,7 +83,7 @@ def read_bank(
             yield item
 
     watch.start("reading the training scans")
-    return build_slices(datasets, "train", size, shares=shares, synthetic=synthetic, progress=progress)
+    return build_slices(datasets, "train", size, shares=shares, synthetic=synthetic, rating=rating, progress=progress)
 
 
 def train_system(
@@ -100,6 +100,7 @@ def train_system(
     modality: str | None = None,
     fold: str | None = None,
     augmentation: str | None = None,
+    raters: str | None = None,
     merge: str | None = None,
     keep_real: float | None = None,
     cell: int | None = None,
@@ -118,10 +119,15 @@ def train_system(
     the slices they were made from (`delineate.merging`, with `keep_real` and `cell` in pixels of the working grid),
     "extra" takes them as further cases, "none" leaves them out. By default a system that merges does so by patches,
     and the others take them as further cases. `augmentation` is a key of `delineate.data.augmentation.AUGMENTATIONS`.
+
+    Where several raters drew, `raters` says whose reading is learnt: that of a "random" one, drawn anew each time (the
+    default), of "all" side by side, or the "consensus" in the label file.
     """
     mode = choose_mode(system, [n for n, entry in SYSTEMS.items() if entry.merges], merge, keep_real, cell)
     if augmentation is not None and augmentation not in AUGMENTATIONS:
         raise DelineateError(f"--augmentation is one of {', '.join(AUGMENTATIONS)}; got '{augmentation}'")
+    if raters is not None and raters not in RATINGS:
+        raise DelineateError(f"--raters is one of {', '.join(RATINGS)}; got '{raters}'")
     settings = {
         "system": system,
         "datasets": [str(parse_named(p, target, modality)) for p in paths],
@@ -136,7 +142,8 @@ def train_system(
     }
     asked = {"merge": merge, "keep_real": keep_real, "cell": cell}
     asked = {name: value for name, value in asked.items() if value is not None}
-    settings |= asked | ({} if augmentation is None else {"augmentation": augmentation})
+    optional = {"augmentation": augmentation, "raters": raters}
+    settings |= asked | {name: value for name, value in optional.items() if value is not None}
     check_free(Path(output))
     work = work_folder(output, settings)
     part = None if fold is None else Fold.parse(fold)
@@ -157,7 +164,16 @@ def train_system(
         if synthetic == "pair":
             settings["merging"] = asdict(merging_on(plan.size, mode, keep_real, cell))
     settings["augmentation"] = augmentation or "default"
-    bank = replace(read_bank(datasets, plan.size, watch, synthetic=synthetic), augmentation=settings["augmentation"])
+    if several := any(has_raters(dataset) for dataset in datasets):
+        settings["raters"] = raters or "random"
+    elif raters is not None:
+        raise DelineateError(
+            f"--raters is for datasets with a raters/ folder, and {', '.join(map(str, paths))} has none"
+        )
+    bank = read_bank(
+        datasets, plan.size, watch, synthetic=synthetic, rating=settings["raters"] if several else "consensus"
+    )
+    bank = replace(bank, augmentation=settings["augmentation"])
     return train_on(system, bank, output, work, settings, [d.name for d in datasets], device=device, watch=watch)
 
 
@@ -275,6 +291,7 @@ def evaluate_model(
     model: Path | None,
     *,
     adapter: Path | None = None,
+    protocol: str = "overlap",
     split: str = "test",
     n: int = 8,
     seed: int = 0,
@@ -284,12 +301,14 @@ def evaluate_model(
     device: str = "cpu",
     watch: Watch = Nobody(),
 ) -> dict[str, Any]:
-    """Score a model on a split of a dataset, named as in `train_system`.
+    """Score a model on a split of a dataset, named as in `train_system`, by one of `PROTOCOLS`.
 
-    Writes report.json, rows.csv and dice.png into `output`, and returns the report. With `fold` ("1/4") the splits are
+    Writes report.json, rows.csv and a picture into `output`, and returns the report. With `fold` ("1/4") the splits are
     those of that fold. A model that was trained on the dataset in another fold is refused, as is one that was trained
     with a fold where none is given here, or the reverse: it would be scored on its own training subjects.
     """
+    if protocol not in PROTOCOLS:
+        raise DelineateError(f"--protocol is one of {', '.join(PROTOCOLS)}; got '{protocol}'")
     dataset = open_named(path, target, modality)
     part = None if fold is None else Fold.parse(fold)
     if part is not None:
@@ -309,7 +328,8 @@ def evaluate_model(
     watch.start(f"scoring the {split} split of {dataset.name}")
     if not dataset.split(split):
         raise DatasetError(f"{dataset.root}: the {split} split is empty; choose another, or correct splits.json")
-    rows = evaluate(segmenter, dataset, split=split, n=n, seed=seed, on_step=watch.update)
+    how = PROTOCOLS[protocol]
+    rows = how.rows(segmenter, dataset, split=split, n=n, seed=seed, on_step=watch.update)
     if not rows:
         raise DatasetError(
             f"{dataset.root}: the model knows none of its targets ({', '.join(dataset.labels)}); "
@@ -317,17 +337,18 @@ def evaluate_model(
         )
     report = {
         "dataset": dataset.name,
+        "protocol": protocol,
         "split": split,
         "fold": None if part is None else str(part),
         "model_sha256": fingerprint(model),
         **({} if adapter is None else {"adapter_sha256": sha256_of(Path(adapter) / "manifest.json")}),
         "proposals": n,
         "seed": seed,
-        **summarise(rows),
+        **how.summarise(rows),
     }
     output.mkdir(parents=True, exist_ok=True)
-    write_rows(rows, output / "rows.csv")
-    dice_chart({dataset.name: report}, output / "dice.png")
+    how.write(rows, output / "rows.csv")
+    how.draw(dataset.name, report, output / how.picture)
     write_json(output / "report.json", report)
     return report
 
@@ -355,6 +376,9 @@ def _variety(training: dict[str, Any]) -> list[str]:
     lines = []
     if (augmentation := training.get("augmentation", "default")) != "default":
         lines.append(f"Augmentation: {augmentation}.")
+    if rating := training.get("raters"):
+        whose = {"random": "a random one's", "all": "everyone's", "consensus": "no single one's, but the consensus"}
+        lines.append(f"Where several raters drew, {whose[rating]} was learnt.")
     if training.get("synthetic") == "pair":
         lines.append(f"Merged with {training.get('variants', 0)} synthetic slices: {Merging(**training['merging'])}.")
     elif training.get("synthetic"):

@@ -120,7 +120,7 @@ class Dataset:
             DatasetError: Grids that disagree (both files named), or undeclared ids.
             ScanError: A file cannot be read.
         """
-        if not case.raters or len(self.labels) != 1:
+        if not case.raters or not has_raters(self):
             return None
         scan, number = read_scan(case.image, modality=self.modality), next(iter(self.labels.values()))
         return np.stack([self._read_ids(case.image, scan, path) == number for path in case.raters])
@@ -159,6 +159,11 @@ class Dataset:
     def vocabulary(self) -> Vocabulary:
         """What a model trained on this dataset can be asked for."""
         return Vocabulary.from_names(self.labels, self.modality)
+
+
+def has_raters(dataset: Dataset) -> bool:
+    """Whether several readings of any case can be told apart: there are files, and a single target."""
+    return len(dataset.labels) == 1 and any(case.raters for case in dataset.cases)
 
 
 def open_dataset(

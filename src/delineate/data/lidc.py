@@ -6,7 +6,7 @@ Medical Physics 38, 2011. Terms: CC BY 3.0.
 
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -20,13 +20,21 @@ from delineate.files import write_json
 TARGET = "lung nodule"
 
 
-def write_lidc(npz: Path, splits: Path, folder: Path, per_split: Mapping[str, int] | None = None) -> Path:
+def write_lidc(
+    npz: Path,
+    splits: Path,
+    folder: Path,
+    per_split: Mapping[str, int] | None = None,
+    *,
+    empty_slots: bool = False,
+) -> Path:
     """Write LIDC's crops as a dataset folder with the masks of every rater; returns the folder.
 
-    `images/<stem>.png`; `masks/<stem>.png`, the consensus: what at least half of the raters who drew anything drew;
+    `images/<stem>.png`; `masks/<stem>.png`, the consensus: what at least half of the raters drew;
     `raters/<stem>_r<slot>.png`, one a rater who drew (slots count from 1; `Dataset.read_raters` reads them);
     `subjects.json`, `splits.json`, `dataset.json`. A stem is "patient_nodule_slice", a subject is a patient. An
-    empty slot does not say whether that rater saw nothing or never looked, so it counts as nobody.
+    empty slot does not say whether that rater saw nothing or never looked. By default it counts as nobody; with
+    `empty_slots` as a rater who saw nothing, as in the experiments of the Probabilistic U-Net (Kohl et al. 2018).
 
     The folder appears whole or not at all.
 
@@ -37,6 +45,7 @@ def write_lidc(npz: Path, splits: Path, folder: Path, per_split: Mapping[str, in
             folder. Crops of patients in no split are left out.
         folder: where to; must not exist.
         per_split: at most so many patients of a split, the first by name; a split not named here is kept whole.
+        empty_slots: whether an empty slot is written as an empty mask.
 
     Raises:
         DatasetError: the folder exists, a file is not as described, or no crop belongs to a split.
@@ -67,7 +76,8 @@ def write_lidc(npz: Path, splits: Path, folder: Path, per_split: Mapping[str, in
                 continue
             stem = name.replace("/", "_")
             _save(building / "images" / f"{stem}.png", images[number])
-            raters = dict(_filled(np.unpackbits(packed[number], axis=-1)))
+            slots = np.unpackbits(packed[number], axis=-1)
+            raters = {slot: drawn for slot, drawn in enumerate(slots, start=1) if empty_slots or drawn.any()}
             consensus = 2 * sum(raters.values(), np.zeros(images.shape[1:], int)) >= max(1, len(raters))
             _save(building / "masks" / f"{stem}.png", consensus * np.uint8(255))
             for slot, drawn in raters.items():
@@ -99,11 +109,6 @@ def _read(npz: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
     if len({name.replace("/", "_") for name in names}) < count:
         raise DatasetError(f"{npz} names two crops alike; every name must be another patient/nodule/slice.")
     return images, packed, names
-
-
-def _filled(slots: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """(number from 1, mask) of every slot that holds a pixel."""
-    return ((number, drawn) for number, drawn in enumerate(slots, start=1) if drawn.any())
 
 
 def _save(path: Path, grey: np.ndarray) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 import torch
 from torch import Generator, Tensor
+from torch.nn import functional as F
 
 from delineate import anatomy
 from delineate.data.augmentation import AUGMENTATIONS, Augmentation, moved_labels
@@ -15,6 +16,9 @@ from delineate.errors import DatasetError
 from delineate.grid import canonical_fit, stack_of
 from delineate.prompt import Vocabulary
 from delineate.scan import Scan, orientation_of, to_canonical
+
+RATINGS = ("consensus", "random", "all")
+NOBODY = 255  # the label of every pixel of a rater who is not there; a vocabulary has fewer names
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +33,8 @@ class Batch:
         dataset: (B,) int64, which dataset a slice came from.
         synthetic: (B, 3, S, S) as `image`: another scan with the same labels, or the same again where a slice has none;
             None where the bank has none at all.
+        readings: (B, M, S, S) int64 as `labels`, what each of up to M raters drew; -1 throughout for a rater who is not
+            there. `labels` is one of them where the bank's `rating` says so. None where the bank has none.
     """
 
     image: Tensor
@@ -37,6 +43,7 @@ class Batch:
     masks: Tensor
     dataset: Tensor
     synthetic: Tensor | None = None
+    readings: Tensor | None = None
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on another device."""
@@ -75,6 +82,10 @@ class SliceBank:
         modalities: one for each dataset.
         variants: synthetic scans that go along with the slices; None without.
         augmentation: a key of `delineate.data.augmentation.AUGMENTATIONS`.
+        readings: (N, M, S, S) uint8, what each of up to M raters drew, as `labels`; `NOBODY` throughout for a rater who
+            is not there. A slice of a dataset without raters has its labels for the first. None without any raters.
+        rating: what of it a batch takes for its labels. "consensus", none; "random", a rater's drawn anew each time;
+            "all", a slice enters a batch as often as it has raters, with each one's (Jungo et al. 2018).
         lumped: whether background may hide every concept that its dataset does not annotate (`objectives.lumped`), as
             in adapting a model that knows more than is labelled here; else those are left out of the competition.
     """
@@ -92,8 +103,12 @@ class SliceBank:
     variants: Variants | None = None
     augmentation: str = "default"
     lumped: bool = False
+    readings: Tensor | None = None
+    rating: str = "consensus"
 
     def __post_init__(self):
+        if self.rating not in RATINGS:
+            raise ValueError(f"a rating is one of {', '.join(RATINGS)}; got '{self.rating}'")
         if self.augmentation not in AUGMENTATIONS:
             raise ValueError(f"an augmentation is one of {', '.join(AUGMENTATIONS)}; got '{self.augmentation}'")
 
@@ -108,7 +123,8 @@ class SliceBank:
     def subset(self, index: Tensor) -> "SliceBank":
         """The slices at `index` alone (int64), without variants."""
         rows = {f: getattr(self, f)[index] for f in ("images", "labels", "dataset", "mirrored", "present")}
-        return replace(self, **rows, variants=None)
+        readings = None if self.readings is None else self.readings[index]
+        return replace(self, **rows, variants=None, readings=readings)
 
     def draw(self, size: int, prompts: int, generator: Generator, *, augment: bool = True) -> Batch:
         """A batch of `size` slices with `prompts` prompts each.
@@ -119,10 +135,11 @@ class SliceBank:
         What concerns synthetic scans is drawn last: with and without them the rest of the batch is the same.
         """
         augmentation = AUGMENTATIONS[self.augmentation if augment else "none"]
-        index = torch.stack([self._draw_slice(generator) for _ in range(size)])
+        index, rater = self._draw_slices(size, generator)
         maps = augmentation.maps(self.mirrored[index], generator)
         image = augmentation.picture(self.images[index].float() / 127.5 - 1, maps, generator)
-        labels = moved_labels(self.labels[index], maps).long()
+        labels = self.labels[index] if rater is None or self.readings is None else self.readings[index, rater]
+        labels = moved_labels(labels, maps).long()
         concepts = torch.stack(
             [
                 self._draw_prompts(int(d), lab, prompts, generator)
@@ -131,7 +148,29 @@ class SliceBank:
         )
         masks = (labels[:, None] == (concepts + 1)[:, :, None, None]).float()
         synthetic = self._draw_variants(index, maps, augmentation, generator)
-        return Batch(image, labels, concepts, masks, self.dataset[index], synthetic)
+        return Batch(image, labels, concepts, masks, self.dataset[index], synthetic, self._moved_readings(index, maps))
+
+    def _draw_slices(self, size: int, generator: Generator) -> tuple[Tensor, Tensor | None]:
+        """Places of `size` slices (B,), and whose reading of each (B,) is its label; None for the consensus."""
+        if self.readings is None or self.rating == "consensus":
+            return torch.stack([self._draw_slice(generator) for _ in range(size)]), None
+        drawn: list[tuple[int, int]] = []
+        while len(drawn) < size:
+            slice_ = int(self._draw_slice(generator))
+            there = (self.readings[slice_, :, 0, 0] != NOBODY).nonzero()[:, 0]
+            order = there[torch.randperm(len(there), generator=generator)]
+            drawn += [(slice_, int(rater)) for rater in (order[:1] if self.rating == "random" else order)]
+        pairs = torch.tensor(drawn[:size])
+        return pairs[:, 0], pairs[:, 1]
+
+    def _moved_readings(self, index: Tensor, maps: Tensor | None) -> Tensor | None:
+        if self.readings is None:
+            return None
+        readings = self.readings[index]
+        count, absent = readings.shape[1], readings[:, :, :1, :1] == NOBODY
+        of_each = None if maps is None else maps.repeat_interleave(count, dim=0)
+        moved = moved_labels(readings.flatten(0, 1), of_each).view_as(readings).long()
+        return moved.masked_fill(absent, -1)
 
     def _draw_slice(self, generator: Generator) -> Tensor:
         dataset = torch.multinomial(self.shares, 1, generator=generator)
@@ -181,6 +220,7 @@ def build_slices(
     *,
     shares: Sequence[float] | None = None,
     synthetic: str = "extra",
+    rating: str = "consensus",
     vocabulary: Vocabulary | None = None,
     prepare: Callable[[Scan], Scan] = lambda scan: scan,
     progress: Callable[[Iterable[tuple[Dataset, Case]], int], Iterable[tuple[Dataset, Case]]] = lambda items, _: items,
@@ -194,6 +234,8 @@ def build_slices(
         shares: one positive number for each dataset, how often it is drawn; by default all are drawn evenly.
         synthetic: what synthetic cases are: slices as all others ("extra"), `variants` of the slices that they were
             made from ("pair"), or nothing ("none").
+        rating: one of `RATINGS`. Readings of several raters are read for all but "consensus"; a dataset without them
+            counts as having one rater.
         vocabulary: names to begin with; those of the datasets that are not among them come after.
         prepare: what is done to a scan first.
         progress: wraps the iteration over all (dataset, case) pairs and is told their number.
@@ -214,6 +256,7 @@ def build_slices(
     foreign = _foreign(vocabulary, annotated, modalities)
     images, labels, owner, mirrored = [], [], [], []
     made: list[tuple[Dataset, Case, Tensor, Tensor]] = []
+    read: list[Tensor] = []
     places: dict[tuple[int, str], tuple[int, int]] = {}
     pairs = [(dataset, case) for dataset in datasets for case in dataset.split(split)]
     if synthetic != "none":
@@ -228,6 +271,8 @@ def build_slices(
         places[number, case.name] = (first, first + len(grey))
         images.append(grey)
         labels.append(target)
+        if rating != "consensus":
+            read.append(readings_of(dataset, case, vocabulary, target))
         owner.append(torch.full((len(target),), number))
         mirrored.append(torch.full((len(target),), flat))
     all_labels = torch.cat(labels)
@@ -244,6 +289,8 @@ def build_slices(
         weights / weights.sum(),
         vocabulary,
         modalities,
+        readings=_side_by_side(read) if any(r.shape[1] > 1 for r in read) else None,
+        rating=rating,
     )
     if not made:
         return bank
@@ -315,12 +362,32 @@ def slices_of(
     Images are (S, 3, size, size) in [-1, 1], labels (S, size, size) uint8 as in `Batch`.
     """
     scan, ids = dataset.read(case)
-    canonical = np.ascontiguousarray(to_canonical(ids, orientation_of(scan.affine)))
-    table = np.zeros(max(int(canonical.max(initial=0)), *dataset.labels.values()) + 1, dtype=np.uint8)
+    table = np.zeros(max(int(ids.max(initial=0)), *dataset.labels.values()) + 1, dtype=np.uint8)
     for name, value in dataset.labels.items():
         table[value] = 1 + vocabulary.index(name)
-    own = torch.from_numpy(table[canonical])
-    fit = canonical_fit(scan, size)
-    wanted = sorted({int(v) for v in table if v})
-    target = torch.cat([fit.labels_to_grid(chunk, wanted) for chunk in own.split(32)])
-    return stack_of(prepare(scan), size), target, scan.is_flat
+    return stack_of(prepare(scan), size), _on_grid(scan, table[ids], size), scan.is_flat
+
+
+def readings_of(dataset: Dataset, case: Case, vocabulary: Vocabulary, labels: Tensor) -> Tensor:
+    """What each rater of a case drew, on the grid of its labels, (S, M, size, size) uint8; `labels` where none did."""
+    drawn = dataset.read_raters(case)
+    if drawn is None:
+        return labels[:, None]
+    scan = dataset.read(case)[0]
+    own = np.uint8(1 + vocabulary.index(next(iter(dataset.labels))))
+    return torch.stack([_on_grid(scan, mask * own, labels.shape[-1]) for mask in drawn], dim=1)
+
+
+def _on_grid(scan: Scan, labels: np.ndarray, size: int) -> Tensor:
+    """Labels uint8 of `scan.shape` on the working grid, (S, size, size)."""
+    own = torch.from_numpy(np.ascontiguousarray(to_canonical(labels, orientation_of(scan.affine))))
+    fit, wanted = canonical_fit(scan, size), [int(v) for v in np.unique(labels) if v]
+    if not wanted:
+        return torch.zeros(len(own), size, size, dtype=torch.uint8)
+    return torch.cat([fit.labels_to_grid(chunk, wanted) for chunk in own.split(32)])
+
+
+def _side_by_side(readings: Sequence[Tensor]) -> Tensor:
+    """Readings of cases, (S, M, size, size) each, with as many raters as any case has."""
+    most = max(r.shape[1] for r in readings)
+    return torch.cat([F.pad(r, (0, 0, 0, 0, 0, most - r.shape[1]), value=NOBODY) for r in readings])
