@@ -7,12 +7,15 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from delineate.data.dataset import open_dataset
 from delineate.data.phantom import write_phantom_dataset
 from delineate.data.slices import SliceBank, build_slices
+from delineate.files import write_json
 from delineate.networks.foundation import Foundation
 from delineate.pretraining import caption_corpus, pretrain
 from delineate.running import pretrain_foundation
@@ -52,6 +55,25 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(scope="session")
+def rated(tmp_path_factory) -> Path:
+    """The folder of four flat images: two raters drew a small and a large disc, a third nothing, in the first two alone."""
+    root = tmp_path_factory.mktemp("rated")
+    for part in ("images", "masks", "raters"):
+        (root / part).mkdir()
+    y, x = np.mgrid[:64, :64]
+    small, large = (((y - 32) ** 2 + (x - 32) ** 2 < radius**2).astype(np.uint8) * 255 for radius in (8, 16))
+    for number in range(4):
+        Image.fromarray(np.full((64, 64), 50 * number, np.uint8)).save(root / "images" / f"p{number}.png")
+        Image.fromarray(large).save(root / "masks" / f"p{number}.png")
+        readings = [small, large] + ([0 * small] if number < 2 else [])
+        for rater, drawn in enumerate(readings, start=1):
+            Image.fromarray(drawn).save(root / "raters" / f"p{number}_r{rater}.png")
+    write_json(root / "dataset.json", {"channel_names": {"0": "CT"}, "labels": {"background": 0, "nodule": 1}})
+    write_json(root / "splits.json", {"train": ["p0", "p1", "p2"], "val": [], "test": ["p3"]})
+    return root
+
+
+@pytest.fixture(scope="session")
 def two_organ_bank(phantom_dataset) -> SliceBank:
     """`phantom_bank` with the targets liver and spleen alone: what can be learnt in seconds."""
     return build_slices([open_dataset(phantom_dataset, targets=["liver", "spleen"])], "train", 64)
@@ -76,7 +98,18 @@ def edges_base(phantom_dataset, tmp_path_factory) -> Path:
     return folder
 
 
-IMAGES = {"unet": 1400, "mednext": 500, "progidiff": 800, "unisegdiff": 1200, "ddim": 800, "sdseg": 1600}
+IMAGES = {
+    "unet": 1400,
+    "mednext": 500,
+    "ensemble": 2500,
+    "mcdropout": 1400,
+    "probunet": 1600,
+    "pulaski": 1600,
+    "progidiff": 800,
+    "unisegdiff": 1200,
+    "ddim": 800,
+    "sdseg": 1600,
+}
 
 
 class Trained(dict):

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import typer
 from PIL import Image
+from scipy.ndimage import binary_dilation
 
 from delineate import cli
 from delineate.data.check import check_dataset
-from delineate.data.phantom import make_phantom_image
+from delineate.data.phantom import PHANTOM_LABELS, make_phantom_image
 from delineate.files import write_json
 from delineate.model_folder import save_model
 from delineate.scan import read_labels
@@ -193,6 +194,57 @@ def test_evaluate_writes_its_report_and_prints_the_same(delineate, phantom_datas
     code, out, _ = delineate(*arguments)
     assert code == 0
     assert "liver" in out
+
+
+@pytest.fixture(scope="module")
+def read_twice(tmp_path_factory):
+    """Four flat phantoms of two patients whose livers two people drew, one of them wider; all are for testing."""
+    folder = tmp_path_factory.mktemp("raters") / "livers"
+    for part in ("images", "masks", "raters"):
+        (folder / part).mkdir(parents=True)
+    for number in range(4):
+        phantom = make_phantom_image(number, shape=(64, 64))
+        liver = phantom.labels[0] == PHANTOM_LABELS["liver"]
+        grey = np.interp(phantom.voxels[0], (-150, 250), (0, 255)).astype(np.uint8)
+        Image.fromarray(grey).save(folder / "images" / f"case{number}.png")
+        wider = binary_dilation(liver, iterations=2)
+        for where, drawn in (("masks/case{}", liver), ("raters/case{}_r1", liver), ("raters/case{}_r2", wider)):
+            Image.fromarray(drawn.astype(np.uint8) * 255).save(folder / f"{where.format(number)}.png")
+    write_json(folder / "subjects.json", {f"case{number}": f"patient{number // 2}" for number in range(4)})
+    write_json(folder / "splits.json", {"train": [], "val": [], "test": ["patient0", "patient1"]})
+    return f"{folder}=liver@CT"
+
+
+@pytest.mark.parametrize(
+    ("protocol", "picture", "figure"),
+    [
+        ("raters", "raters.png", "ged"),
+        ("curvas", "curvas.png", "consensus_dice"),
+        ("calibration", "reliability.png", "ece_box"),
+    ],
+)
+def test_evaluate_measures_by_protocol(delineate, read_twice, model, tmp_path, protocol, picture, figure):
+    arguments = ["evaluate", read_twice, "-o", tmp_path / "e", "-m", model, "-n", 3, "--protocol", protocol]
+    code, out, err = delineate(*arguments, "--device", "cpu", "--json")
+    assert (code, err) == (0, "")
+    report = json.loads(out)
+    assert report == json.loads((tmp_path / "e" / "report.json").read_text())
+    assert {p.name for p in (tmp_path / "e").iterdir()} == {"report.json", "rows.csv", picture}
+    assert (report["protocol"], report["cases"], report["subjects"]) == (protocol, 4, 2)
+    assert (report["proposals"], report["drawn"], report["raters"]) == (3, 1, 2)  # a U-Net always gives one
+    told = report["targets"]["liver"]["figures"][figure]
+    assert told["low"] <= told["mean"] <= told["high"]
+    code, out, _ = delineate(*arguments, "--device", "cpu")
+    assert code == 0
+    assert "4 cases of 2 subjects, 1 proposal against 2 raters" in " ".join(out.split())
+    assert picture in out
+
+
+def test_an_unknown_protocol_is_refused_before_any_work(delineate, read_twice, model, tmp_path):
+    code, _, err = delineate("evaluate", read_twice, "-o", tmp_path / "e", "-m", model, "--protocol", "dice")
+    assert code == 2
+    assert one_line(err).endswith("--protocol is one of overlap, raters, curvas, calibration; got 'dice'")
+    assert not (tmp_path / "e").exists()
 
 
 def two_sets(folder):

@@ -1,19 +1,23 @@
+import io
 import json
 import os
 import shutil
 import time
 from dataclasses import replace
 
+import nibabel
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 
 from delineate.cohort import Request, case_name, find_scans, run_cohort
 from delineate.data.phantom import make_phantom_image
 from delineate.errors import ScanError
 from delineate.files import sha256_of
 from delineate.prompt import Vocabulary
+from delineate.report import print_run
 from delineate.scan import read_labels
 from delineate.segmenter import Segmenter
 
@@ -130,6 +134,59 @@ def test_volumes_are_counted_in_millilitres(system, phantom_dataset, tmp_path):
     labels = read_labels(tmp_path / "out" / case["case"] / "liver.nii.gz")
     ml = labels.voxels.sum() * np.prod(case["spacing_mm"]) / 1000
     assert case["targets"][0]["consensus_ml"] == pytest.approx(ml, rel=1e-3)
+
+
+def test_what_to_look_at_first_is_told_in_numbers_of_the_files(system, phantom_dataset, tmp_path):
+    scan = next((phantom_dataset / "imagesTr").glob("*.nii.gz"))
+    case = run(system, scan, tmp_path / "out", replace(REQUEST, n=3, modality="CT", maps=True))["cases"][0]
+    liver, _, unknown = case["targets"]
+    assert "distinct" not in unknown
+    (first,) = liver["distinct"]  # three that are all alike
+    assert first == {"proposal": 0, "weight": 1, "quality": 1, "spread": 0, "ml": liver["proposals_ml"][0]}
+    assert liver["quality"] == 1
+    axis, slices, shares = (liver["doubtful_slices"][key] for key in ("axis", "slices", "shares"))
+    assert (axis, len(slices)) == (2, 5)
+    doubt = nibabel.load(tmp_path / "out" / case["case"] / "liver_doubt.nii.gz").get_fdata().sum(axis=(0, 1))
+    assert doubt[slices].tolist() == sorted(doubt.tolist(), reverse=True)[:5]
+    assert shares == pytest.approx(doubt[slices] / doubt.sum(), abs=1e-4)
+
+
+def test_flat_images_have_pixels_and_no_slices(system, scans, tmp_path):
+    liver, *_ = run(system, scans / "case0.png", tmp_path / "out")["cases"][0]["targets"]
+    assert "doubtful_slices" not in liver
+    assert liver["distinct"][0]["pixels"] == liver["proposals_pixels"][0]
+
+
+class Torn(Bright):
+    """Draws the left half of the picture, and every fourth time the right half."""
+
+    def propose(self, seen, target, n, seed, on_step=lambda share: None):
+        halves = torch.zeros(n, *seen[:, 1].shape)
+        for k, half in enumerate(halves):
+            half[..., : self.size // 2] = float(k % 4 != 3)
+            half[..., self.size // 2 :] = float(k % 4 == 3)
+        return halves
+
+
+def test_the_table_says_how_many_proposals_are_distinct_and_the_share_of_the_first(scans, tmp_path):
+    torn = run(Torn(), scans, tmp_path / "out", replace(REQUEST, n=8))
+    first, second = torn["cases"][0]["targets"][0]["distinct"]
+    assert (first["proposal"], first["weight"], first["spread"]) == (0, 0.75, 0)
+    assert (second["proposal"], second["weight"], second["quality"]) == (3, 0.25, pytest.approx(1 / 7, abs=1e-4))
+    console = Console(file=io.StringIO(), width=100)
+    print_run(torn, tmp_path / "out", console)
+    lines = console.file.getvalue().splitlines()
+    assert "spread" in lines[0]
+    assert lines[0].split()[-1] == "distinct"
+    assert lines[1].endswith("2, first 75%")
+    assert max(len(line) for line in lines[:6]) <= 100
+    for case in torn["cases"]:  # one that is all alike, and one of an older version
+        for told in case.get("targets", ()):
+            told["distinct"] = told.get("distinct", [])[:1]
+    torn["cases"][2]["targets"][0].pop("distinct")
+    console = Console(file=io.StringIO(), width=100)
+    print_run(torn, tmp_path / "out", console)
+    assert console.file.getvalue().splitlines()[1].rstrip().endswith(" 1")
 
 
 def test_resuming_skips_what_is_finished_and_retries_what_failed(system, scans, tmp_path):

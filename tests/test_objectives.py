@@ -1,9 +1,20 @@
 import math
 
+import numpy as np
 import pytest
 import torch
+from scipy.optimize import linear_sum_assignment
 
-from delineate.objectives import contrast_loss, denoising_loss, grouped_dice_loss, lumped, segmentation_loss
+from delineate.objectives import (
+    contrast_loss,
+    denoising_loss,
+    energy_distance,
+    gaussian_divergence,
+    grouped_dice_loss,
+    lumped,
+    segmentation_loss,
+    sinkhorn_divergence,
+)
 
 
 def random_masks(*shape, seed=0):
@@ -228,3 +239,128 @@ def test_lumping_is_finite_whatever_the_scores():
     loss.backward()
     assert torch.isfinite(loss)
     assert torch.isfinite(scores.grad).all()
+
+
+# Gaussians, and distances of sets of maps.
+
+DISTANCES = {"energy": energy_distance, "sinkhorn": sinkhorn_divergence}
+SETS = pytest.mark.parametrize("distance", DISTANCES.values(), ids=DISTANCES)
+
+
+def maps(count, *, batch=2, shape=(8, 8), seed=0):
+    return torch.rand(batch, count, *shape, generator=torch.Generator().manual_seed(seed))
+
+
+def all_of(raters):
+    return torch.ones(raters.shape[:2], dtype=torch.bool)
+
+
+def rms(x, y):
+    return (x - y).square().mean().sqrt().item()
+
+
+def test_the_divergence_of_gaussians_is_that_of_torch_and_zero_for_equals():
+    mean, log_sigma, other_mean, other_log_sigma = maps(4, batch=3, shape=(5,)).unbind(1)
+    p, q = (torch.distributions.Normal(m, s.exp()) for m, s in ((mean, log_sigma), (other_mean, other_log_sigma)))
+    expected = torch.distributions.kl_divergence(p, q).sum(1)
+    torch.testing.assert_close(gaussian_divergence(mean, log_sigma, other_mean, other_log_sigma), expected)
+    assert gaussian_divergence(mean, log_sigma, mean, log_sigma).abs().max() < 1e-6
+
+
+def test_the_divergence_from_a_standard_normal_is_the_formula():
+    """KL(N(m, s²) || N(0, 1)) = (s² + m² - 1 - ln s²) / 2, summed over the latent."""
+    found = gaussian_divergence(torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 1.0]]), *torch.zeros(2, 1, 2))
+    assert found.item() == pytest.approx(4 / 2 + (math.e**2 - 1 - 2) / 2, rel=1e-5)
+
+
+@SETS
+def test_equal_sets_are_no_distance_apart(distance):
+    x = maps(3)
+    assert distance(x, x, all_of(x)).abs().max() < 1e-6
+    assert distance(x, x[:, [2, 0, 1]], all_of(x)).abs().max() < 1e-6
+
+
+@SETS
+def test_each_map_twice_is_the_same_set(distance):
+    x, y = maps(3), maps(2, seed=1)
+    twice = y.repeat(1, 2, 1, 1)
+    torch.testing.assert_close(distance(x, twice, all_of(twice)), distance(x, y, all_of(y)), rtol=1e-4, atol=1e-6)
+
+
+@SETS
+def test_it_is_as_far_there_as_back_and_never_less_than_nothing(distance):
+    for seed in range(5):
+        x, y = maps(4, seed=seed), maps(3, seed=100 + seed)
+        there = distance(x, y, all_of(y))
+        torch.testing.assert_close(there, distance(y, x, all_of(x)), rtol=1e-4, atol=1e-6)
+        assert (there > 0).all()
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (2, 8, 8)])
+def test_the_distance_of_single_maps_is_their_norm_over_the_root_of_the_pixels(shape):
+    x, y = maps(1, shape=shape), maps(1, shape=shape, seed=1)
+    norm = torch.tensor([rms(a, b) for a, b in zip(x, y, strict=True)]) * (math.prod(shape) / 64) ** 0.5
+    torch.testing.assert_close(energy_distance(x, y, all_of(y)), 2 * norm)
+    torch.testing.assert_close(sinkhorn_divergence(x, y, all_of(y)), norm.square() / 2)
+
+
+def test_the_energy_distance_is_the_formula_over_all_pairs():
+    x, y = maps(3, batch=1), maps(2, batch=1, seed=1)
+
+    def mean(first, second):
+        return sum(rms(a, b) for a in first[0] for b in second[0]) / (len(first[0]) * len(second[0]))
+
+    expected = 2 * mean(x, y) - mean(x, x) - mean(y, y)
+    assert energy_distance(x, y, all_of(y)).item() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_with_little_blur_the_sinkhorn_divergence_is_the_price_of_the_best_assignment(seed):
+    x, y = maps(4, batch=1, seed=seed).round(), maps(4, batch=1, seed=50 + seed).round()
+    price = np.array([[rms(a, b) ** 2 / 2 for b in y[0]] for a in x[0]])
+    expected = price[linear_sum_assignment(price)].mean()
+    assert sinkhorn_divergence(x, y, all_of(y), blur=0.01, iterations=100).item() == pytest.approx(expected, rel=1e-2)
+
+
+def test_with_much_blur_the_sinkhorn_divergence_only_sees_the_means():
+    x, y = maps(4, batch=1), maps(3, batch=1, seed=1)
+    expected = rms(x.mean(1), y.mean(1)) ** 2 / 2
+    assert sinkhorn_divergence(x, y, all_of(y), blur=30.0).item() == pytest.approx(expected, rel=1e-2)
+
+
+@SETS
+def test_raters_who_are_not_there_do_not_matter(distance):
+    x, y = maps(4), maps(2, seed=1)
+    more = torch.cat([y[:, :1], torch.full_like(y[:, :1], torch.nan), y[:, 1:]], dim=1)
+    present = torch.tensor([[True, False, True]]).expand(2, -1)
+    torch.testing.assert_close(distance(x, more, present), distance(x, y, all_of(y)))
+    x.requires_grad_()
+    found = distance(x, more, torch.tensor([[True, False, True], [False, False, False]]))
+    assert found[1] == 0
+    assert torch.isfinite(torch.autograd.grad(found.sum(), x)[0]).all()
+
+
+@SETS
+def test_the_gradient_is_finite_where_maps_coincide_and_leads_to_the_raters_elsewhere(distance):
+    y = maps(2, seed=1).round()
+    x = torch.cat([y, y[:, :1], y[:, :1]], dim=1).requires_grad_()  # each met, and samples that meet one another
+    gradient = torch.autograd.grad(distance(x, y, all_of(y)).sum(), x)[0]
+    assert torch.isfinite(gradient).all()
+    one, target = maps(1).requires_grad_(), maps(1, seed=1)
+    step = torch.autograd.grad(distance(one, target, all_of(target)).sum(), one)[0]
+    assert torch.nn.functional.cosine_similarity(step.flatten(), (one - target).flatten(), dim=0) > 0.9
+
+
+@SETS
+def test_the_gradient_is_that_of_finite_differences(distance):
+    x, y = maps(3, batch=1, shape=(2, 2)).double().requires_grad_(), maps(2, batch=1, shape=(2, 2), seed=1).double()
+    more = {} if distance is energy_distance else {"blur": 0.3, "iterations": 200}
+    assert torch.autograd.gradcheck(lambda z: distance(z, y, all_of(y), **more), (x,), atol=1e-5)
+
+
+@SETS
+def test_samples_that_do_not_spread_as_the_raters_do_are_far_from_them(distance):
+    """Of maps with the same mean, those that are the raters' own are nearer than the mean itself, over and over."""
+    y = maps(4, seed=1).round()
+    mean = y.mean(1, keepdim=True).expand_as(y)
+    assert (distance(mean, y, all_of(y)) > 0.05).all()

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import matplotlib as mpl
 import numpy as np
 import pytest
@@ -81,6 +83,55 @@ def test_the_slice_shown_is_the_one_with_most_of_the_target(tmp_path):
     bright = picture(montage(Proposals(scan, (shown,)), tmp_path / "a.png"))[60:260, 20:290].mean()
     dark = picture(montage(Proposals(scan, (hidden,)), tmp_path / "b.png"))[60:260, 20:290].mean()
     assert bright > dark + 50
+
+
+@pytest.fixture
+def titles(monkeypatch):
+    """The titles of a montage's panels, row by row, and how many outlines each panel has."""
+
+    def of(*targets, scan=VOLUME):
+        figures = []
+        monkeypatch.setattr("delineate.pictures.write_figure", lambda figure, path: figures.append(figure))
+        montage(Proposals(scan, targets), "nowhere.png")
+        return [(axis.get_title(), len(axis.collections)) for axis in figures[0].axes]
+
+    return of
+
+
+def halves(left, right, shape=VOLUME.shape):
+    """`left` proposals of one half and `right` of the other."""
+    drawn = np.zeros((left + right, *shape), np.float16)
+    drawn[:left, :, :, : shape[2] // 2] = 1
+    drawn[left:, :, :, shape[2] // 2 :] = 1
+    return drawn
+
+
+def test_distinct_proposals_are_shown_with_their_share_and_expected_dice(titles):
+    torn = replace(target(VOLUME), probabilities=halves(3, 1))
+    assert titles(torn) == [
+        ("liver, slice 1 of 40\nconsensus: found, score 0.90, expected Dice 0.75", 1),
+        ("proposal 0, for 75% of 4\ndistinct 1 of 2, expected Dice 0.67", 1),
+        ("proposal 3, not here, for 25% of 4\ndistinct 2 of 2, expected Dice 0.00", 0),
+        ("doubt (bits)", 0),
+    ]
+
+
+def test_where_one_stands_for_all_the_bare_scan_is_shown_too(titles):
+    alike = target(FLAT, 1.0, np.s_[:, 5:15], n=3)
+    assert titles(alike, scan=FLAT) == [
+        ("liver\nconsensus: found, score 0.90, expected Dice 1.00", 1),
+        ("proposal 0, for 100% of 3\ndistinct 1 of 1, expected Dice 1.00", 1),
+        ("scan", 0),
+        ("doubt (bits)", 0),
+    ]
+
+
+def test_what_is_likely_absent_expects_no_dice(titles):
+    absent = replace(target(FLAT), outcome=Outcome.LIKELY_ABSENT, score=0.0)
+    assert [title for title, _ in titles(absent, scan=FLAT)[:2]] == [
+        "liver\nconsensus: likely absent, score 0.00",
+        "proposal 0, empty, for 100% of 2\ndistinct 1 of 1",
+    ]
 
 
 def outline(mask):

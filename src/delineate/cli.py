@@ -2,12 +2,12 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
-from delineate import __version__, cli_adapt, cli_synthesis
+from delineate import __version__, cli_adapt, cli_calibrate, cli_synthesis
 from delineate.errors import DelineateError, PromptError
 from delineate.options import (
     AdapterOption,
@@ -25,6 +25,7 @@ from delineate.options import (
     ModalityOption,
     ModelOption,
     PresetOption,
+    ProtocolOption,
     RatersOption,
     SeedOption,
     SystemArgument,
@@ -33,6 +34,7 @@ from delineate.options import (
     budget_of,
     compute,
     err,
+    fraction,
     modality_code,
     out,
     preset_of,
@@ -44,7 +46,7 @@ from delineate.systems import PRESETS, SYSTEMS
 
 EXIT_CODES = """Exit codes: 0 done; 1 some cases failed, or `check` found errors; 2 wrong usage; 3 unreadable scan;
 4 unknown prompt; 5 dataset not as it should be; 6 model missing or damaged; 7 training cannot go on;
-75 stopped on request, the same command goes on."""
+8 a guarantee that was asked for cannot be given; 75 stopped on request, the same command goes on."""
 
 app = typer.Typer(
     help="Name a target in a medical image; get several plausible masks, their consensus, and where they disagree. "
@@ -93,6 +95,23 @@ def segment(
     seed: SeedOption = 0,
     consensus: Annotated[str, typer.Option(help="How proposals are fused: mean, majority or staple.")] = "mean",
     maps: Annotated[bool, typer.Option("--maps", help="Also write probability and doubt maps.")] = False,
+    missed_at_most: Annotated[
+        str | None,
+        typer.Option(
+            callback=fraction,
+            metavar="SHARE",
+            help="Also write a mask that misses at most this share of the target, on average over patients: 5%. "
+            "For calibrated models (delineate calibrate).",
+        ),
+    ] = None,
+    false_at_most: Annotated[
+        str | None,
+        typer.Option(
+            callback=fraction,
+            metavar="SHARE",
+            help="Also write a mask of which at most this share is not the target, on average over patients.",
+        ),
+    ] = None,
     modality: Annotated[
         str | None, typer.Option(callback=modality_code, help="CT, MR, US, …; CT in HU is windowed if you say so.")
     ] = None,
@@ -108,7 +127,7 @@ def segment(
     """Outline what you name in a scan, or in every scan of a folder."""
     from delineate.cohort import Request, find_scans
     from delineate.fusion import FUSIONS
-    from delineate.model_folder import check_model, fingerprint, read_vocabulary
+    from delineate.model_folder import calibration_hash, check_model, fingerprint, read_vocabulary
     from delineate.prompt import Prompt, unknown_prompt_message
     from delineate.report import print_run
 
@@ -128,11 +147,15 @@ def segment(
     if len(unknown) == len(matches):
         raise PromptError(" ".join(unknown))
 
+    from delineate.calibrated import GuaranteeError, refused_guarantees
     from delineate.cohort import run_cohort
     from delineate.segmenter import Segmenter
 
     chosen = compute(threads, device)
-    request = Request(tuple(prompt), proposals, seed, consensus, maps, modality, volume, pictures)
+    shares: dict[str, Any] = {"missed_at_most": missed_at_most, "false_at_most": false_at_most}  # floats by `fraction`
+    names = [match.concept.name for match in matches.values() if match.concept is not None]
+    refused = refused_guarantees(folder, names, proposals, adapter is not None, **shares)
+    request = Request(tuple(prompt), proposals, seed, consensus, maps, modality, volume, pictures, **shares)
     with progress_bar(err, quiet=as_json) as bar:
         bar.start("loading the model")
         segmenter = Segmenter.load(folder, chosen, adapter)
@@ -150,6 +173,7 @@ def segment(
             output,
             model_hash=fingerprint(folder),
             adapter_hash=adapter_hash,
+            calibration_hash=calibration_hash(folder) if adapter is None else None,
             device=chosen,
             resume=resume,
             on_case=on_case,
@@ -172,8 +196,12 @@ def segment(
         say(f"delineate: {case['reason']}")
     if failed:
         raise typer.Exit(3 if len(scans) == 1 else 1)
+    for line in refused:
+        say(f"delineate: {line}")
     if unknown:
         raise typer.Exit(PromptError.exit_code)
+    if refused:
+        raise typer.Exit(GuaranteeError.exit_code)
 
 
 @app.command()
@@ -293,6 +321,9 @@ def train(
     merge: MergeOption = None,
     keep_real: KeepRealOption = None,
     cell: CellOption = None,
+    calibrate: Annotated[
+        bool, typer.Option(help="Afterwards let the val subjects say how far the model can be believed.")
+    ] = True,
     threads: ThreadsOption = None,
     device: DeviceOption = "auto",
 ) -> None:
@@ -317,6 +348,7 @@ def train(
         "merge": merge,
         "keep_real": keep_real,
         "cell": cell,
+        "calibrate": calibrate,
     }
     with progress_bar(err) as bar:
         curves = train_system(
@@ -331,13 +363,7 @@ def evaluate(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for report.json, rows.csv and a picture.")],
     model: ModelOption = None,
     adapter: AdapterOption = None,
-    protocol: Annotated[
-        str,
-        typer.Option(
-            help="What is measured: overlap (Dice, surfaces), raters (proposals against several raters: GED²), curvas "
-            "(the CURVAS challenges' figures) or calibration (probabilities, doubt, presence)."
-        ),
-    ] = "overlap",
+    protocol: ProtocolOption = "overlap",
     split: Annotated[str, typer.Option(help="train, val, test or all; only test is a result.")] = "test",
     proposals: Annotated[int, typer.Option("--proposals", "-n", min=1, max=64, help="Masks for each target.")] = 8,
     seed: SeedOption = 0,
@@ -415,5 +441,6 @@ def doctor(as_json: JsonOption = False) -> None:
 
 app.command()(cli_adapt.adapt)
 app.command()(cli_adapt.merge)
+app.command()(cli_calibrate.calibrate)
 app.command()(cli_synthesis.synthesize)
 app.command()(cli_synthesis.distance)

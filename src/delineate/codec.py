@@ -31,7 +31,8 @@ class PixelUnshuffleCodec(nn.Module):
 
     Its noise is a pyramid: white noise of several grain sizes, added up to unit variance. With white noise alone a
     network averages over the pixels and sees every shape far too early in the schedule, and proposals that differ by
-    white noise differ by specks instead of by shape.
+    white noise differ by specks instead of by shape. A share of the variance, `level`, is one value for the whole
+    picture, which makes some proposals generous and others strict: what people who outline differ by most.
     """
 
     def __init__(
@@ -41,15 +42,18 @@ class PixelUnshuffleCodec(nn.Module):
         grains: Sequence[int] = (1, 2, 4, 8, 16),
         smooth: bool = False,
         colours: int = 1,
+        level: float = 0.0,
     ):
         """A codec; its noise has `grains` of so many pixels with equal shares of the variance: (1,) is white.
 
         Grains are squares, or with `smooth` Gaussian bells of that standard deviation: masks that part by smooth noise
-        part by smooth outlines.
+        part by smooth outlines. They share what of the variance `level` leaves.
         """
+        if not 0 <= level <= 1:
+            raise ValueError(f"level is a share of the noise's variance, from 0 to 1; got {level}")
         super().__init__()
         self.scale, self.stride, self.grains, self.smooth = scale, stride, tuple(grains), smooth
-        self.colours = colours
+        self.colours, self.level = colours, level
         self.channels = colours * stride**2
 
     def encode_picture(self, picture: Scans) -> Latent:
@@ -68,15 +72,22 @@ class PixelUnshuffleCodec(nn.Module):
         """Masks (B, 1, H, W), unclamped."""
         return (self.decode_picture(latent).mean(dim=1, keepdim=True) + 1) / 2
 
-    def noise(self, shape: torch.Size | tuple[int, ...], generator: Generator) -> Latent:
-        """Noise for latents of this shape (B, channels, h, w): every value is standard normal, neighbours are alike."""
+    def noise(self, shape: torch.Size | tuple[int, ...], generator: Generator, levels: Tensor | None = None) -> Latent:
+        """Noise for latents of this shape (B, channels, h, w): every value is standard normal, neighbours are alike.
+
+        The value that is one for the whole picture is drawn too, unless `levels` (B,) gives it.
+        """
         batch, _, h, w = shape
         rows, columns = h * self.stride, w * self.stride
         total = torch.zeros(batch * self.colours, 1, rows, columns)
         for grain in self.grains:
             total += (_bells if self.smooth else _squares)(len(total), rows, columns, grain, generator)
         total = total.view(batch, self.colours, rows, columns)
-        return F.pixel_unshuffle(total / len(self.grains) ** 0.5, self.stride)
+        total = total * ((1 - self.level) / len(self.grains)) ** 0.5
+        if self.level > 0:
+            drawn = torch.randn(batch, generator=generator) if levels is None else levels
+            total = total + self.level**0.5 * drawn.view(-1, 1, 1, 1)
+        return F.pixel_unshuffle(total, self.stride)
 
     def posterior(self, estimate: Latent, x_t: Latent, signal: Tensor, noise: Tensor) -> Latent:
         """The clean latent to expect at x_t if each pixel were a coin of its own, `estimate` giving the odds.
@@ -96,7 +107,7 @@ class PixelUnshuffleCodec(nn.Module):
 
     def config(self) -> dict[str, float]:
         """What `CODECS` needs to build a foundation's codec again; stride and grains are always the defaults there."""
-        return {"scale": self.scale}
+        return {"scale": self.scale} | ({"level": self.level} if self.level else {})
 
 
 def _squares(batch: int, rows: int, columns: int, grain: int, generator: Generator) -> Picture:
@@ -157,7 +168,9 @@ class VaeCodec(nn.Module):
         """Masks (B, 1, H, W), unclamped; differentiable in `latent`."""
         return (self.decode_picture(latent).mean(dim=1, keepdim=True) + 1) / 2
 
-    def noise(self, shape: torch.Size | tuple[int, ...], generator: Generator) -> Latent:
+    level = 0.0  # of one value for the whole picture there is nothing in its noise
+
+    def noise(self, shape: torch.Size | tuple[int, ...], generator: Generator, levels: Tensor | None = None) -> Latent:
         """White noise, as Stable Diffusion was trained on."""
         return torch.randn(shape, generator=generator)
 
@@ -186,17 +199,38 @@ def noise_fields(
 
     Field k of a step depends on (seed, k, step) and on nothing else. A step's fields are made when first asked for.
     With `antithetic` every odd field is the even one before it, negated: each is normal still, and the mean of a few
-    proposals comes closer to the mean of many.
+    proposals comes closer to the mean of many. A codec whose noise has a level always has it so, and the levels of the
+    pairs are spread evenly (`_levels`), for few of them drawn at random leave wide gaps.
     """
+    paired = antithetic or codec.level > 0
 
     @cache
     def of(step: int) -> Tensor:
-        drawn = range((n + 1) // 2) if antithetic else range(n)
+        drawn = range((n + 1) // 2) if paired else range(n)
         seeds = [(((seed * 1_000_003 + k) * 1009 + step) * 2 + 1) % 2**63 for k in drawn]
-        fields = torch.cat([codec.noise((1, *shape), Generator().manual_seed(s)) for s in seeds])
-        return torch.stack([fields, -fields], dim=1).flatten(0, 1)[:n] if antithetic else fields
+        levels = _levels(len(drawn), seed, step)
+        fields = torch.cat(
+            [
+                codec.noise((1, *shape), Generator().manual_seed(s), level[None])
+                for s, level in zip(seeds, levels, strict=True)
+            ]
+        )
+        return torch.stack([fields, -fields], dim=1).flatten(0, 1)[:n] if paired else fields
 
     return of
+
+
+def _levels(count: int, seed: int, step: int) -> Tensor:
+    """Standard normal values (count,) of which the first few, with their negatives, are as evenly spread as many.
+
+    Half the van der Corput sequence, shifted by the seed, gives the probability of the tail; the signs alternate. Value
+    j depends on (seed, step, j) alone.
+    """
+    sequence = [sum(((j >> bit) & 1) / 2 ** (bit + 1) for bit in range(j.bit_length())) for j in range(count)]
+    shift = torch.rand((), generator=Generator().manual_seed((seed * 1009 + step) * 2 % 2**63), dtype=torch.float64)
+    tail = ((torch.tensor(sequence, dtype=torch.float64) + shift) % 1 / 2).clamp(min=1e-6)
+    sign = 1 - 2 * (torch.arange(count) % 2)
+    return (torch.special.ndtri(tail) * sign).float()
 
 
 @torch.no_grad()

@@ -4,17 +4,21 @@ import json
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
+
 from delineate import __version__
+from delineate.calibrated import LEVEL
 from delineate.errors import DelineateError, ScanError
 from delineate.files import sha256_of, write_json
+from delineate.ordering import doubtful_slices
 from delineate.prompt import unknown_prompt_message
-from delineate.proposals import Outcome, Proposals
-from delineate.scan import is_scan_file, read_scan, stem_of
+from delineate.proposals import Outcome, Proposals, TargetProposals
+from delineate.scan import Scan, is_scan_file, read_scan, stem_of
 from delineate.segmenter import Segmenter
 
 
@@ -30,6 +34,13 @@ class Request:
     modality: str | None = None
     volume: int | None = None
     pictures: bool = True
+    missed_at_most: float | None = None
+    false_at_most: float | None = None
+
+    @property
+    def shares(self) -> dict[str, float | None]:
+        """What is to be guaranteed, as `TargetProposals.guarantees` takes it."""
+        return {"missed_at_most": self.missed_at_most, "false_at_most": self.false_at_most}
 
 
 def find_scans(path: Path) -> list[Path]:
@@ -66,6 +77,7 @@ def run_cohort(
     *,
     model_hash: str,
     adapter_hash: str | None = None,
+    calibration_hash: str | None = None,
     device: str = "cpu",
     resume: bool = False,
     on_case: Callable[[int, Path], None] = lambda number, path: None,
@@ -87,6 +99,7 @@ def run_cohort(
         "threads": torch.get_num_threads(),
         "model_sha256": model_hash,
         "adapter_sha256": adapter_hash,
+        "calibration_sha256": calibration_hash,
         "request": {**request.__dict__, "prompts": list(request.prompts)},
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(started)),
         "cases": [],
@@ -94,7 +107,7 @@ def run_cohort(
     for number, path in enumerate(scans):
         on_case(number, path)
         done = folder / case_name(path) / "case.json"
-        signature = {name: report[name] for name in ("request", "model_sha256", "adapter_sha256")}
+        signature = {"request": report["request"]} | {k: v for k, v in report.items() if k.endswith("_sha256")}
         try:
             entry = _finished(done, path, signature) if resume else None
             if entry is None:
@@ -116,7 +129,7 @@ def _segment_case(
     digest = sha256_of(path)
     scan = read_scan(path, modality=request.modality, volume=request.volume)
     proposals = segmenter(scan, request.prompts, n=request.n, seed=request.seed, on_step=on_step)
-    written = [p.name for p in proposals.save(folder, how=request.how, maps=request.maps)]
+    written = [p.name for p in proposals.save(folder, how=request.how, maps=request.maps, **request.shares)]
     if request.pictures:
         from delineate.pictures import montage
 
@@ -131,17 +144,21 @@ def _segment_case(
         "shape": list(scan.shape),
         "spacing_mm": [round(float(s), 4) for s in scan.spacing_mm],
         "notes": list(scan.notes),
-        "targets": describe(proposals, request.how, segmenter.habits.usual_doubt),
+        "targets": describe(proposals, request.how, segmenter.habits.usual_doubt, request.shares),
         "written": written,
     }
 
 
 def describe(
-    proposals: Proposals, how: str, usual_doubt: Mapping[str, float] = MappingProxyType({})
+    proposals: Proposals,
+    how: str,
+    usual_doubt: Mapping[str, float] = MappingProxyType({}),
+    shares: Mapping[str, float | None] = MappingProxyType({}),
 ) -> list[dict[str, Any]]:
     """Each target as JSON: outcome, score, doubt, volume of the consensus and of each proposal (ml; pixels if flat).
 
-    A found target whose doubt is above `usual_doubt` is marked as unusual.
+    A found target whose doubt is above `usual_doubt` is marked as unusual. What to look at first: `seen_first`. How
+    far it can be believed: `believed`.
     """
     scan = proposals.scan
     unit = 1.0 if scan.is_flat else float(abs(scan.spacing_mm[0] * scan.spacing_mm[1] * scan.spacing_mm[2])) / 1000
@@ -160,8 +177,75 @@ def describe(
                 entry |= {"usual_doubt": usual, "unusual": target.outcome is Outcome.FOUND and target.doubt > usual}
             entry[f"consensus_{key}"] = round(float(target.consensus(how).sum() * unit), 3)
             entry[f"proposals_{key}"] = [round(v, 3) for v in volumes]
+            entry |= seen_first(target, how, scan, key, volumes) | believed(target, how, unit, key, shares)
         out.append(entry)
     return out
+
+
+def seen_first(target: TargetProposals, how: str, scan: Scan, key: str, volumes: Sequence[float]) -> dict[str, Any]:
+    """What a person looks at first, as JSON: `quality` of the consensus, the `distinct` proposals, `doubtful_slices`.
+
+    `quality` is the Dice that a mask can expect, `weight` the share of all proposals that one stands for, `spread` how
+    far those lie from one another (mean 1 - IoU); see `delineate.ordering`. Slices are those of the file, counted
+    from 0 along its own array `axis`, each with its share of all doubt; flat images have none.
+
+    Args:
+        target: a known one.
+        how: the fusion.
+        scan: the one that was asked about.
+        key: the unit of the volumes, "ml" or "pixels".
+        volumes: of each proposal.
+    """
+    quality = target.quality()
+    entry: dict[str, Any] = {"quality": round(target.expected_dice(how), 4), "distinct": []}
+    for one in target.distinct():
+        told = {"proposal": one.k, "weight": round(one.weight, 4), "quality": round(float(quality[one.k]), 4)}
+        entry["distinct"].append({**told, "spread": round(one.spread, 4), key: round(volumes[one.k], 3)})
+    if not scan.is_flat:
+        axis, slices = doubtful_slices(target.disagreement(), scan.affine)
+        shares = [round(share, 4) for _, share in slices]
+        entry["doubtful_slices"] = {"axis": axis, "slices": [index for index, _ in slices], "shares": shares}
+    return entry
+
+
+def believed(
+    target: TargetProposals, how: str, unit: float, key: str, shares: Mapping[str, float | None] = MappingProxyType({})
+) -> dict[str, Any]:
+    """How far the answer for a known target can be believed, as JSON: `presence`, `interval_<key>`, `guarantees`.
+
+    `presence` says by which score the outcome was decided and how often that calls an absent target found; None where
+    nobody knows. The interval is of the volume: where the truth lies with a chance of 90 % by held-out subjects, or,
+    `calibrated` false, from the fifth to the ninety-fifth percentile of the proposals, which promises nothing.
+
+    Args:
+        target: a known one.
+        how: the fusion.
+        unit: of a voxel, in `key`.
+        key: "ml" or "pixels".
+        shares: what is to be guaranteed, as `TargetProposals.guarantees` takes it.
+    """
+    calibration, volume = target.calibration, float(target.consensus(how).sum()) * unit
+    drawn = [float(target.choose(k).sum()) * unit for k in range(len(target))]
+    ends = None if calibration is None else calibration.volume_interval(str(target.name), volume)
+    low, high = (float(v) for v in (ends or np.percentile(drawn, (5, 95))))
+    interval = {"low": round(low, 3), "high": round(high, 3), "level": LEVEL, "calibrated": ends is not None}
+    entry: dict[str, Any] = {"presence": None, f"interval_{key}": interval}
+    if calibration is not None and (known := calibration.presence) is not None:
+        entry["presence"] = {
+            "found_from": round(known.threshold, 4),
+            "false_alarms_at_most": round(known.rate, 4),
+            "absent_scans": known.absent,
+            "probability": round(float(known.calibrator(np.array([target.score]))[0]), 4),
+        }
+    if any(share is not None for share in shares.values()):
+        entry["guarantees"] = [
+            {
+                **asdict(one),
+                key: None if one.threshold is None else round(float(target.guaranteed(one).sum()) * unit, 3),
+            }
+            for one in target.guarantees(**shares)
+        ]
+    return entry
 
 
 def _finished(done: Path, path: Path, signature: dict[str, Any]) -> dict[str, Any] | None:

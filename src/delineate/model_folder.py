@@ -3,6 +3,7 @@
 config.json       system, versions, modalities, how it was trained
 vocabulary.json   what can be asked
 *.safetensors     weights; foundation/ holds a Stable Diffusion folder where the system has one
+calibration.*     what held-out subjects say about its answers (`delineate.calibrated`); not in every folder
 card.md           for people: data, licences, figures, limits
 manifest.json     SHA-256 of every file above
 """
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from delineate import sealed
 from delineate.errors import ModelError
-from delineate.files import sha256_of, write_json, write_text
+from delineate.files import sha256_of_json, write_json, write_text
 from delineate.prompt import Vocabulary
 from delineate.sealed import sealing
 
@@ -51,7 +52,7 @@ def save_model(folder: Path, segmenter: "Segmenter", system_name: str, *, traini
     if is_adapted(segmenter.system):
         raise ModelError(f"{folder}: a model with an adapter on cannot be saved; merge it first (`Adapted.merged`)")
 
-    with sealing(folder, _is_model, "model") as building:
+    with sealing(folder, is_model, "model") as building:
         system_config = SYSTEMS[system_name].save(segmenter.system, building)
         config = {
             "format": FORMAT,
@@ -66,7 +67,8 @@ def save_model(folder: Path, segmenter: "Segmenter", system_name: str, *, traini
         write_text(building / "card.md", card)
 
 
-def _is_model(folder: Path) -> bool:
+def is_model(folder: Path) -> bool:
+    """Whether the files of a model are there."""
     return all((folder / name).is_file() for name in ("manifest.json", "config.json", "vocabulary.json"))
 
 
@@ -76,7 +78,7 @@ def check_free(folder: Path) -> None:
     Raises:
         ModelError: something else is there.
     """
-    sealed.check_free(folder, _is_model, "model")
+    sealed.check_free(folder, is_model, "model")
 
 
 def check_model(folder: Path | str | None) -> tuple[Path, dict[str, Any]]:
@@ -98,6 +100,7 @@ def check_model(folder: Path | str | None) -> tuple[Path, dict[str, Any]]:
 
 def load_model(folder: Path | str | None, device: str = "cpu") -> "Segmenter":
     """The segmenter of a checked model folder, on `device`; the house model for None."""
+    from delineate.calibrated import Calibration
     from delineate.segmenter import Segmenter
     from delineate.systems import SYSTEMS
 
@@ -105,7 +108,8 @@ def load_model(folder: Path | str | None, device: str = "cpu") -> "Segmenter":
     if config["system"] not in SYSTEMS:
         raise ModelError(f"{folder}: system '{config['system']}' is not known here; known: {', '.join(SYSTEMS)}")
     system = SYSTEMS[config["system"]].load(folder, config["system_config"], read_vocabulary(folder))
-    return Segmenter(system.to(device), tuple(config["modalities"]), fingerprint=fingerprint(folder))
+    about = {"fingerprint": fingerprint(folder), "calibration": Calibration.load(folder)}
+    return Segmenter(system.to(device), tuple(config["modalities"]), **about)
 
 
 def read_vocabulary(folder: Path | str | None) -> Vocabulary:
@@ -121,6 +125,15 @@ def read_vocabulary(folder: Path | str | None) -> Vocabulary:
 
 
 def fingerprint(folder: Path | str | None) -> str:
-    """The SHA-256 of a model folder's manifest: names the model in reports and adapters."""
+    """The SHA-256 of a model folder's manifest without calibrations: names the model in reports and adapters."""
     folder = house_folder() if folder is None else Path(folder)
-    return sha256_of(folder / "manifest.json")
+    manifest = json.loads((folder / sealed.MANIFEST).read_text())
+    return sha256_of_json({name: value for name, value in manifest.items() if not name.startswith("calibration.")})
+
+
+def calibration_hash(folder: Path | str | None) -> str | None:
+    """The SHA-256 of a model's calibration, which reports name beside the model; None where it has none."""
+    folder = house_folder() if folder is None else Path(folder)
+    manifest = json.loads((folder / sealed.MANIFEST).read_text())
+    own = {name: value for name, value in manifest.items() if name.startswith("calibration.")}
+    return sha256_of_json(own) if own else None

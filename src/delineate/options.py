@@ -31,6 +31,19 @@ TargetOption = Annotated[
 ]
 
 
+def fraction(text: str | None) -> float | None:
+    """A share as a person writes it, "5%" or "0.05", above 0 and below 1."""
+    if text is None:
+        return None
+    try:
+        value = float(text.strip().removesuffix("%")) / (100 if text.strip().endswith("%") else 1)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1:
+        raise typer.BadParameter(f"a share is written as 5% or 0.05, above 0 and below 1; got '{text}'")
+    return value
+
+
 def modality_code(text: str | None) -> str | None:
     """The modality in the spelling that the code compares with: 'ct' is CT, 'mri' is MR."""
     return text and MODALITY_CODES.get(text.strip().lower(), text)
@@ -59,6 +72,13 @@ AugmentationOption = Annotated[
     typer.Option(
         help="How slices are varied: none, default, nnunet, strong, or one change alone: contrast, gamma, brightness, "
         "noise, blur, bias, mirror, rotation, scale."
+    ),
+]
+ProtocolOption = Annotated[
+    str,
+    typer.Option(
+        help="What is measured: overlap (Dice, surfaces), raters (proposals against several raters: GED²), curvas "
+        "(the CURVAS challenges' figures) or calibration (probabilities, doubt, presence)."
     ),
 ]
 RatersOption = Annotated[

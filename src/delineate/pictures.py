@@ -17,19 +17,22 @@ from delineate.proposals import Outcome, Proposals, TargetProposals
 # Okabe and Ito's colours: told apart by the colour-blind.
 COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
 CONSENSUS = "#D55E00"
+DISTINCT = ("#56B4E9", "#F0E442")  # on grey, on skin and beside the consensus told apart by everyone
 
 
 def montage(proposals: Proposals, path: Path, *, how: str = "mean") -> Path:
-    """One row a target: the scan, the contours of every proposal, the consensus, the doubt.
+    """One row a target: the consensus, the first two distinct proposals, the doubt.
 
-    The slice shown is the one where the consensus is largest, or most probable where there is none.
+    A proposal's title says what share of all it stands for and what Dice it can expect (`delineate.ordering`). Where
+    one stands for all, the bare scan takes the second one's place. The slice shown is the one where the consensus is
+    largest, or most probable where there is none.
     """
     scan = proposals.scan
     orientation = orientation_of(scan.affine)
     picture = (to_canonical(normalise(scan.voxels, scan.modality), orientation) + 1) / 2
     _, row_mm, column_mm = canonical_spacing(scan.affine, orientation)
     rows = len(proposals.targets)
-    figure = new_figure(12.4, 3.2 * rows + 0.1)
+    figure = new_figure(12.4, 3.4 * rows + 0.1)
     axes = figure.subplots(rows, 4, squeeze=False)
     for line, target in zip(axes, proposals, strict=True):
         for axis in line:
@@ -51,16 +54,25 @@ def _draw_target(line: Any, target: TargetProposals, picture: np.ndarray, orient
     doubt = to_canonical(target.disagreement(), orientation)[k]
     for axis in line[:3]:
         axis.imshow(picture[k], cmap="gray", vmin=0, vmax=1, aspect=aspect)
-    slice_text = f", slice {k + 1} of {len(picture)}" if len(picture) > 1 else ""
-    line[0].set_title(f"{target.name}{slice_text}", fontsize=10, parse_math=False)
-    for number in range(len(target)):
-        contour(line[1], to_canonical(target.choose(number), orientation)[k], COLOURS[number % len(COLOURS)], 0.8)
-    line[1].set_title(f"{len(target)} proposal{'s' if len(target) != 1 else ''}", fontsize=10)
-    contour(line[2], consensus[k], CONSENSUS, 1.6)
-    colour = "black" if target.outcome is Outcome.FOUND else "#B00020"
-    line[2].set_title(f"consensus: {target.outcome.value}, score {target.score:.2f}", fontsize=10, color=colour)
+    where = f", slice {k + 1} of {len(picture)}" if len(picture) > 1 else ""
+    contour(line[0], consensus[k], CONSENSUS, 1.6)
+    found = target.outcome is Outcome.FOUND
+    title = f"{target.name}{where}\nconsensus: {target.outcome.value}, score {target.score:.2f}"
+    title += f", expected Dice {target.expected_dice(how):.2f}" if found else ""  # 1 where all agree that it is absent
+    line[0].set_title(title, fontsize=8.5, parse_math=False, color="black" if found else "#B00020")
+    distinct, quality = target.distinct(), target.quality()
+    if len(distinct) == 1:
+        line[2].set_title("scan", fontsize=8.5)
+    for number, (one, colour) in enumerate(zip(distinct, DISTINCT, strict=False)):
+        mask = to_canonical(target.choose(one.k), orientation)
+        contour(line[number + 1], mask[k], colour, 1.2)
+        nothing = "" if mask[k].any() else ", not here" if mask.any() else ", empty"
+        title = f"proposal {one.k}{nothing}, for {one.weight:.0%} of {len(target)}\n"
+        title += f"distinct {number + 1} of {len(distinct)}"
+        title += f", expected Dice {quality[one.k]:.2f}" if found else ""
+        line[number + 1].set_title(title, fontsize=8.5)
     line[3].imshow(doubt, cmap="magma", vmin=0, vmax=1, aspect=aspect)
-    line[3].set_title("doubt (bits)", fontsize=10)
+    line[3].set_title("doubt (bits)", fontsize=8.5)
 
 
 def contour(axis: Axes, mask: np.ndarray, colour: str, width: float) -> None:

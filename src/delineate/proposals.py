@@ -4,10 +4,13 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
+from delineate import ordering
+from delineate.calibrated import Calibration, Guarantee, GuaranteeError
 from delineate.files import safe_name
 from delineate.fusion import FUSIONS, foreground
 from delineate.prompt import Prompt
@@ -34,6 +37,7 @@ class TargetProposals:
             surest tenth of the consensus (of its surest 8 voxels where it is smaller), 0 where it is empty.
         probabilities: float16 (N, I, J, K) in [0, 1] on the scan's own voxels; None for an unknown prompt.
         nearest: for an unknown prompt, the names that resemble it.
+        calibration: what held-out subjects taught about such proposals; None where nobody asked them.
     """
 
     prompt: Prompt
@@ -42,13 +46,49 @@ class TargetProposals:
     score: float = 0.0
     probabilities: np.ndarray | None = None
     nearest: tuple[str, ...] = ()
+    calibration: Calibration | None = None
 
     def __len__(self) -> int:
         return 0 if self.probabilities is None else len(self.probabilities)
 
-    def probability(self) -> np.ndarray:
-        """The mean of the proposals, float32 (I, J, K) in [0, 1]."""
+    def mean(self) -> np.ndarray:
+        """The mean of the proposals as drawn, float32 (I, J, K) in [0, 1]."""
         return FUSIONS["mean"](self._drawn())
+
+    def probability(self) -> np.ndarray:
+        """The probability of the target, float32 (I, J, K) in [0, 1]: the mean, calibrated where that can be.
+
+        The consensus is made of the proposals themselves: calibration does not move it.
+        """
+        return self.mean() if self.calibration is None else self.calibration.calibrated(self.mean())
+
+    def guarantees(
+        self, *, missed_at_most: float | None = None, false_at_most: float | None = None
+    ) -> tuple[Guarantee, ...]:
+        """Which masks with a guarantee there are, or why not; one for each share given. `guaranteed` draws them.
+
+        Raises:
+            GuaranteeError: the model is not calibrated, or fewer proposals were drawn than it was calibrated with.
+        """
+        drawn, calibration = self._drawn(), self.calibration
+        if calibration is None or self.name is None:
+            raise GuaranteeError("the model is not calibrated, so nothing can be guaranteed; run: delineate calibrate")
+        if len(drawn) < calibration.proposals:
+            raise GuaranteeError(
+                f"the model was calibrated with {calibration.proposals} proposals, {len(drawn)} were drawn; "
+                f"ask for -n {calibration.proposals} or more"
+            )
+        return calibration.guarantees(self.name, missed_at_most=missed_at_most, false_at_most=false_at_most)
+
+    def guaranteed(self, guarantee: Guarantee) -> np.ndarray:
+        """The mask of one of `guarantees`, bool (I, J, K).
+
+        Raises:
+            GuaranteeError: nothing can be guaranteed.
+        """
+        if guarantee.threshold is None or self.calibration is None:
+            raise GuaranteeError(guarantee.why_not or "the model is not calibrated; run: delineate calibrate")
+        return FUSIONS["mean"](self._drawn()[: self.calibration.proposals]) >= guarantee.threshold
 
     def consensus(self, how: str = "mean") -> np.ndarray:
         """One mask, bool (I, J, K), by a fusion of `delineate.fusion.FUSIONS`."""
@@ -69,10 +109,33 @@ class TargetProposals:
         One minus 2 Σ_M p / (|M| + Σ p) for the consensus M and the mean probability p: about one minus the Dice that
         the model itself expects. 0 where there is no voxel of either.
         """
-        p = self.probability()
-        mask = p >= 0.5
-        total = float(mask.sum() + p.sum(dtype="float64"))
-        return 1 - 2 * float(p[mask].sum(dtype="float64")) / total if total >= 1 else 0.0
+        return 1 - ordering.probable_dice(self.mean() >= 0.5, self.probability())
+
+    def distinct(self, apart: float = ordering.APART, most: int = ordering.MOST) -> tuple[ordering.Distinct, ...]:
+        """The few proposals that stand for all, the one with the largest group first; see `ordering.distinct`."""
+        return ordering.distinct(self._overlaps, apart, most)
+
+    def quality(self) -> np.ndarray:
+        """What Dice each proposal can expect, float64 (N,) in [0, 1]: its mean Dice with the others.
+
+        A single one is held against its own probability. See `ordering.expected_dice`.
+        """
+        if len(self) == 1:
+            return ordering.expected_dice(self.choose(0)[None], self.probability())
+        return ordering.expected_dice(self._overlaps)
+
+    def expected_dice(self, how: str = "mean") -> float:
+        """What Dice the consensus can expect, in [0, 1]: its mean Dice with the proposals.
+
+        That of a single one is held against its own probability, as in `quality`.
+        """
+        masks = (foreground(drawn) for drawn in self._drawn())
+        probability = self.probability() if len(self) == 1 else None
+        return ordering.expected_dice_of(self.consensus(how), masks, probability)
+
+    @cached_property
+    def _overlaps(self) -> ordering.Overlaps:
+        return ordering.overlaps(foreground(drawn) for drawn in self._drawn())
 
     def choose(self, k: int) -> np.ndarray:
         """Proposal k as a mask, bool (I, J, K)."""
@@ -134,12 +197,22 @@ class Proposals:
             ids[name if asked[name] == 1 else f"{name} {asked[name]}"] = number
         return labels, ids
 
-    def save(self, folder: Path, *, how: str = "mean", maps: bool = False) -> list[Path]:
+    def save(
+        self,
+        folder: Path,
+        *,
+        how: str = "mean",
+        maps: bool = False,
+        missed_at_most: float | None = None,
+        false_at_most: float | None = None,
+    ) -> list[Path]:
         """Write masks into `folder`, on the scan's own grid: PNG for flat images, NIfTI for volumes.
 
         For every known target: `<target>.…`, the consensus, and `<target>_proposal_<k>.…`; with `maps` also
         `<target>_probability.…` and `<target>_doubt.…`. With two or more found targets, `labels.…` holds them all
-        (rule of overlaps: `label_map`). A target asked twice in different words gets a number behind its name.
+        (rule of overlaps: `label_map`). Where `missed_at_most` or `false_at_most` can be guaranteed, so is
+        `<target>_missed_at_most_5pct.…` or `<target>_false_at_most_5pct.…`. A target asked twice in different words
+        gets a number behind its name.
         """
         suffix = ".png" if self.scan.is_flat else ".nii.gz"
         written = []
@@ -155,6 +228,11 @@ class Proposals:
             for k in range(len(target)):
                 path = folder / f"{stem}_proposal_{k:02d}{suffix}"
                 written.append(write_labels(path, target.choose(k), self.scan))
+            if missed_at_most is not None or false_at_most is not None:
+                for one in target.guarantees(missed_at_most=missed_at_most, false_at_most=false_at_most):
+                    if one.threshold is not None:
+                        path = folder / f"{stem}_{one.name}{suffix}"
+                        written.append(write_labels(path, target.guaranteed(one), self.scan))
             if maps:
                 written.append(write_map(folder / f"{stem}_probability{suffix}", target.probability(), self.scan))
                 written.append(write_map(folder / f"{stem}_doubt{suffix}", target.disagreement(), self.scan))

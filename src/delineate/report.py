@@ -74,15 +74,15 @@ def print_summary(summary: dict[str, Any], console: Console) -> None:
 
 def print_run(report: dict[str, Any], folder: Path, console: Console) -> None:
     """The table of a `delineate.cohort.run_cohort` that wrote into `folder`, and where its pictures lie."""
-    table = Table("case", "target", "outcome", "score", "consensus", "spread of proposals", box=None, pad_edge=False)
+    table = Table("case", "target", "outcome", "score", "consensus", "spread", "distinct", box=None, pad_edge=False)
     for case in report["cases"]:
         if case["status"] == "failed":
-            table.add_row(case["case"], "", "failed", "", "", "")
+            table.add_row(case["case"], "", "failed", "", "", "", "")
             continue
         for target in case["targets"]:
             unit = "pixels" if "consensus_pixels" in target else "ml"
             volumes = target.get(f"proposals_{unit}", [])
-            digits = 0 if unit == "pixels" else 1
+            digits = 0 if unit == "pixels" or max(volumes, default=0) >= 100 else 1
             table.add_row(
                 case["case"],
                 target["target"] or target["prompt"],
@@ -90,12 +90,18 @@ def print_run(report: dict[str, Any], folder: Path, console: Console) -> None:
                 f"{target['score']:.2f}" if "score" in target else "",
                 f"{target[f'consensus_{unit}']:.{digits}f} {unit}" if volumes else "",
                 f"{min(volumes):.{digits}f} to {max(volumes):.{digits}f}" if volumes else "",
+                _distinct(target.get("distinct", [])),
             )
     console.print(table)
     console.print(f"{folder / 'run.json'}", highlight=False, soft_wrap=True)
     for case in report["cases"]:
         if "montage.png" in case.get("written", ()):
             console.print(f"{folder / case['case'] / 'montage.png'}", highlight=False, soft_wrap=True)
+
+
+def _distinct(distinct: Sequence[dict[str, Any]]) -> str:
+    """How many proposals stand for all, and the share that the first of several stands for."""
+    return f"{len(distinct)}, first {distinct[0]['weight']:.0%}" if len(distinct) > 1 else str(len(distinct) or "")
 
 
 def print_check(report: "CheckReport", console: Console, say: Callable[[str], None]) -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from delineate.adapters.folder import read_adapter
+from delineate.calibrating import calibrate_model
+from delineate.card import plain_card
 from delineate.checkpoint import TrainState
 from delineate.data.augmentation import AUGMENTATIONS
 from delineate.data.dataset import Dataset, has_raters
@@ -104,6 +106,7 @@ def train_system(
     merge: str | None = None,
     keep_real: float | None = None,
     cell: int | None = None,
+    calibrate: bool = True,
     device: str = "cpu",
     watch: Watch = Nobody(),
 ) -> Path:
@@ -122,6 +125,9 @@ def train_system(
 
     Where several raters drew, `raters` says whose reading is learnt: that of a "random" one, drawn anew each time (the
     default), of "all" side by side, or the "consensus" in the label file.
+
+    Then the model is calibrated on the val subjects, where there are any and `calibrate` allows
+    (`delineate.calibrating`).
     """
     mode = choose_mode(system, [n for n, entry in SYSTEMS.items() if entry.merges], merge, keep_real, cell)
     if augmentation is not None and augmentation not in AUGMENTATIONS:
@@ -174,7 +180,11 @@ def train_system(
         datasets, plan.size, watch, synthetic=synthetic, rating=settings["raters"] if several else "consensus"
     )
     bank = replace(bank, augmentation=settings["augmentation"])
-    return train_on(system, bank, output, work, settings, [d.name for d in datasets], device=device, watch=watch)
+    curves = train_on(system, bank, output, work, settings, [d.name for d in datasets], device=device, watch=watch)
+    if calibrate and any(dataset.split("val") for dataset in datasets):
+        watch.start("calibrating on the val split")
+        calibrate_model(output, datasets, fold=part, device=device, on_step=watch.update)
+    return curves
 
 
 def train_on(
@@ -351,40 +361,6 @@ def evaluate_model(
     how.draw(dataset.name, report, output / how.picture)
     write_json(output / "report.json", report)
     return report
-
-
-def plain_card(system: str, training: dict[str, Any], segmenter: Segmenter) -> str:
-    """What every model says of itself."""
-    foundation = getattr(segmenter.system, "foundation", None)
-    stages = "\n".join(f"- {s}: {v['images']} images, {v['seconds']:.0f} s" for s, v in training["stages"].items())
-    fold = f" (fold {training['fold']} of a cross-validation)" if training.get("fold") else ""
-    lines = [
-        f"# {system}",
-        SYSTEMS[system].summary + f" ({SYSTEMS[system].source}).",
-        f"Trained on the train split of {', '.join(training['datasets'])}{fold}: {training['slices']} slices.",
-        *_variety(training),
-        stages,
-        *([f"Foundation: {foundation.pretraining}."] if foundation is not None else []),
-        f"Targets: {', '.join(segmenter.vocabulary.names)}.",
-        "Not a medical device. Outcomes are not calibrated.",
-    ]
-    return "\n\n".join(lines) + "\n"
-
-
-def _variety(training: dict[str, Any]) -> list[str]:
-    """What a card says of augmentation and synthetic cases; nothing where both are as usual."""
-    lines = []
-    if (augmentation := training.get("augmentation", "default")) != "default":
-        lines.append(f"Augmentation: {augmentation}.")
-    if rating := training.get("raters"):
-        whose = {"random": "a random one's", "all": "everyone's", "consensus": "no single one's, but the consensus"}
-        lines.append(f"Where several raters drew, {whose[rating]} was learnt.")
-    if training.get("synthetic") == "pair":
-        lines.append(f"Merged with {training.get('variants', 0)} synthetic slices: {Merging(**training['merging'])}.")
-    elif training.get("synthetic"):
-        use = {"extra": "are among the slices", "none": "were left out"}[training["synthetic"]]
-        lines.append(f"The synthetic cases {use}.")
-    return lines
 
 
 def seen_by_foundation(foundation: Path | None, datasets: Sequence[Dataset], fold: Fold | None) -> list[dict]:

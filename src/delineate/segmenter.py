@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from delineate.calibrated import Calibration
 from delineate.captions import captions
 from delineate.errors import ScanError
 from delineate.grid import stack_of, to_scan_grid
@@ -14,7 +15,7 @@ from delineate.proposals import Outcome, Proposals, TargetProposals, presence
 from delineate.scan import Scan
 from delineate.systems.system import System, Target
 
-FOUND_FROM = 0.6  # presence score from which a target counts as found; not calibrated
+FOUND_FROM = 0.6  # presence score from which a target counts as found, where the model is not calibrated for it
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ class Segmenter:
         *,
         fingerprint: str | None = None,
         habits: Habits = Habits(),
+        calibration: Calibration | None = None,
     ):
         """A segmenter.
 
@@ -76,11 +78,13 @@ class Segmenter:
             modalities: of the scans it was trained on.
             fingerprint: of the model folder it came from (`model_folder.fingerprint`).
             habits: how it treats scans.
+            calibration: what held-out subjects taught about its answers.
         """
         self.system = system
         self.modalities = modalities
         self.fingerprint = fingerprint
         self.habits = habits
+        self.calibration = calibration
 
     @classmethod
     def load(
@@ -108,6 +112,16 @@ class Segmenter:
         from delineate.adapters.folder import load_adapter
 
         return load_adapter(folder, self)[1]
+
+    def uncalibrated(self) -> "Segmenter":
+        """The same without its calibration."""
+        return Segmenter(self.system, self.modalities, fingerprint=self.fingerprint, habits=self.habits)
+
+    @property
+    def found_from(self) -> float:
+        """The score from which a target counts as found: calibrated, or `FOUND_FROM`."""
+        calibrated = self.calibration and self.calibration.presence
+        return calibrated.threshold if calibrated else FOUND_FROM
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -159,9 +173,9 @@ class Segmenter:
             return TargetProposals(prompt, None, Outcome.UNKNOWN_PROMPT, nearest=match.nearest)
         target = Target(match.concept, caption_for(prompt, match.concept, self.modality_of(seen.scan, match.concept)))
         drawn = to_scan_grid(self.system.propose(seen.features, target, n, seed, on_step), seen.scan)
-        score = presence(drawn.mean(axis=0, dtype="float32"))
-        outcome = Outcome.FOUND if score >= FOUND_FROM else Outcome.LIKELY_ABSENT
-        return TargetProposals(prompt, match.concept.name, outcome, score, drawn)
+        score = presence(drawn[: self.calibration.proposals if self.calibration else n].mean(axis=0, dtype="float32"))
+        outcome = Outcome.FOUND if score >= self.found_from else Outcome.LIKELY_ABSENT
+        return TargetProposals(prompt, match.concept.name, outcome, score, drawn, calibration=self.calibration)
 
     def modality_of(self, scan: Scan, concept: Concept) -> str | None:
         """The modality to name in a caption: the scan's, an adapter's, or the only one the concept was learnt in."""

@@ -83,8 +83,8 @@ def _has_weights(path: str, layer: "nn.Module", config: AdapterConfig) -> bool:
 
 DECODER = re.compile(
     r"""\bgrow\b|\bup\b|\bhead\b|\btrust\b|\bmix\b|\bdecoders\b|\bdetail\b|\bfrom_   # our own networks
-    |^network\.model\..*\b2\b                                              # MONAI's U-Net: 0 down, 1 below, 2 up
-    |^network\.(up_|out_)                                        # MONAI's MedNeXt
+    |^(network|member-\d+)\.model\..*\b2\b                                 # MONAI's U-Net: 0 down, 1 below, 2 up
+    |^(network|member-\d+)\.(up_|out_)                           # MONAI's MedNeXt
     """,
     re.VERBOSE,
 )

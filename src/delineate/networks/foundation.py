@@ -28,6 +28,8 @@ from delineate.files import write_json
 from delineate.networks.text import Encoded, build_text_encoder, build_tokenizer, encode_text
 from delineate.schedule import Schedule, schedule_from_config
 
+NEW_CODECS = {"unshuffle": {"level": 0.75}}  # of foundations made from now on; folders tell their own
+
 
 @dataclass(frozen=True)
 class FoundationSize:
@@ -88,7 +90,7 @@ class Foundation:
                 latent_channels=4,
                 norm_num_groups=8,
             )
-            built = CODECS[codec](vae)
+            built = CODECS[codec](vae, **NEW_CODECS.get(codec, {}))
             unet = UNet2DConditionModel(
                 sample_size=16,
                 in_channels=built.channels,

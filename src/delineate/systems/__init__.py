@@ -49,8 +49,7 @@ def _train_plain(
 ) -> "System":
     from delineate.systems import plain
 
-    widths, blocks = plain.SIZES[network][preset]
-    config = plain.PlainConfig(bank.size, widths, network, blocks)
+    config = plain.PlainConfig.preset(network, preset, bank.size)
     system = plain.build(config, bank.vocabulary, seed=how["seed"])
     return plain.train_plain(system.to(device), bank, **how)
 
@@ -66,8 +65,79 @@ def _load_plain(folder: Path, config: Mapping[str, Any], vocabulary: "Vocabulary
     from delineate.systems import plain
     from delineate.weights import load_weights
 
-    system = plain.build(plain.PlainConfig(**{**config, "widths": tuple(config["widths"])}), vocabulary)
+    system = plain.build(plain.PlainConfig.from_json(config), vocabulary)
     load_weights(system.network, folder / "weights.safetensors")
+    return system
+
+
+def _train_ensemble(
+    bank: "SliceBank", preset: str, *, device: str, foundation: Path | None = None, **how: Any
+) -> "System":
+    from delineate.systems import ensemble, plain
+    from delineate.training import train_stages
+
+    config = ensemble.EnsembleConfig(plain.PlainConfig.preset("unet", preset, bank.size))
+    system = ensemble.build(config, bank.vocabulary, seed=how["seed"]).to(device)
+    train_stages(system.stages(bank), **how)
+    return system
+
+
+def _load_ensemble(folder: Path, config: Mapping[str, Any], vocabulary: "Vocabulary") -> "System":
+    from delineate.systems import ensemble, plain
+
+    known = ensemble.EnsembleConfig(**{**config, "plain": plain.PlainConfig.from_json(config["plain"])})
+    return _filled(ensemble.build(known, vocabulary), folder)
+
+
+def _train_mcdropout(
+    bank: "SliceBank", preset: str, *, device: str, foundation: Path | None = None, **how: Any
+) -> "System":
+    from delineate.systems import dropout, plain
+    from delineate.training import train_stages
+
+    config = dropout.DropoutConfig(plain.PlainConfig.preset("unet", preset, bank.size))
+    system = dropout.build(config, bank.vocabulary, seed=how["seed"]).to(device)
+    train_stages(system.stages(bank), **how)
+    return system
+
+
+def _load_mcdropout(folder: Path, config: Mapping[str, Any], vocabulary: "Vocabulary") -> "System":
+    from delineate.systems import dropout, plain
+
+    known = dropout.DropoutConfig(**{**config, "plain": plain.PlainConfig.from_json(config["plain"])})
+    return _filled(dropout.build(known, vocabulary), folder)
+
+
+def _train_probunet(
+    bank: "SliceBank", preset: str, *, device: str, objective: str, foundation: Path | None = None, **how: Any
+) -> "System":
+    from delineate.systems import probunet
+
+    config = probunet.ProbUNetConfig.preset(objective, preset, bank.size)
+    system = probunet.build(config, bank.vocabulary, seed=how["seed"])
+    return probunet.train_probunet(system.to(device), bank, **how)
+
+
+def _load_probunet(folder: Path, config: Mapping[str, Any], vocabulary: "Vocabulary") -> "System":
+    from delineate.systems import probunet
+
+    return _filled(probunet.build(probunet.ProbUNetConfig.from_json(config), vocabulary), folder)
+
+
+def _save_parts(system: Any, folder: Path) -> dict[str, Any]:
+    from delineate.weights import save_weights
+
+    for name, part in system.parts.items():
+        save_weights(part, folder / f"{name}.safetensors")
+    return asdict(system.config)
+
+
+def _filled(system: "System", folder: Path) -> "System":
+    """The system with the weights that `_save_parts` wrote."""
+    from delineate.weights import load_weights
+
+    for name, part in system.parts.items():
+        load_weights(part, folder / f"{name}.safetensors")
     return system
 
 
@@ -207,6 +277,38 @@ SYSTEMS: dict[str, Entry] = {
         _load_plain,
         PRESETS,
         merges=True,
+    ),
+    "ensemble": Entry(
+        "five plain U-Nets, each with a fifth of the budget: each is a proposal, so there are five at most",
+        "Lakshminarayanan et al. 2017 (NeurIPS), deep ensembles, arXiv 1612.01474",
+        _train_ensemble,
+        _save_parts,
+        _load_ensemble,
+        PRESETS,
+    ),
+    "mcdropout": Entry(
+        "plain U-Net that goes on dropping activations while it proposes, the same ones in all slices of a scan",
+        "Gal and Ghahramani 2016 (ICML), arXiv 1506.02142",
+        _train_mcdropout,
+        _save_parts,
+        _load_mcdropout,
+        PRESETS,
+    ),
+    "probunet": Entry(
+        "Probabilistic U-Net: a U-Net whose last layers read a small latent, drawn anew for every proposal",
+        "Kohl et al. 2018 (NeurIPS), arXiv 1806.05034",
+        partial(_train_probunet, objective="elbo"),
+        _save_parts,
+        _load_probunet,
+        PRESETS,
+    ),
+    "pulaski": Entry(
+        "the Probabilistic U-Net, trained so that its proposals as a set lie close to the set of all raters' masks",
+        "Chatterjee et al. 2025 (Medical Image Analysis), PULASki, arXiv 2312.15686",
+        partial(_train_probunet, objective="energy"),
+        _save_parts,
+        _load_probunet,
+        PRESETS,
     ),
     "progidiff": Entry(
         "prompt-guided latent diffusion: a frozen text-to-image model steered from scan to mask by a control",

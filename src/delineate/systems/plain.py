@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 from monai.losses import DiceCELoss
@@ -28,6 +29,7 @@ SIZES = {  # widths and blocks of each network's presets
     "unet": {"tiny": ((32, 64, 128, 256), 2), "base": ((64, 128, 256, 512, 512), 2)},
     "mednext": {"tiny": ((16, 32, 64, 128, 256), 1), "base": ((32, 64, 128, 256, 512), 2)},
 }
+ANSWERS = {"unet": "model.2", "mednext": "out_0"}  # the path of the block that gives a channel a name
 LAYOUTS = {
     "unet": torch.channels_last,
     # MedNeXt's strided 1×1 convolutions corrupt memory in channels_last on CPU below 16 filters (torch 2.13, backward).
@@ -58,6 +60,17 @@ class PlainConfig:
             raise ValueError(f"the widths of a MedNeXt double from level to level; got {self.widths}")
         if self.size % (multiple := 2 ** (len(self.widths) - 1)):
             raise ValueError(f"{len(self.widths)} levels need a size that is a multiple of {multiple}; got {self.size}")
+
+    @classmethod
+    def preset(cls, network: str, preset: str, size: int) -> "PlainConfig":
+        """That of a key of `SIZES` and one of its presets, on a working grid of `size` pixels."""
+        widths, blocks = SIZES[network][preset]
+        return cls(size, widths, network, blocks)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "PlainConfig":
+        """What `dataclasses.asdict` gave, read back from JSON."""
+        return cls(**{**value, "widths": tuple(value["widths"])})
 
 
 class Plain:
@@ -116,7 +129,7 @@ class Plain:
         """The path, within `parts`, of the block that answers, and an untrained one like it for `count` more names."""
         more = Vocabulary(tuple(Concept(f"name {i}") for i in range(count)))
         network = build(self.config, more, seed=seed, background=False).network
-        path = "model.2" if self.config.network == "unet" else "out_0"
+        path = ANSWERS[self.config.network]
         return f"network.{path}", network.get_submodule(path)
 
     def stages(self, bank: SliceBank, merging: Merging = Merging()) -> list[Stage]:

@@ -39,7 +39,10 @@ class System(Protocol):
         ...
 
     def propose(self, seen: Any, target: Target, n: int, seed: int, on_step: Callable[[float], None] = ...) -> Tensor:
-        """Probabilities (N, S, size, size) in [0, 1]; N is 1 for a deterministic system."""
+        """Probabilities (N, S, size, size) in [0, 1].
+
+        N is `n`, fewer than asked where a system has no more, 1 for a deterministic one.
+        """
         ...
 
     @property

@@ -83,6 +83,7 @@ class UniSegDiffConfig:
         schedule: cosine, or linear, in which x0 from ε at 599 is six times less certain.
         noise: white as published; "pyramid" of squares of several sizes, as ProGiDiff has it; or "smooth" bells of a
             32nd, a 16th and an 8th of the grid, with which proposals differ by shape and have smooth outlines.
+        level: the share of the noise's variance that is one value for the whole picture (`codec`).
         cross_attention: at coarse levels; without it all levels are fused by convolution.
         pretrained: whether the condition network is trained first and frozen.
         start: what an untrained decoder answers. From the condition network's probability of a pixel and its noisy
@@ -100,6 +101,7 @@ class UniSegDiffConfig:
     stages: Stages = field(default_factory=lambda: Stages(interval=300))
     schedule: str = "cosine"
     noise: str = "smooth"
+    level: float = 0.75
     cross_attention: bool = True
     pretrained: bool = True
     start: str = "posterior"
@@ -121,11 +123,11 @@ class UniSegDiffConfig:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "UniSegDiffConfig":
-        """The configuration that `asdict` and JSON made of one; unknown keys are errors."""
+        """The configuration that `asdict` and JSON made of one, older ones without a level; unknown keys are errors."""
         stages = dict(values["stages"])
         stages["strategy"], stages["clamp"] = Strategy(stages["strategy"]), Clamp(stages["clamp"])
         stages["weights"] = tuple(tuple(pair) for pair in stages["weights"])
-        return cls(**{**values, "stages": Stages(**stages)})
+        return cls(**{"level": 0.0, **values, "stages": Stages(**stages)})
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,7 +162,7 @@ class UniSegDiff:
         bells = tuple(config.size // part for part in (32, 16, 8))
         grains = {"smooth": bells, "pyramid": (1, 2, 4, 8, 16), "white": (1,)}[config.noise]
         self.codec = PixelUnshuffleCodec(
-            stride=SIZES[config.preset].fold, grains=grains, smooth=config.noise == "smooth"
+            stride=SIZES[config.preset].fold, grains=grains, smooth=config.noise == "smooth", level=config.level
         )
         self.schedule = schedule_from_config({**SCHEDULES[config.schedule], "prediction_type": "sample"})
 

@@ -1,0 +1,41 @@
+"""What every model says of itself, for people."""
+
+from typing import Any
+
+from delineate.merging import Merging
+from delineate.segmenter import Segmenter
+from delineate.systems import SYSTEMS
+
+
+def plain_card(system: str, training: dict[str, Any], segmenter: Segmenter) -> str:
+    """What every model says of itself."""
+    foundation = getattr(segmenter.system, "foundation", None)
+    stages = "\n".join(f"- {s}: {v['images']} images, {v['seconds']:.0f} s" for s, v in training["stages"].items())
+    fold = f" (fold {training['fold']} of a cross-validation)" if training.get("fold") else ""
+    lines = [
+        f"# {system}",
+        SYSTEMS[system].summary + f" ({SYSTEMS[system].source}).",
+        f"Trained on the train split of {', '.join(training['datasets'])}{fold}: {training['slices']} slices.",
+        *_variety(training),
+        stages,
+        *([f"Foundation: {foundation.pretraining}."] if foundation is not None else []),
+        f"Targets: {', '.join(segmenter.vocabulary.names)}.",
+        "Not a medical device. How far its answers can be believed: calibration.json, where it was calibrated.",
+    ]
+    return "\n\n".join(lines) + "\n"
+
+
+def _variety(training: dict[str, Any]) -> list[str]:
+    """What a card says of augmentation and synthetic cases; nothing where both are as usual."""
+    lines = []
+    if (augmentation := training.get("augmentation", "default")) != "default":
+        lines.append(f"Augmentation: {augmentation}.")
+    if rating := training.get("raters"):
+        whose = {"random": "a random one's", "all": "everyone's", "consensus": "no single one's, but the consensus"}
+        lines.append(f"Where several raters drew, {whose[rating]} was learnt.")
+    if training.get("synthetic") == "pair":
+        lines.append(f"Merged with {training.get('variants', 0)} synthetic slices: {Merging(**training['merging'])}.")
+    elif training.get("synthetic"):
+        use = {"extra": "are among the slices", "none": "were left out"}[training["synthetic"]]
+        lines.append(f"The synthetic cases {use}.")
+    return lines
