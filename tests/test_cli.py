@@ -666,3 +666,58 @@ def test_other_settings_are_refused_while_a_training_is_unfinished(delineate, ph
     assert code == 2
     assert "other settings; repeat those to go on, or remove the folder" in one_line(err)
     assert (work / "network" / "checkpoint-0000000008").exists()
+
+
+@pytest.fixture(scope="module")
+def discs(tmp_path_factory):
+    """Forty flat images of a bright disc: half to learn from, 19 to calibrate on, one to ask of."""
+    root = tmp_path_factory.mktemp("discs")
+    generator = np.random.default_rng(0)
+    y, x = np.mgrid[:64, :64]
+    for part in ("images", "masks"):
+        (root / part).mkdir()
+    for number in range(40):
+        row, column, radius = generator.integers(24, 40), generator.integers(24, 40), generator.integers(8, 16)
+        disc = (y - row) ** 2 + (x - column) ** 2 < radius**2
+        grey = np.where(disc, 180, 40) + generator.normal(0, 20, disc.shape)
+        Image.fromarray(grey.clip(0, 255).astype(np.uint8)).save(root / "images" / f"d{number:02d}.png")
+        Image.fromarray(disc.astype(np.uint8) * 255).save(root / "masks" / f"d{number:02d}.png")
+    names = [f"d{number:02d}" for number in range(40)]
+    write_json(root / "splits.json", {"train": names[:20], "val": names[20:39], "test": names[39:]})
+    return root
+
+
+def test_a_model_is_calibrated_and_then_gives_guarantees(delineate, discs, tmp_path):
+    model, scan = tmp_path / "model", discs / "images" / "d39.png"
+    named = f"{discs}=polyp@endoscopy"
+    code, _, err = delineate("train", "unet", named, "-o", model, "--images", 400, "--no-calibrate", *TRAINING)
+    assert code == 0, err
+    ask = ("segment", scan, "-p", "polyp", "--model", model, "--no-pictures", "--threads", "1")
+    code, _, err = delineate(*ask, "-o", tmp_path / "a", "--missed-at-most", "5%")
+    assert code == 8
+    assert "is not calibrated; run: delineate calibrate" in one_line(err)
+    assert not (tmp_path / "a").exists()
+    code, out, _ = delineate("calibrate", model, named, "--threads", "1", "--json")
+    assert code == 0
+    told = json.loads(out)
+    assert told["targets"]["polyp"]["subjects"] == 19
+    assert told["targets"]["polyp"]["missed"][0] is None  # 1 % needs 99
+    assert told["proposals"] == 1  # all that a U-Net has
+    assert delineate(*ask, "-o", tmp_path / "b", "--missed-at-most", "10%", "--false-at-most", "0.1")[0] == 0
+    (target,) = json.loads((tmp_path / "b" / "run.json").read_text())["cases"][0]["targets"]
+    outer, inner = target["guarantees"]
+    assert (outer["kind"], outer["alpha"], inner["kind"]) == ("missed", 0.1, "false")
+    assert (outer["pixels"] or 1e9) >= (inner["pixels"] or 0)
+    code, _, err = delineate(*ask, "-o", tmp_path / "c", "--missed-at-most", "1%")
+    assert code == 8
+    assert "needs at least 99" in one_line(err)
+    code, _, err = delineate(*ask, "-o", tmp_path / "d", "--missed-at-most", "105%")
+    assert code == 2
+    assert "5% or 0.05" in err
+    code, out, err = delineate("calibrate", model, named, "--split", "train", "--threads", "1")
+    assert code == 5
+    assert "trained on its train split" in one_line(err)
+    shutil.rmtree(tmp_path / "model")
+    code, _, err = delineate("calibrate", model, named, "--threads", "1")
+    assert code == 6
+    one_line(err)

@@ -356,3 +356,37 @@ def test_pictures_of_an_autoencoder_have_three_colours_and_their_mean_is_the_mas
     torch.testing.assert_close(back, direct, rtol=1e-3, atol=1e-4)  # shift and scale are taken back
     grey = codec.encode_picture(picture[:, :1])
     assert torch.equal(grey, codec.encode_picture(picture[:, :1].expand(-1, 3, -1, -1)))
+
+
+# a level for the whole picture
+
+
+def test_noise_with_a_level_is_standard_normal_and_shares_it():
+    codec = PixelUnshuffleCodec(grains=(1, 2), level=0.75)
+    noise = codec.noise((3000, 64, 1, 1), torch.Generator().manual_seed(0))
+    assert noise.var().item() == pytest.approx(1, abs=0.05)
+    assert noise.mean(dim=(1, 2, 3)).var().item() == pytest.approx(0.75, abs=0.06)  # what 8 x 8 pixels have in common
+    given = codec.noise((2, 64, 2, 2), torch.Generator().manual_seed(0), torch.tensor([3.0, -3.0]))
+    assert given[0].mean() > 2 > -2 > given[1].mean()
+    with pytest.raises(ValueError, match="from 0 to 1"):
+        PixelUnshuffleCodec(level=1.5)
+
+
+def test_the_levels_of_few_proposals_are_spread_evenly_and_do_not_depend_on_how_many_are_drawn():
+    codec = PixelUnshuffleCodec(grains=(1,), level=1.0)
+    for seed in range(3):
+        many = noise_fields(codec, 64, (64, 1, 1), seed)(0)
+        levels = torch.special.ndtr(many[:, 0, 0, 0].double())
+        for n in (4, 8, 16, 64):
+            few = noise_fields(codec, n, (64, 1, 1), seed)(0)
+            assert torch.equal(few, many[:n])
+            held = torch.histc(levels[:n], n, 0, 1)
+            assert held.max() <= 2  # as good as one in each n-th
+        assert torch.equal(many[1::2], -many[::2])
+    assert not torch.equal(noise_fields(codec, 4, (64, 1, 1), 0)(0), noise_fields(codec, 4, (64, 1, 1), 0)(1))
+
+
+def test_a_level_is_remembered_and_older_folders_have_none():
+    assert PixelUnshuffleCodec(level=0.75).config() == {"scale": 1.0, "level": 0.75}
+    assert CODECS["unshuffle"](None, scale=1.0).level == 0
+    assert CODECS["unshuffle"](None, **PixelUnshuffleCodec(level=0.75).config()).level == 0.75

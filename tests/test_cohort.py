@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 
+from delineate.calibrated import THRESHOLDS, Calibration, Presence
 from delineate.cohort import Request, case_name, find_scans, run_cohort
 from delineate.data.phantom import make_phantom_image
 from delineate.errors import ScanError
@@ -101,6 +102,8 @@ def test_the_run_says_what_made_it(system, scans, tmp_path):
         "modality": None,
         "volume": None,
         "pictures": False,
+        "missed_at_most": None,
+        "false_at_most": None,
     }
     assert report["seconds"] >= 0
     time.strptime(report["started"][:19], "%Y-%m-%dT%H:%M:%S")
@@ -316,3 +319,43 @@ def test_nothing_to_do_is_an_error(tmp_path):
 )
 def test_a_case_is_named_for_its_file(file, name):
     assert case_name(os.path.join("folder", file)) == name
+
+
+def test_a_calibrated_answer_says_how_far_it_can_be_believed(system, scans, tmp_path):
+    generator = np.random.default_rng(0)
+    losses = np.sort(generator.random((40, len(THRESHOLDS))) ** 4, axis=1)
+    calibration = Calibration(
+        2,
+        presence=Presence(0.3, 0.05, 0.05, 40, 40, 0.9),
+        missed={"liver": losses},
+        volume_errors={"liver": np.full(20, np.log(1.5))},
+    )
+    segmenter = Segmenter(system, calibration=calibration)
+    request = Request(("liver",), n=2, pictures=False, missed_at_most=0.1)
+    report = run_cohort(
+        segmenter, find_scans(scans)[:1], request, tmp_path / "out", model_hash="abc", calibration_hash="def"
+    )
+    assert report["calibration_sha256"] == "def"
+    (told,) = report["cases"][0]["targets"]
+    assert told["presence"]["false_alarms_at_most"] == 0.05
+    assert told["presence"]["found_from"] == 0.3
+    (one,) = told["guarantees"]
+    assert one["subjects"] == 40
+    assert one["threshold"] is not None
+    assert "liver_missed_at_most_10pct.png" in report["cases"][0]["written"]
+    interval = told["interval_pixels"]
+    assert interval["calibrated"]
+    assert interval["low"] == pytest.approx(told["consensus_pixels"] / 1.5, rel=0.01)
+    assert interval["high"] == pytest.approx(told["consensus_pixels"] * 1.5, rel=0.01)
+    bare = run_cohort(
+        Segmenter(system),
+        find_scans(scans)[:1],
+        Request(("liver",), n=2, pictures=False),
+        tmp_path / "out",
+        model_hash="abc",
+    )
+    (told,) = bare["cases"][0]["targets"]
+    assert told["presence"] is None
+    assert not told["interval_pixels"]["calibrated"]
+    assert "guarantees" not in told
+    assert not list((tmp_path / "out").rglob("*at_most*"))  # what the first run wrote is gone

@@ -297,6 +297,8 @@ def test_the_configuration_survives_json_and_unknown_keys_do_not():
     stages = Stages(clamp=Clamp.NONE, high=699, low=-1, interval=100)
     config = UniSegDiffConfig(64, "small", stages, schedule="linear", noise="white", pretrained=False, start="nothing")
     assert UniSegDiffConfig.from_json(asdict(config)) == config
+    older = {k: v for k, v in asdict(config).items() if k != "level"}
+    assert UniSegDiffConfig.from_json(older) == replace(config, level=0.0)  # as it was before there was one
     with pytest.raises(TypeError, match="surprise"):
         UniSegDiffConfig.from_json({**asdict(config), "surprise": 1})
 
