@@ -4,7 +4,7 @@ DATA ?= ../shared/data
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test test-slow check fix bench lesions diffboost adapt house clean
+.PHONY: setup demo test test-slow check fix bench lesions diffboost adapt doubt house clean
 
 setup: $(READY)
 
@@ -52,6 +52,10 @@ diffboost: $(READY)
 # benchmarks/btcv.py and benchmarks/lesions.py.
 adapt: $(READY)
 	$(BIN)/python benchmarks/adapt.py --data $(DATA)
+
+# An hour on two cores: six systems on nodules of four raters, coverage of guarantees, calibration on CT.
+doubt: $(READY)
+	$(BIN)/python benchmarks/doubt.py --data $(DATA)
 
 house: $(READY)
 	$(BIN)/python recipes/house.py --data $(DATA)

@@ -27,10 +27,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from doubt_pictures import chart, nodules
 
 from delineate import open_dataset
 from delineate.calibrated import THRESHOLDS
-from delineate.calibrating import Evidence, calibration_from, evidence_from
+from delineate.calibrating import Evidence, calibrate, calibration_from, evidence_from
 from delineate.calibration import auroc, brier, histogram, nll, reliability, to_json
 from delineate.conformal import coverage, false_fraction, missed_fraction, risk_control
 from delineate.data.dataset import Dataset
@@ -50,7 +51,12 @@ from delineate.systems import SYSTEMS
 from delineate.training import Budget
 
 RESULT = Path(__file__).parent / "results" / "doubt.json"
+PICTURES = Path(__file__).parents[1] / "docs" / "pictures"
 TRIED = ("progidiff", "unisegdiff", "probunet", "pulaski", "ensemble", "mcdropout")
+VARIANTS = {  # the same models, sampled otherwise; chosen on val
+    "progidiff-8-steps": ("progidiff", {"steps": 8}),
+    "unisegdiff-own-chains": ("unisegdiff", {"chains": "own"}),
+}
 SIZES = (4, 16, 50)  # of N, for what depends on it
 ALPHAS = (0.01, 0.05, 0.1)
 SEED_OF_TIMING = 1
@@ -88,7 +94,7 @@ def main() -> None:
     parser.add_argument(
         "--phase", nargs="*", default=["lidc", "coverage", "btcv"], choices=("lidc", "coverage", "btcv")
     )
-    parser.add_argument("--job", nargs=3, help=argparse.SUPPRESS)  # (train or score, system, seed), in its own process
+    parser.add_argument("--job", nargs=3, help=argparse.SUPPRESS)  # (train or score, row, seed), in its own process
     args = parser.parse_args()
     torch.set_num_threads(1)
     dataset = lidc(args)
@@ -98,9 +104,8 @@ def main() -> None:
     result = json.loads(RESULT.read_text()) if RESULT.exists() else {}
     if "lidc" in args.phase:
         timing(args, dataset)
-        jobs = [(system, seed) for seed in args.seeds for system in args.only]
-        for kind in ("train", "score"):
-            queue(args, kind, jobs)
+        queue(args, "train", [(system, seed) for seed in args.seeds for system in args.only])
+        queue(args, "score", [(name, seed) for seed in args.seeds for name in rows_of(args)])
         result["lidc"] = report(args, dataset)
     if "coverage" in args.phase:
         result["coverage"] = {system: guarantees(args, dataset, system) for system in ("progidiff", "unisegdiff")}
@@ -108,6 +113,11 @@ def main() -> None:
         result["btcv"] = abdomen(args)
     if args.split == "test" and args.limit is None:
         write_json(RESULT, result)
+        if {"lidc", "coverage", "btcv"} <= result.keys():
+            chart(result, PICTURES / "doubt.png")
+            segmenter = load_model(model_path(args, "unisegdiff", args.seeds[0]), args.device)
+            segmenter.calibration = calibrate(segmenter, [dataset])
+            nodules(segmenter, dataset, PICTURES / "doubt_nodules.png")
     print(json.dumps(result, indent=1))
 
 
@@ -117,6 +127,11 @@ def lidc(args: argparse.Namespace) -> Dataset:
     if not folder.exists():
         write_lidc(args.data / "lidc4" / "lidc4.npz", args.data / "splits.json", folder, empty_slots=True)
     return open_dataset(folder)
+
+
+def rows_of(args: argparse.Namespace) -> list[str]:
+    """The rows of the table: systems, and variants of theirs."""
+    return [*args.only, *(name for name, (system, _) in VARIANTS.items() if system in args.only)]
 
 
 def bank_of(dataset: Dataset) -> SliceBank:
@@ -188,13 +203,16 @@ def train_one(args: argparse.Namespace, dataset: Dataset, system: str, seed: int
     work = Path(f"{output}-training")
     work.mkdir(parents=True, exist_ok=True)
     settings = {"system": system, "preset": "tiny", "minutes": None, "seed": seed, "foundation": None}
-    settings |= {"images": images_for(args, system), "raters": "random"}
+    settings |= {"images": images_for(args, VARIANTS.get(system, (system,))[0]), "raters": "random"}
     train_on(system, bank_of(dataset), output, work, settings, [dataset.name], device=args.device)
 
 
 def score_one(args: argparse.Namespace, dataset: Dataset, system: str, seed: int) -> None:
     """Figures of every case, from one drawing of the most proposals."""
-    segmenter = load_model(model_path(args, system, seed), args.device)
+    base, changes = VARIANTS.get(system, (system, {}))
+    segmenter: Any = load_model(model_path(args, base, seed), args.device)
+    if changes:
+        segmenter.system.config = replace(segmenter.system.config, **changes)
     rows, lines, start = [], [], time.perf_counter()
     cases = dataset.split(args.split)[: args.limit]
     for answered in answers(segmenter, dataset, cases, list(dataset.labels), max(SIZES), 0):
@@ -213,7 +231,7 @@ def report(args: argparse.Namespace, dataset: Dataset) -> dict[str, Any]:
     """The table, and how far each system is from the best by GED² of 16."""
     found: dict[str, dict[str, Any]] = {}
     values: dict[str, dict[str, np.ndarray]] = {}
-    for system in args.only:
+    for system in rows_of(args):
         paths = [rows_path(args, system, seed) for seed in args.seeds if rows_path(args, system, seed).exists()]
         if not paths:
             continue
@@ -228,7 +246,7 @@ def report(args: argparse.Namespace, dataset: Dataset) -> dict[str, Any]:
             "figures": figures,
             "drawn": told[0]["rows"][0]["drawn"],
             "seeds": len(told),
-            "images": images_for(args, system),
+            "images": images_for(args, VARIANTS.get(system, (system,))[0]),
             "seconds_a_case": float(np.mean([one["seconds_a_case"] for one in told])),
         }
     best = min(found, key=lambda system: found[system]["figures"]["ged_16"]["mean"])

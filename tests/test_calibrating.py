@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from delineate.calibrated import THRESHOLDS, Calibration
-from delineate.calibrating import calibrate, calibrate_model, evidence_from, save_calibration
+from delineate.calibrating import _near, calibrate, calibrate_model, evidence_from, save_calibration
 from delineate.calibration import Beta
 from delineate.data.dataset import Case, Dataset, open_dataset
 from delineate.errors import DatasetError, DelineateError, ModelError
@@ -20,10 +20,10 @@ NAMES = tuple(f"s{i}" for i in range(8))
 
 
 class Blocks(Dataset):
-    """Volumes of 12 slices of 32 x 32; a block of liver in the first six slices, as bright as its case's number."""
+    """Volumes of 32 slices of 32 x 32 x 1 mm; a block of liver in the first six slices, as bright as its case's number."""
 
     def read(self, case):
-        ids = np.zeros((32, 32, 12), np.int32)
+        ids = np.zeros((32, 32, 32), np.int32)
         ids[8:24, 8:24, :6] = 1
         voxels = np.where(ids > 0, 100.0 + int(case.name[1:]), -200.0).astype(np.float32)
         return Scan(voxels, np.diag([-1.0, -1, 1, 1]), "CT"), ids
@@ -68,7 +68,7 @@ def test_what_one_case_says(dataset):
     assert len(missed) > 100
     assert one.volume_error == pytest.approx(np.log(16 / 15), abs=0.02)
     assert one.score_present == pytest.approx(0.9, abs=0.01)
-    assert one.score_absent == 0  # of the six slices without it
+    assert one.score_absent == 0  # of the last six slices
     p, y, w = one.voxels
     assert p.min() > 0.2  # what no proposal reaches is left out
     assert y.all()
@@ -147,3 +147,13 @@ def test_nobody_is_calibrated_on_what_was_learnt(model, phantom_dataset):
         calibrate_model(model, [named], fold=Fold(1, 2))
     calibrate_model(model, [named], n=2)
     assert json.loads((model / "calibration.json").read_text())["about"]["subjects"] == 1
+
+
+def test_slices_near_the_target_are_no_scan_without_it():
+    holds = np.zeros(40, bool)
+    holds[18:20] = True
+    near = _near(holds, 5.0)
+    assert np.flatnonzero(near).tolist() == list(range(14, 24))  # four slices of 5 mm on either side
+    assert not _near(np.zeros(5, bool), 1.0).any()
+    assert _near(np.ones(3, bool), 100.0).all()
+    assert np.flatnonzero(_near(holds[:20], 50.0)).tolist() == [17, 18, 19]

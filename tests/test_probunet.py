@@ -288,29 +288,30 @@ def worst_reading(proposals: torch.Tensor, bank: SliceBank) -> float:
     return torch.stack(met).min(0).values.mean().item()
 
 
-@pytest.mark.parametrize(("objective", "beta"), [("elbo", 1.0), ("energy", 1.0)])
-def test_proposals_meet_raters_who_contradict_each_other(objective, beta, tmp_path):
-    """A single answer is wrong for one of two raters; eight draws of the latent are right for both."""
+@pytest.mark.parametrize("objective", ["elbo", "energy"])
+def test_proposals_meet_raters_who_contradict_each_other(objective, tmp_path):
+    """Of eight draws of the latent some are right for the rater who drew a disc, and some for the one who did not."""
     bank = disputed_bank()
-    config, stack, told = (
-        ProbUNetConfig(16, (16, 32), objective=objective, beta=beta),
-        bank.images.float() / 127.5 - 1,
-        [],
-    )
+    config, told = ProbUNetConfig(16, (16, 32), objective=objective, beta=1.0), []
     system = train_probunet(
         build(config, bank.vocabulary),
         bank,
         budget=Budget(images=1600),
-        folder=tmp_path / objective,
+        folder=tmp_path,
         on_step=lambda stage, state, spent: told.append(state.log[-1]["loss"]),
     )
     assert sum(told[-20:]) < 0.4 * sum(told[:20])
-    proposals = system.propose(system.see(stack), Target(bank.vocabulary.concepts[0], "lung nodule"), 8, 0)
-    assert worst_reading(proposals, bank) > 0.9
+    assert worst_reading(drawn(system, bank.images.float() / 127.5 - 1, 8, name="lung nodule"), bank) > 0.9
     assert not any(p.requires_grad for p in system.network.parameters())
+
+
+def test_a_single_answer_cannot_meet_both(tmp_path):
+    """What the test above would be worth if a deterministic U-Net passed it."""
+    bank = disputed_bank()
     alone = plain.build(plain.PlainConfig(16, (16, 32)), bank.vocabulary)
-    plain.train_plain(alone, bank, budget=Budget(images=400), folder=tmp_path / "plain")
-    answer = alone.propose(alone.see(stack), Target(bank.vocabulary.concepts[0], "lung nodule"), 8, 0)
+    plain.train_plain(alone, bank, budget=Budget(images=400), folder=tmp_path)
+    seen = alone.see(bank.images.float() / 127.5 - 1)
+    answer = alone.propose(seen, Target(bank.vocabulary.concepts[0], "lung nodule"), 8, 0)
     assert worst_reading(answer, bank) < 0.1
 
 

@@ -4,6 +4,7 @@ Nothing is learnt by the networks. What is found (`delineate.calibrated.Calibrat
 the weights; the model's fingerprint stays, so that adapters made for it still fit.
 """
 
+import math
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ from delineate.conformal import false_fraction, missed_fraction
 from delineate.data.dataset import Dataset
 from delineate.data.folds import Fold, refuse_seen
 from delineate.errors import DatasetError, ModelError
+from delineate.geometry import canonical_spacing
 from delineate.model_folder import check_model, is_model
 from delineate.proposals import presence
 from delineate.protocols.lines import Answered, answers
@@ -27,6 +29,9 @@ from delineate.scan import orientation_of, to_canonical
 from delineate.segmenter import Segmenter
 
 FALSE_ALARMS = 0.05
+MARGIN_MM = (
+    20.0  # along the body; nearer slices show the end of a target, and a mask that goes on there is no false alarm
+)
 FOLDS = 5  # of subjects, to choose a calibrator by
 Histogram = tuple[np.ndarray, np.ndarray, np.ndarray]
 
@@ -44,7 +49,7 @@ class Evidence:
         volume_error: |ln(true volume / volume of the consensus)|, infinite for an empty consensus; likewise.
         voxels: probabilities, truths and weights, each rater's reading counting once among M.
         score_present: of the whole scan; None where it does not have the target.
-        score_absent: of the scan cropped to the slices without the target; None where there are none.
+        score_absent: of the scan cropped to the slices that are `MARGIN_MM` or more from the target; None without any.
     """
 
     subject: str
@@ -105,8 +110,10 @@ def evidence_from(dataset: Dataset, answered: Answered) -> Evidence:
     """What the answer for one target in one case says."""
     truth, readings, p = answered.truth, answered.readings, answered.probability()
     orientation = orientation_of(answered.scan.affine)
-    lacking = ~to_canonical(truth, orientation).any(axis=(1, 2))
-    cropped = to_canonical(p, orientation)[lacking]
+    far = ~_near(
+        to_canonical(truth, orientation).any(axis=(1, 2)), canonical_spacing(answered.scan.affine, orientation)[0]
+    )
+    cropped = to_canonical(p, orientation)[far]
     there, consensus = bool(truth.any()), int((p >= 0.5).sum())
     error = abs(float(np.log(truth.sum() / consensus))) if there and consensus else float("inf")
     return Evidence(
@@ -120,6 +127,12 @@ def evidence_from(dataset: Dataset, answered: Answered) -> Evidence:
         score_present=presence(p) if there else None,
         score_absent=presence(cropped) if len(cropped) else None,
     )
+
+
+def _near(holds: np.ndarray, step_mm: float) -> np.ndarray:
+    """Which slices hold the target or lie within `MARGIN_MM` of one that does; `holds` bool (slices,)."""
+    reach = math.ceil(MARGIN_MM / step_mm)
+    return np.convolve(holds, np.ones(2 * reach + 1), mode="full")[reach : reach + len(holds)] > 0
 
 
 def _voxels(p: np.ndarray, readings: np.ndarray) -> Histogram:

@@ -348,6 +348,7 @@ def evaluate_model(
     report = {
         "dataset": dataset.name,
         "protocol": protocol,
+        "calibrated_on": None if segmenter.calibration is None else dict(segmenter.calibration.about),
         "split": split,
         "fold": None if part is None else str(part),
         "model_sha256": fingerprint(model),

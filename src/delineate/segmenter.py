@@ -148,7 +148,7 @@ class Segmenter:
         Args:
             scan: a scan, or one that was looked at.
             prompts: targets in words. An unknown one is answered with the outcome *unknown prompt*.
-            n: proposals a target. A deterministic system gives one.
+            n: proposals a target. Fewer come from a system that has no more: one from a plain U-Net.
             seed: proposal k depends on (model, scan, prompt, seed, k) and on nothing else.
             on_step: told the share of the work that is done.
         """
