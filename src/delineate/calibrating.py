@@ -110,9 +110,8 @@ def evidence_from(dataset: Dataset, answered: Answered) -> Evidence:
     """What the answer for one target in one case says."""
     truth, readings, p = answered.truth, answered.readings, answered.probability()
     orientation = orientation_of(answered.scan.affine)
-    far = ~_near(
-        to_canonical(truth, orientation).any(axis=(1, 2)), canonical_spacing(answered.scan.affine, orientation)[0]
-    )
+    holds = to_canonical(truth, orientation).sum(axis=(1, 2)) > 0
+    far = ~_near(holds, canonical_spacing(answered.scan.affine, orientation)[0])
     cropped = to_canonical(p, orientation)[far]
     there, consensus = bool(truth.any()), int((p >= 0.5).sum())
     error = abs(float(np.log(truth.sum() / consensus))) if there and consensus else float("inf")
