@@ -53,10 +53,10 @@ from delineate.training import Budget
 RESULT = Path(__file__).parent / "results" / "doubt.json"
 PICTURES = Path(__file__).parents[1] / "docs" / "pictures"
 TRIED = ("progidiff", "unisegdiff", "probunet", "pulaski", "ensemble", "mcdropout")
-VARIANTS = {  # the same models, sampled otherwise; chosen on val
-    "progidiff-8-steps": ("progidiff", {"steps": 8}),
+VARIANTS = {  # the same model, sampled otherwise; chosen on val
     "unisegdiff-own-chains": ("unisegdiff", {"chains": "own"}),
 }
+PROPOSALS = {"mcdropout": 16}  # instead of the most of `SIZES`: each is a pass of the whole network
 SIZES = (4, 16, 50)  # of N, for what depends on it
 ALPHAS = (0.01, 0.05, 0.1)
 SEED_OF_TIMING = 1
@@ -215,7 +215,7 @@ def score_one(args: argparse.Namespace, dataset: Dataset, system: str, seed: int
         segmenter.system.config = replace(segmenter.system.config, **changes)
     rows, lines, start = [], [], time.perf_counter()
     cases = dataset.split(args.split)[: args.limit]
-    for answered in answers(segmenter, dataset, cases, list(dataset.labels), max(SIZES), 0):
+    for answered in answers(segmenter, dataset, cases, list(dataset.labels), PROPOSALS.get(base, max(SIZES)), 0):
         drawn, calibrated = raters_line(answered), calibration_line(answered)
         lines.append(calibrated)
         sizes = {min(int(n), drawn.proposals) for n in SIZES}

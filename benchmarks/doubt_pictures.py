@@ -12,7 +12,6 @@ from delineate.segmenter import Segmenter
 
 LABELS = {
     "progidiff": "ProGiDiff",
-    "progidiff-8-steps": "ProGiDiff, 8 steps",
     "unisegdiff": "UniSegDiff",
     "unisegdiff-own-chains": "UniSegDiff, own chains",
     "probunet": "Probabilistic U-Net",

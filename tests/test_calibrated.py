@@ -78,6 +78,17 @@ def test_too_few_subjects_are_said_in_words_and_numbers():
     assert "on no subject with this target" in other.why_not
 
 
+def test_a_mask_of_everything_or_nothing_is_no_answer():
+    blind = np.ones((30, len(THRESHOLDS)))
+    blind[:, 0] = 0  # misses all but at a threshold of 0
+    made = Calibration(8, missed={"disc": blind}, false={"disc": blind[:, ::-1]})
+    for one, useless in zip(
+        made.guarantees("disc", missed_at_most=0.1, false_at_most=0.1), ("the whole scan", "an empty mask"), strict=True
+    ):
+        assert one.threshold is None
+        assert f"by 30 subjects nothing but {useless} would do" in one.why_not
+
+
 def test_cases_of_one_subject_count_once():
     generator = np.random.default_rng(3)
     made = calibration_from([evidence(generator, f"s{i // 5}") for i in range(20)])

@@ -6,7 +6,7 @@ A `Calibration` lies in the model folder. `delineate.calibrating` makes one.
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -156,7 +156,12 @@ class Calibration:
 
     def _control(self, curves: Mapping[str, np.ndarray], target: str, alpha: float, step: int) -> RiskControl:
         if target in curves:
-            return risk_control(curves[target][:, ::step], THRESHOLDS[::step], alpha)
+            control = risk_control(curves[target][:, ::step], THRESHOLDS[::step], alpha)
+            if control.index != len(THRESHOLDS) - 1:
+                return control
+            useless = "the whole scan" if step < 0 else "an empty mask"
+            why = f"by {control.subjects} subjects nothing but {useless} would do: the model misses or adds too much."
+            return replace(control, index=None, value=None, why_not=why)
         needed = math.ceil(1 / alpha - 1 - 1e-9)
         why = f"the model was calibrated on no subject with this target: needs at least {needed}."
         return RiskControl(None, None, None, alpha, 0, needed, why)
