@@ -108,7 +108,7 @@ def main() -> None:
         queue(args, "score", [(name, seed) for seed in args.seeds for name in rows_of(args)])
         result["lidc"] = report(args, dataset)
     if "coverage" in args.phase:
-        result["coverage"] = {system: guarantees(args, dataset, system) for system in ("progidiff", "unisegdiff")}
+        result["coverage"] = {system: guarantees(args, dataset, system) for system in ("unisegdiff",)}
     if "btcv" in args.phase:
         result["btcv"] = abdomen(args)
     if args.split == "test" and args.limit is None:
