@@ -1,5 +1,12 @@
-"""Pictures of benchmarks/doubt.py: its figures as charts, and nodules as people and models outline them."""
+"""Pictures of benchmarks/doubt.py: its figures as charts, and nodules as people and models outline them.
 
+    python benchmarks/doubt_pictures.py
+
+Draws the charts again from benchmarks/results/doubt.json; writes docs/pictures/doubt.png.
+"""
+
+import argparse
+import json
 from pathlib import Path
 from typing import Any
 
@@ -103,3 +110,17 @@ def nodules(segmenter: Segmenter, dataset: Dataset, path: Path, *, rows: int = 4
     axes[0, 4].set_title("consensus; misses ≤ 10 %", fontsize=9)
     figure.savefig(path, dpi=80)
     return path
+
+
+def main() -> None:
+    """The charts alone."""
+    here = Path(__file__).parent
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--result", type=Path, default=here / "results" / "doubt.json")
+    parser.add_argument("--picture", type=Path, default=here.parent / "docs" / "pictures" / "doubt.png")
+    args = parser.parse_args()
+    print(chart(json.loads(args.result.read_text()), args.picture))
+
+
+if __name__ == "__main__":
+    main()
