@@ -5,9 +5,10 @@
 **lidc**: LIDC nodules, 128², held-out test patients, all four rater slots (an empty one is a rater who saw nothing).
 Every system learns a random rater's reading each time, for the same processor time on one thread, turned into images as
 in benchmarks/lesions.py. GED² in V form, HM-IoU, Dice of agreement, ECE and CRPS of area, as means over patients with
-95 % bootstrap intervals, and paired differences from the best. **coverage**: the share that a guaranteed mask misses,
-over random divisions of the held-out patients into those that calibrate and those that are counted. **btcv**: how
-calibration changes reliability, and what is said of absent and unknown targets, for a model of abdominal CT.
+95 % bootstrap intervals, and paired differences from the best; N is what a system drew (`drawn`), which may be fewer
+than 4, 16 or 50. **coverage**: the share that a guaranteed mask misses, over random divisions of the held-out patients
+into those that calibrate and those that are counted. **btcv**: how calibration changes reliability, and what is said of
+absent and unknown targets, for a model of abdominal CT.
 
 Two trainings run side by side with a thread each. Writes benchmarks/results/doubt.json. Run again, it goes on where it
 was.

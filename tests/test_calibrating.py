@@ -1,3 +1,4 @@
+import hashlib
 import json
 
 import numpy as np
@@ -141,6 +142,12 @@ def test_nobody_is_calibrated_on_what_was_learnt(model, phantom_dataset):
     for split in ("train", "all"):
         with pytest.raises(DatasetError, match="was trained on its train split"):
             calibrate_model(model, [named], split=split)
+    renamed = type(opened)(**{**opened.__dict__, "name": "another"})
+    subjects = hashlib.sha256("\n".join(sorted({case.subject for case in opened.cases})).encode()).hexdigest()
+    training = {"datasets": ["phantom"], "held_out": [{"name": "phantom", "fold": None, "subjects": subjects}]}
+    save_model(model, load_model(model), "unet", training=training, card="none")
+    with pytest.raises(DatasetError, match="was trained on its train split"):  # the same subjects under another name
+        calibrate_model(model, [renamed], split="train")
     from delineate.data.folds import Fold
 
     with pytest.raises(DelineateError, match="without --fold"):

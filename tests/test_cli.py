@@ -707,7 +707,10 @@ def test_a_model_is_calibrated_and_then_gives_guarantees(delineate, discs, tmp_p
     (target,) = json.loads((tmp_path / "b" / "run.json").read_text())["cases"][0]["targets"]
     outer, inner = target["guarantees"]
     assert (outer["kind"], outer["alpha"], inner["kind"]) == ("missed", 0.1, "false")
-    assert (outer["pixels"] or 1e9) >= (inner["pixels"] or 0)
+    held = [None if one["threshold"] is None else one["pixels"] for one in (outer, inner)]
+    assert None not in held, (outer["why_not"], inner["why_not"])
+    assert held[0] >= held[1] > 0
+    assert (tmp_path / "b" / "d39" / "polyp_missed_at_most_10pct.png").is_file()
     code, _, err = delineate(*ask, "-o", tmp_path / "c", "--missed-at-most", "1%")
     assert code == 8
     assert "needs at least 99" in one_line(err)

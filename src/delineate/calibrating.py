@@ -19,7 +19,7 @@ from delineate.calibrated import FILES, REACHED, THRESHOLDS, Calibration, presen
 from delineate.calibration import CALIBRATORS, Calibrator, Identity, Temperature, histogram, nll, reliability
 from delineate.conformal import false_fraction, missed_fraction
 from delineate.data.dataset import Dataset
-from delineate.data.folds import Fold, refuse_seen
+from delineate.data.folds import Fold, is_of, refuse_seen, trained_on
 from delineate.errors import DatasetError, ModelError
 from delineate.geometry import canonical_spacing
 from delineate.model_folder import check_model, is_model
@@ -29,9 +29,7 @@ from delineate.scan import orientation_of, to_canonical
 from delineate.segmenter import Segmenter
 
 FALSE_ALARMS = 0.05
-MARGIN_MM = (
-    20.0  # along the body; nearer slices show the end of a target, and a mask that goes on there is no false alarm
-)
+MARGIN_MM = 20.0  # along the body: a mask that goes on a little beyond the end of its target is no false alarm
 FOLDS = 5  # of subjects, to choose a calibrator by
 Histogram = tuple[np.ndarray, np.ndarray, np.ndarray]
 
@@ -234,11 +232,10 @@ def calibrate_model(
         DelineateError: the model was trained on the subjects of the split.
         DatasetError: as `calibrate`.
     """
-    training = check_model(model)[1]["training"]
-    seen = training.get("held_out") or [{"name": d, "fold": training.get("fold")} for d in training.get("datasets", ())]
+    seen = trained_on(check_model(model)[1]["training"])
     for dataset in datasets:
         refuse_seen(seen, dataset, fold, "the model")
-        if split in ("train", "all") and any(entry["name"] == dataset.name for entry in seen):
+        if split in ("train", "all") and any(is_of(entry, dataset) for entry in seen):
             raise DatasetError(
                 f"{dataset.root}: the model was trained on its train split; calibrate on another (--split)"
             )

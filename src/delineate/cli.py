@@ -194,10 +194,10 @@ def segment(
     failed = [c for c in report["cases"] if c["status"] == "failed"]
     for case in failed:
         say(f"delineate: {case['reason']}")
-    if failed:
-        raise typer.Exit(3 if len(scans) == 1 else 1)
     for line in refused:
         say(f"delineate: {line}")
+    if failed:
+        raise typer.Exit(3 if len(scans) == 1 else 1)
     if unknown:
         raise typer.Exit(PromptError.exit_code)
     if refused:

@@ -138,6 +138,7 @@ class VaeCodec(nn.Module):
 
     def __init__(self, vae: AutoencoderKL, shift: float = 0.0, scale: float | None = None):
         super().__init__()
+        self.level = 0.0  # of one value for the whole picture there is nothing in its noise
         self.vae = vae.requires_grad_(False).eval()
         self.colours = 3
         self.channels = int(vae.config["latent_channels"])
@@ -167,8 +168,6 @@ class VaeCodec(nn.Module):
     def decode(self, latent: Latent) -> Picture:
         """Masks (B, 1, H, W), unclamped; differentiable in `latent`."""
         return (self.decode_picture(latent).mean(dim=1, keepdim=True) + 1) / 2
-
-    level = 0.0  # of one value for the whole picture there is nothing in its noise
 
     def noise(self, shape: torch.Size | tuple[int, ...], generator: Generator, levels: Tensor | None = None) -> Latent:
         """White noise, as Stable Diffusion was trained on."""

@@ -177,7 +177,7 @@ def describe(
                 entry |= {"usual_doubt": usual, "unusual": target.outcome is Outcome.FOUND and target.doubt > usual}
             entry[f"consensus_{key}"] = round(float(target.consensus(how).sum() * unit), 3)
             entry[f"proposals_{key}"] = [round(v, 3) for v in volumes]
-            entry |= seen_first(target, how, scan, key, volumes) | believed(target, how, unit, key, shares)
+            entry |= seen_first(target, how, scan, key, volumes) | believed(target, unit, key, shares)
         out.append(entry)
     return out
 
@@ -209,7 +209,7 @@ def seen_first(target: TargetProposals, how: str, scan: Scan, key: str, volumes:
 
 
 def believed(
-    target: TargetProposals, how: str, unit: float, key: str, shares: Mapping[str, float | None] = MappingProxyType({})
+    target: TargetProposals, unit: float, key: str, shares: Mapping[str, float | None] = MappingProxyType({})
 ) -> dict[str, Any]:
     """How far the answer for a known target can be believed, as JSON: `presence`, `interval_<key>`, `guarantees`.
 
@@ -219,12 +219,11 @@ def believed(
 
     Args:
         target: a known one.
-        how: the fusion.
         unit: of a voxel, in `key`.
         key: "ml" or "pixels".
         shares: what is to be guaranteed, as `TargetProposals.guarantees` takes it.
     """
-    calibration, volume = target.calibration, float(target.consensus(how).sum()) * unit
+    calibration, volume = target.calibration, float(target.consensus("mean").sum()) * unit  # as it was calibrated
     drawn = [float(target.choose(k).sum()) * unit for k in range(len(target))]
     ends = None if calibration is None else calibration.volume_interval(str(target.name), volume)
     low, high = (float(v) for v in (ends or np.percentile(drawn, (5, 95))))

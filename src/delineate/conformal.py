@@ -234,7 +234,7 @@ def _controlled(losses: np.ndarray, grid: np.ndarray, alpha: float, bound: float
         j = int(good[0])
         return RiskControl(j, float(grid[j]), float(losses[:, j].mean()), alpha, n, needed)
     if n < needed:
-        why = f"a risk of {alpha:g} cannot be guaranteed with {n} subjects: needs at least {needed}."
+        why = f"a risk of {alpha:g} cannot be guaranteed with {n} subject{'s' * (n != 1)}: needs at least {needed}."
     else:
         why = (
             f"a risk of {alpha:g} cannot be guaranteed on this grid: at its safest end, {grid[-1]:g}, the mean loss "

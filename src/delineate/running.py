@@ -13,7 +13,7 @@ from delineate.card import plain_card
 from delineate.checkpoint import TrainState
 from delineate.data.augmentation import AUGMENTATIONS
 from delineate.data.dataset import Dataset, has_raters
-from delineate.data.folds import Fold, fold_of, held_out, refuse_seen
+from delineate.data.folds import Fold, fold_of, held_out, refuse_seen, trained_on
 from delineate.data.named import open_named, parse_named
 from delineate.data.slices import RATINGS, SliceBank, build_slices
 from delineate.errors import DatasetError, DelineateError
@@ -323,11 +323,7 @@ def evaluate_model(
     part = None if fold is None else Fold.parse(fold)
     if part is not None:
         dataset = fold_of(dataset, *part)
-    training = check_model(model)[1]["training"]
-    seen = training.get("held_out") or [
-        {"name": name, "fold": training.get("fold")} for name in training.get("datasets", ())
-    ]
-    refuse_seen(seen, dataset, part, "the model")
+    refuse_seen(trained_on(check_model(model)[1]["training"]), dataset, part, "the model")
     if adapter is not None:
         learnt_from = set(read_adapter(adapter).training.get("learnt_from", ()))
         if seen_too := [case.name for case in dataset.split(split) if sha256_of(case.image) in learnt_from]:

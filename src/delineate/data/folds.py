@@ -149,7 +149,7 @@ def refuse_seen(seen: Sequence[Mapping[str, Any]], dataset: Dataset, fold: Fold 
         DelineateError: with the fold that can be used.
     """
     for entry in seen:
-        if entry["name"] != dataset.name and entry.get("subjects") != _digest(case.subject for case in dataset.cases):
+        if not is_of(entry, dataset):
             continue
         trained, name = entry.get("fold"), dataset.name
         if trained is None and fold is not None:
@@ -172,6 +172,17 @@ def refuse_seen(seen: Sequence[Mapping[str, Any]], dataset: Dataset, fold: Fold 
                 f"{what} was trained on fold {trained} of {name} when that held out other subjects; "
                 f"bring back the files of then, or train again"
             )
+
+
+def trained_on(training: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What `refuse_seen` asks of a model folder's `training`: an entry a dataset, older folders naming it alone."""
+    named = [{"name": name, "fold": training.get("fold")} for name in training.get("datasets", ())]
+    return list(training.get("held_out") or named)
+
+
+def is_of(entry: Mapping[str, Any], dataset: Dataset) -> bool:
+    """Whether an entry of `trained_on` is of this dataset: the same name, or the same subjects under another."""
+    return entry["name"] == dataset.name or entry.get("subjects") == _digest(case.subject for case in dataset.cases)
 
 
 def _digest(subjects: Any) -> str:
