@@ -4,12 +4,12 @@ DATA ?= ../shared/data
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test test-slow check fix bench lesions diffboost adapt doubt house clean
+.PHONY: setup demo test test-browser test-slow check fix bench lesions diffboost adapt doubt house clean
 
 setup: $(READY)
 
 # torch first and pinned: this release has a CPU build; a range would take the newest, with its CUDA packages.
-$(READY): pyproject.toml
+$(READY): pyproject.toml hatch_build.py
 	$(PYTHON) -c 'import sys; sys.exit("delineate needs Python 3.11 or newer") if sys.version_info < (3, 11) else None'
 	test -d .venv || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0
@@ -20,7 +20,11 @@ demo: $(READY)
 	$(BIN)/delineate demo -o demo $(if $(wildcard $(DATA)/btcv_ct/dataset.json),--data $(DATA)/btcv_ct)
 
 test: $(READY)
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m 'not slow'
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m 'not slow and not browser'
+
+# Wants Chromium or Chrome on the machine; SCREENSHOTS=folder keeps the pictures of the page.
+test-browser: $(READY)
+	$(BIN)/python -m pytest -q -m browser tests/browser
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -q -m slow
