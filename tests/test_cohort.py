@@ -104,6 +104,9 @@ def test_the_run_says_what_made_it(system, scans, tmp_path):
         "pictures": False,
         "missed_at_most": None,
         "false_at_most": None,
+        "series": None,
+        "fill_gaps": False,
+        "seg": "binary",
     }
     assert report["seconds"] >= 0
     time.strptime(report["started"][:19], "%Y-%m-%dT%H:%M:%S")

@@ -72,6 +72,10 @@ class PixelUnshuffleCodec(nn.Module):
         """Masks (B, 1, H, W), unclamped."""
         return (self.decode_picture(latent).mean(dim=1, keepdim=True) + 1) / 2
 
+    def places(self, where: Bool[Tensor, "batch 1 height width"]) -> Bool[Tensor, "batch channels h w"]:
+        """Which values of a latent hold the pixels `where` (B, 1, H, W)."""
+        return F.pixel_unshuffle(where.expand(-1, self.colours, -1, -1), self.stride)
+
     def noise(self, shape: torch.Size | tuple[int, ...], generator: Generator, levels: Tensor | None = None) -> Latent:
         """Noise for latents of this shape (B, channels, h, w): every value is standard normal, neighbours are alike.
 

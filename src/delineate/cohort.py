@@ -1,5 +1,6 @@
 """One run over one or many scans: the model loaded once, finished cases skipped, one failure stopping nothing."""
 
+import hashlib
 import json
 import platform
 import time
@@ -13,12 +14,13 @@ import numpy as np
 
 from delineate import __version__
 from delineate.calibrated import LEVEL
+from delineate.dicom_source import DICOM_SUFFIXES, files_in, is_dicom
 from delineate.errors import DelineateError, ScanError
 from delineate.files import sha256_of, write_json
 from delineate.ordering import doubtful_slices
 from delineate.prompt import unknown_prompt_message
 from delineate.proposals import Outcome, Proposals, TargetProposals
-from delineate.scan import Scan, is_scan_file, read_scan, stem_of
+from delineate.scan import NIFTI_SUFFIXES, Scan, is_scan_file, read_scan, stem_of
 from delineate.segmenter import Segmenter
 
 
@@ -36,6 +38,9 @@ class Request:
     pictures: bool = True
     missed_at_most: float | None = None
     false_at_most: float | None = None
+    series: str | None = None
+    fill_gaps: bool = False
+    seg: str | None = "binary"
 
     @property
     def shares(self) -> dict[str, float | None]:
@@ -44,19 +49,30 @@ class Request:
 
 
 def find_scans(path: Path) -> list[Path]:
-    """The scan files that `path` stands for: itself, or all scans directly in the folder, sorted.
+    """The scans that `path` stands for: itself, or all directly in the folder, sorted.
+
+    A folder with DICOM files in it is one scan; so is each such folder directly in a folder.
 
     Raises:
-        ScanError: nothing there, or two files that would be written to the same case folder.
+        ScanError: nothing there, DICOM beside NIfTI, or two scans that would be written to the same case folder.
     """
     path = Path(path)
     if not path.exists():
         raise ScanError(f"{path}: no such file or folder; check the path")
     if path.is_file():
         return [path]
-    scans = sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith(".") and is_scan_file(p))
+    scans = sorted(p for p in path.iterdir() if p.is_file() and is_scan_file(p))
+    if is_dicom(path):
+        if volumes := [p.name for p in scans if p.name.endswith(NIFTI_SUFFIXES)]:
+            raise ScanError(
+                f"{path}: found DICOM beside {len(volumes)} NIfTI files; name one, or part them in two folders"
+            )
+        return [path]
+    scans = sorted([*scans, *(p for p in path.iterdir() if p.is_dir() and not p.name.startswith(".") and is_dicom(p))])
     if not scans:
-        raise ScanError(f"{path}: no scan in this folder; it is searched for NIfTI, PNG, JPEG and TIFF, not below")
+        raise ScanError(
+            f"{path}: no scan in this folder; it is searched for NIfTI, DICOM, PNG, JPEG and TIFF, not below"
+        )
     names = [case_name(p) for p in scans]
     for scan, name in zip(scans, names, strict=True):
         if names.count(name) > 1:
@@ -65,8 +81,19 @@ def find_scans(path: Path) -> list[Path]:
 
 
 def case_name(path: Path) -> str:
-    """The name of a scan's case: the file's stem without nnU-Net's channel number."""
-    return stem_of(path).removesuffix("_0000")
+    """The name of a scan's case: a folder's name, or the file's stem without nnU-Net's channel number."""
+    path = Path(path)
+    if path.is_dir():
+        return path.resolve().name or "scan"
+    known = is_scan_file(path) or path.suffix.lower() in DICOM_SUFFIXES
+    return (stem_of(path) if known else path.name).removesuffix("_0000")  # names of DICOM files are often full of dots
+
+
+def digest_of(path: Path) -> str:
+    """The SHA-256 of a scan: of the file, or for a DICOM folder of its files' own, sorted, whatever they are called."""
+    if not path.is_dir():
+        return sha256_of(path)
+    return hashlib.sha256("".join(sorted(sha256_of(file) for file in files_in(path))).encode()).hexdigest()
 
 
 def run_cohort(
@@ -126,10 +153,15 @@ def _segment_case(
     segmenter: Segmenter, path: Path, request: Request, folder: Path, on_step: Callable[[float], None]
 ) -> dict[str, Any]:
     started = time.monotonic()
-    digest = sha256_of(path)
-    scan = read_scan(path, modality=request.modality, volume=request.volume)
+    digest = digest_of(path)
+    options: dict[str, Any] = {"series": request.series, "fill_gaps": request.fill_gaps} if is_dicom(path) else {}
+    scan = read_scan(path, modality=request.modality, volume=request.volume, **options)
     proposals = segmenter(scan, request.prompts, n=request.n, seed=request.seed, on_step=on_step)
     written = [p.name for p in proposals.save(folder, how=request.how, maps=request.maps, **request.shares)]
+    more = []
+    if scan.dicom is not None and request.seg is not None:
+        named, more = _write_seg(proposals, request, folder, f"delineate {segmenter.fingerprint or ''}".strip())
+        written += named
     if request.pictures:
         from delineate.pictures import montage
 
@@ -143,10 +175,30 @@ def _segment_case(
         "seconds": round(time.monotonic() - started, 2),
         "shape": list(scan.shape),
         "spacing_mm": [round(float(s), 4) for s in scan.spacing_mm],
-        "notes": list(scan.notes),
+        "notes": [*scan.notes, *more],
         "targets": describe(proposals, request.how, segmenter.habits.usual_doubt, request.shares),
         "written": written,
     }
+
+
+def _write_seg(proposals: Proposals, request: Request, folder: Path, algorithm: str) -> tuple[list[str], list[str]]:
+    """Write `segmentation.dcm` with a segment for every found target; its name, or a note why there is none."""
+    from delineate.dicom_seg import write_seg
+
+    scan, masks, concepts = proposals.scan, {}, {}
+    if scan.dicom is not None and scan.dicom.missing:
+        return [], [f"no DICOM SEG: the source lacks {', '.join(scan.dicom.missing)}"]
+    for target in proposals:
+        if target.outcome is Outcome.FOUND and target.name is not None:
+            count = sum(known == target.name for known in concepts.values())
+            name = target.name if count == 0 else f"{target.name} {count + 1}"
+            mask = target.probability() if request.seg == "fractional" else target.consensus(request.how)
+            if mask.any():
+                masks[name], concepts[name] = mask, target.name
+    if not masks:
+        return [], ["no DICOM SEG: nothing was found"]
+    options: dict[str, Any] = {"kind": request.seg, "algorithm": algorithm, "concepts": concepts}
+    return [write_seg(folder / "segmentation.dcm", masks, scan, **options).name], []
 
 
 def describe(
@@ -251,7 +303,7 @@ def _finished(done: Path, path: Path, signature: dict[str, Any]) -> dict[str, An
     """The entry of a case that was finished before, from the same scan, request and model; else None."""
     try:
         entry = json.loads(done.read_text())
-        same = all(entry[k] == v for k, v in signature.items()) and entry["sha256"] == sha256_of(path)
+        same = all(entry[k] == v for k, v in signature.items()) and entry["sha256"] == digest_of(path)
         whole = all((done.parent / name).is_file() for name in entry["written"])
     except (OSError, ValueError, KeyError):
         return None

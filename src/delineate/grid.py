@@ -4,11 +4,12 @@ A scan becomes a stack of axial slices seen as a radiologist sees them; each is 
 pixels, so that its longer side is `size` pixels, and padded to a square. Intensities go to [-1, 1].
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float16, UInt8
+from jaxtyping import Bool, Float, Float16, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -86,6 +87,23 @@ class Fit:
         table = torch.tensor(ids, dtype=torch.uint8)
         return torch.where(best >= background, table[index], table.new_zeros(()))
 
+    def marks_to_grid(self, marks: Bool[Tensor, "batch h w"]) -> Bool[Tensor, "batch size size"]:
+        """Marked pixels (B, H, W) on the grid, (B, size, size): not one of them vanishes, however small.
+
+        A grid pixel is marked if its middle lies in a marked pixel, or the middle of a marked pixel in it.
+        """
+        left, _, top, _ = self._padding
+        out = marks.new_zeros(len(marks), self.size, self.size)
+        nearest = [((torch.arange(i) + 0.5) * s / i).long() for s, i in zip(self.shape, self.inner, strict=True)]
+        rows, columns = self.inner
+        out[:, top : top + rows, left : left + columns] = marks[:, nearest[0]][:, :, nearest[1]]
+        image, row, column = marks.nonzero(as_tuple=True)
+        row, column = (
+            ((at + 0.5) * i / s).long() for at, s, i in zip((row, column), self.shape, self.inner, strict=True)
+        )
+        out[image, top + row, left + column] = True
+        return out
+
     def from_grid(self, values: Float[Tensor, "batch channels size size"]) -> Float[Tensor, "batch channels h w"]:
         """Grid values (B, C, size, size) on the slices' own pixels, (B, C, H, W)."""
         left, right, top, bottom = self._padding
@@ -100,8 +118,8 @@ def canonical_fit(scan: Scan, size: int) -> Fit:
     return Fit.of(rows_columns, canonical_spacing(scan.affine, orientation)[1:], size)
 
 
-def stack_of(scan: Scan, size: int) -> Float[Tensor, "slices 3 size size"]:
-    """The scan's axial slices on the grid: float32 (slices, 3, size, size) in [-1, 1].
+def stack_of(scan: Scan, size: int, only: Sequence[int] | None = None) -> Float[Tensor, "slices 3 size size"]:
+    """The scan's axial slices on the grid, all or `only` some: float32 (slices, 3, size, size) in [-1, 1].
 
     The three channels are the colours of a colour image, and for a grey scan the slice below, the slice and
     the slice above (at the ends, and in flat images, the slice itself): a 2-D network sees a little depth.
@@ -110,7 +128,11 @@ def stack_of(scan: Scan, size: int) -> Float[Tensor, "slices 3 size size"]:
     fit = canonical_fit(scan, size)
     slices = torch.from_numpy(np.ascontiguousarray(canonical))
     if scan.is_colour:
-        return fit.to_grid(slices.permute(0, 3, 1, 2))
+        return fit.to_grid((slices if only is None else slices[list(only)]).permute(0, 3, 1, 2))
+    if only is not None:
+        around = torch.tensor(only)[:, None] + torch.tensor([-1, 0, 1])
+        shown = slices[around.clamp(0, len(slices) - 1).flatten()]
+        return fit.to_grid(shown[:, None])[:, 0].unflatten(0, (-1, 3))
     grid = torch.cat([fit.to_grid(chunk[:, None]) for chunk in slices.split(32)])
     return with_neighbours(grid[:, 0])
 

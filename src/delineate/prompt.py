@@ -13,6 +13,7 @@ from typing import Any
 
 from delineate.captions import captions, modality_words, scan_captions
 from delineate.errors import DatasetError, ModelError, PromptError
+from delineate.marks import Marks
 from delineate.vocabulary import (
     Concept,
     Phrases,
@@ -59,9 +60,13 @@ def canonical_name(label: str) -> str:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A target in words, at most 200 characters. Raises `PromptError` if it is empty or longer."""
+    """A target in words, at most 200 characters, and what a person marked of it in the scan that is asked about.
+
+    Raises `PromptError` if the words are missing or longer.
+    """
 
     text: str
+    marks: Marks | None = None
 
     def __post_init__(self):
         if not isinstance(self.text, str) or not self.text.strip():

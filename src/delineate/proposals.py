@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
@@ -38,6 +38,8 @@ class TargetProposals:
         probabilities: float16 (N, I, J, K) in [0, 1] on the scan's own voxels; None for an unknown prompt.
         nearest: for an unknown prompt, the names that resemble it.
         calibration: what held-out subjects taught about such proposals; None where nobody asked them.
+        weights: float64 (N,) that sum to 1, how far each proposal agreed with the marks before it was made to; None
+            without marks, or with one proposal.
     """
 
     prompt: Prompt
@@ -47,13 +49,20 @@ class TargetProposals:
     probabilities: np.ndarray | None = None
     nearest: tuple[str, ...] = ()
     calibration: Calibration | None = None
+    weights: np.ndarray | None = None
 
     def __len__(self) -> int:
         return 0 if self.probabilities is None else len(self.probabilities)
 
     def mean(self) -> np.ndarray:
-        """The mean of the proposals as drawn, float32 (I, J, K) in [0, 1]."""
-        return FUSIONS["mean"](self._drawn())
+        """The mean of the proposals as drawn, by their weights where they have some: float32 (I, J, K) in [0, 1]."""
+        drawn = self._drawn()
+        if self.weights is None:
+            return FUSIONS["mean"](drawn)
+        mean = np.zeros(drawn.shape[1:], np.float32)
+        for weight, one in zip(self.weights, drawn, strict=True):
+            mean += np.float32(weight) * one
+        return mean.clip(0, 1)
 
     def probability(self) -> np.ndarray:
         """The probability of the target, float32 (I, J, K) in [0, 1]: the mean, calibrated where that can be.
@@ -91,10 +100,10 @@ class TargetProposals:
         return FUSIONS["mean"](self._drawn()[: self.calibration.proposals]) >= guarantee.threshold
 
     def consensus(self, how: str = "mean") -> np.ndarray:
-        """One mask, bool (I, J, K), by a fusion of `delineate.fusion.FUSIONS`."""
+        """One mask, bool (I, J, K), by a fusion of `delineate.fusion.FUSIONS`; only the mean heeds weights."""
         if how not in FUSIONS:
             raise ValueError(f"consensus is one of {', '.join(FUSIONS)}; got '{how}'")
-        return FUSIONS[how](self._drawn()) >= 0.5
+        return (self.mean() if how == "mean" else FUSIONS[how](self._drawn())) >= 0.5
 
     def disagreement(self) -> np.ndarray:
         """Doubt, float32 (I, J, K) in [0, 1]: the entropy of the mean probability in bits."""
@@ -112,8 +121,15 @@ class TargetProposals:
         return 1 - ordering.probable_dice(self.mean() >= 0.5, self.probability())
 
     def distinct(self, apart: float = ordering.APART, most: int = ordering.MOST) -> tuple[ordering.Distinct, ...]:
-        """The few proposals that stand for all, the one with the largest group first; see `ordering.distinct`."""
-        return ordering.distinct(self._overlaps, apart, most)
+        """The few proposals that stand for all, the one with the largest group first; see `ordering.distinct`.
+
+        Where proposals have weights, a group weighs what its members do together.
+        """
+        groups = ordering.distinct(self._overlaps, apart, most)
+        if self.weights is None:
+            return groups
+        weighed = (replace(group, weight=float(self.weights[list(group.members)].sum())) for group in groups)
+        return tuple(sorted(weighed, key=lambda group: (-group.weight, group.k)))
 
     def quality(self) -> np.ndarray:
         """What Dice each proposal can expect, float64 (N,) in [0, 1]: its mean Dice with the others.

@@ -1,17 +1,19 @@
-"""Images and label maps in and out of files: NIfTI volumes and PNG, JPEG, TIFF pictures, on their own grid.
+"""Images and label maps in and out of files: NIfTI, DICOM series, PNG, JPEG, TIFF pictures, on their own grid.
 
 Files come from strangers: every header is checked against the file's size before any voxel is allocated, and
 every refusal is one line of `ScanError` that names the file, what must hold, what was found and what to do.
-The formats themselves are read and written by `delineate.nifti` and `delineate.flat_images`.
+The formats themselves are read and written by `delineate.nifti`, `delineate.flat_images` and `delineate.dicom`.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from delineate import anatomy, flat_images, nifti
+from delineate.dicom_source import DICOM_SUFFIXES, DicomSource, is_dicom
 from delineate.errors import ScanError
 from delineate.files import replacing
 from delineate.flat_images import PICTURE_SUFFIXES, TIFF_SUFFIXES, read_flat, write_flat
@@ -66,10 +68,11 @@ class Scan:
             2-D images are (1, H, W) or (1, H, W, 3).
         affine: (4, 4) float64, voxel index to world mm, RAS+.
         modality: "CT", "MR", "US", ... as declared by who reads it.
-        source: The file it came from.
+        source: The file it came from; of a DICOM series the folder.
         has_spacing: False for PNG, JPEG and TIFF: a pixel is then 1 mm by convention only.
         notes: One line for every decision taken while reading.
         space_code: NIfTI's code of the world space (1 scanner, 2 aligned, 4 MNI), kept in what is written.
+        dicom: The instances it was read from, if it comes from DICOM.
     """
 
     voxels: np.ndarray
@@ -79,6 +82,7 @@ class Scan:
     has_spacing: bool = True
     notes: tuple[str, ...] = ()
     space_code: int = 1
+    dicom: DicomSource | None = None
 
     def __post_init__(self):
         object.__setattr__(self, "affine", np.array(self.affine, dtype=np.float64))
@@ -105,7 +109,9 @@ class Scan:
 
     @property
     def is_flat(self) -> bool:
-        """Whether it comes from a 2-D image file: not NIfTI, one slice, oriented as `FLAT_AFFINE`."""
+        """Whether it is a 2-D image: DICOM without a place, or not NIfTI, one slice, oriented as `FLAT_AFFINE`."""
+        if self.dicom is not None:
+            return not self.dicom.placed
         nifti = self.source is not None and _suffix_of(self.source) in NIFTI_SUFFIXES
         return not nifti and self.shape[0] == 1 and orientation_of(self.affine) == Orientation()
 
@@ -136,6 +142,8 @@ def read_scan(
     volume: int | None = None,
     assume_spacing_mm: Sequence[float] | None = None,
     max_voxels: int = MAX_VOXELS,
+    series: str | int | None = None,
+    fill_gaps: bool = False,
 ) -> Scan:
     """The image in `path` as float32 voxels, in the file's own array order.
 
@@ -144,16 +152,18 @@ def read_scan(
     written in `delineate.geometry.affine_of_header`: the sform before the qform, with a note if they differ;
     metres and micrometres become mm, with a note.
     PNG, JPEG, TIFF: 8 and 16 bits keep their values; alpha is dropped and the EXIF orientation applied, with
-    notes.
+    notes. DICOM: see `delineate.dicom.read_series`.
 
     Args:
-        path: A file whose suffix is in `SCAN_SUFFIXES`.
+        path: A file whose suffix is in `SCAN_SUFFIXES`, a DICOM file, or a folder with a DICOM series.
         modality: CT, MR, US, ... in any usual spelling. None where it is not known: a volume with values down to
             -500 or below is then taken for CT in Hounsfield units, with a note.
         volume: Which volume of a 4-D file, from 0.
         assume_spacing_mm: Spacing along the array's axes (for 2-D images: slice, row, column), used only
             where the file holds no geometry.
         max_voxels: The most voxels that are read; what a file asks for beyond it is refused.
+        series: DICOM only: which series of a folder, by number or UID.
+        fill_gaps: DICOM only: make up missing slices from their neighbours instead of refusing them.
 
     Raises:
         ScanError: In one line, if the file is missing, a directory, empty or of another suffix; damaged, cut
@@ -163,6 +173,13 @@ def read_scan(
             where it is needed, forms that disagree on orientation, or more than 2 degrees of shear.
     """
     path = Path(path)
+    if _is_read_as_dicom(path):
+        from delineate.dicom import read_series
+
+        options: dict[str, Any] = {"series": series, "fill_gaps": fill_gaps, "volume": volume, "max_voxels": max_voxels}
+        return read_series(path, modality=modality, **options)
+    if series is not None or fill_gaps:
+        raise ScanError(f"{path}: a series and the filling of gaps are for DICOM, this is none; leave them out")
     stored = _read(path, volume, assume_spacing_mm, max_voxels)
     voxels, notes = _finite(path, _scaled(stored))
     notes = stored.notes + notes
@@ -290,6 +307,13 @@ def write_scan(path: Path | str, scan: Scan) -> Path:
     return _write(path, stored, scan, read_scan)
 
 
+def _is_read_as_dicom(path: Path) -> bool:
+    suffix = _suffix_of(path)
+    if not path.exists() or (suffix in SCAN_SUFFIXES and path.is_file()):
+        return False
+    return suffix in DICOM_SUFFIXES or is_dicom(path)
+
+
 def _suffix_of(path: Path | str) -> str:
     name = Path(path).name.lower()
     return ".nii.gz" if name.endswith(".nii.gz") else Path(name).suffix
@@ -304,13 +328,15 @@ def _read(
 ) -> Stored:
     suffix = _suffix_of(path)
     if path.is_dir():
-        raise ScanError(f"{path}: a scan must be one file, found a directory; name a file inside it")
+        raise ScanError(
+            f"{path}: a scan must be a file or a DICOM series, found a directory without one; name a file inside it"
+        )
     if not path.exists():
         raise ScanError(f"{path}: no such file; check the path")
     if suffix not in SCAN_SUFFIXES:
         raise ScanError(
-            f"{path}: the suffix must be one of {', '.join(SCAN_SUFFIXES)}, found '{suffix}'; convert the "
-            "file first (DICOM: with dcm2niix)"
+            f"{path}: the suffix must be one of {', '.join(SCAN_SUFFIXES)}, or the file DICOM, found '{suffix}'; "
+            "convert the file first"
         )
     if path.stat().st_size == 0:
         raise ScanError(f"{path}: a scan must hold data, found an empty file; copy or convert it again")

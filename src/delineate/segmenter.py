@@ -1,7 +1,7 @@
 """The door: a scan and prompts in, proposals out. It has no memory; what is worth keeping is a value (`Seen`)."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +9,10 @@ from delineate.calibrated import Calibration
 from delineate.captions import captions
 from delineate.errors import ScanError
 from delineate.grid import stack_of, to_scan_grid
+from delineate.marking import Marker, house_marker
+from delineate.marking_answers import answer_with_marks
 from delineate.preparation import Preparation
-from delineate.prompt import Concept, Match, Prompt, Vocabulary
+from delineate.prompt import Concept, Prompt, Vocabulary
 from delineate.proposals import Outcome, Proposals, TargetProposals, presence
 from delineate.scan import Scan
 from delineate.systems.system import System, Target
@@ -46,10 +48,17 @@ class Habits:
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """A scan that a segmenter has looked at: ask it as many prompts as you like."""
+    """A scan that a segmenter has looked at: ask it as many prompts as you like.
+
+    Attributes:
+        scan: as it was given.
+        features: what the system saw.
+        prepared: the scan with its grey values prepared, as marks are read beside it.
+    """
 
     scan: Scan
     features: Any
+    prepared: Scan
 
 
 class Segmenter:
@@ -70,6 +79,7 @@ class Segmenter:
         fingerprint: str | None = None,
         habits: Habits = Habits(),
         calibration: Calibration | None = None,
+        marker: Marker | None = None,
     ):
         """A segmenter.
 
@@ -79,12 +89,14 @@ class Segmenter:
             fingerprint: of the model folder it came from (`model_folder.fingerprint`).
             habits: how it treats scans.
             calibration: what held-out subjects taught about its answers.
+            marker: reads clicks and scribbles; None for the one that ships with the package.
         """
         self.system = system
         self.modalities = modalities
         self.fingerprint = fingerprint
         self.habits = habits
         self.calibration = calibration
+        self.marker = marker
 
     @classmethod
     def load(
@@ -115,7 +127,8 @@ class Segmenter:
 
     def uncalibrated(self) -> "Segmenter":
         """The same without its calibration."""
-        return Segmenter(self.system, self.modalities, fingerprint=self.fingerprint, habits=self.habits)
+        kept = {"fingerprint": self.fingerprint, "habits": self.habits, "marker": self.marker}
+        return Segmenter(self.system, self.modalities, **kept)
 
     @property
     def found_from(self) -> float:
@@ -132,7 +145,8 @@ class Segmenter:
         """Encode a scan once."""
         if min(scan.shape) < 1:
             raise ScanError(f"{scan.source}: a scan must hold voxels, this one has the shape {scan.shape}")
-        return Seen(scan, self.system.see(stack_of(self.habits.preparation(scan), self.system.size)))
+        prepared = self.habits.preparation(scan)
+        return Seen(scan, self.system.see(stack_of(prepared, self.system.size)), prepared)
 
     def __call__(
         self,
@@ -141,41 +155,70 @@ class Segmenter:
         *,
         n: int = 8,
         seed: int = 0,
+        earlier: Proposals | None = None,
         on_step: Callable[[float], None] = lambda share: None,
     ) -> Proposals:
         """Proposals for every prompt, in the order asked.
+
+        A prompt with marks is answered in words first; then the slices that have marks are drawn anew
+        (`delineate.marking_answers`). One with a positive mark is answered even if nobody knows the words.
 
         Args:
             scan: a scan, or one that was looked at.
             prompts: targets in words. An unknown one is answered with the outcome *unknown prompt*.
             n: proposals a target. Fewer come from a system that has no more: one from a plain U-Net.
             seed: proposal k depends on (model, scan, prompt, seed, k) and on nothing else.
+            earlier: this segmenter's answer on this scan to the same words without marks, with the same `n` and `seed`,
+                where there is one: what would be drawn again is then taken from it. It saves time and changes nothing.
+                One on another `Scan` is not looked at.
             on_step: told the share of the work that is done.
+
+        Raises:
+            MarkError: a mark lies outside of the scan.
         """
         if n < 1:
             raise ValueError(f"n, the proposals a target, must be 1 or more; got {n}")
         seen = scan if isinstance(scan, Seen) else self.look(scan)
         asked = [p if isinstance(p, Prompt) else Prompt(p) for p in prompts]
+        for prompt in asked:
+            if prompt.marks is not None:
+                prompt.marks.check(seen.scan.shape)
         answers = []
         for done, prompt in enumerate(asked):
 
             def report(share: float, done: int = done) -> None:
                 on_step((done + share) / len(asked))
 
-            answers.append(self._answer(seen, prompt, self.vocabulary.match(prompt.text), n, seed, report))
+            words = replace(prompt, marks=None)
+            reusable = earlier if earlier is not None and prompt.marks and earlier.scan is seen.scan else ()
+            known = [t for t in reusable if t.prompt == words and len(t) == n]
+            answer = known[0] if known else self._answer(seen, words, n, seed, report)
+            answers.append(self._marked(seen, prompt, answer, n, seed) if prompt.marks else answer)
             report(1.0)
         return Proposals(seen.scan, tuple(answers))
 
     def _answer(
-        self, seen: Seen, prompt: Prompt, match: Match, n: int, seed: int, on_step: Callable[[float], None]
+        self, seen: Seen, prompt: Prompt, n: int, seed: int, on_step: Callable[[float], None]
     ) -> TargetProposals:
+        match = self.vocabulary.match(prompt.text)
         if match.concept is None:
             return TargetProposals(prompt, None, Outcome.UNKNOWN_PROMPT, nearest=match.nearest)
-        target = Target(match.concept, caption_for(prompt, match.concept, self.modality_of(seen.scan, match.concept)))
+        target = self._target(seen, prompt, match.concept)
         drawn = to_scan_grid(self.system.propose(seen.features, target, n, seed, on_step), seen.scan)
         score = presence(drawn[: self.calibration.proposals if self.calibration else n].mean(axis=0, dtype="float32"))
         outcome = Outcome.FOUND if score >= self.found_from else Outcome.LIKELY_ABSENT
         return TargetProposals(prompt, match.concept.name, outcome, score, drawn, calibration=self.calibration)
+
+    def _marked(self, seen: Seen, prompt: Prompt, answer: TargetProposals, n: int, seed: int) -> TargetProposals:
+        """`answer`, the one to the words of `prompt`, with its marks."""
+        concept = self.vocabulary.match(prompt.text).concept
+        target = None if concept is None else self._target(seen, prompt, concept)
+        marker = self.marker or house_marker()
+        how = {"n": n, "seed": seed, "found_from": self.found_from}
+        return answer_with_marks(prompt, answer, seen, self.system, marker, target, **how)
+
+    def _target(self, seen: Seen, prompt: Prompt, concept: Concept) -> Target:
+        return Target(concept, caption_for(prompt, concept, self.modality_of(seen.scan, concept)))
 
     def modality_of(self, scan: Scan, concept: Concept) -> str | None:
         """The modality to name in a caption: the scan's, an adapter's, or the only one the concept was learnt in."""

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page, expect, sync_playwright
 
 from delineate.scan import Scan, read_labels, read_scan, write_scan
 
 FLAGS = ["--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--no-sandbox"]
-SECONDS = 60  # for anything on the page; two shared cores and WebGL in software are slow
+SECONDS = 120  # for anything on the page; two shared cores and WebGL in software are slow
 
 
 @pytest.fixture(scope="session")
@@ -42,6 +42,7 @@ def page(browser) -> Iterator[Page]:
     context = browser.new_context(viewport={"width": 1280, "height": 800})
     page = context.new_page()
     page.set_default_timeout(SECONDS * 1000)
+    expect.set_options(timeout=SECONDS * 1000)
     said: list[str] = []
     page.on("pageerror", lambda error: said.append(f"uncaught: {error}"))
     page.on("console", lambda message: said.append(message.text) if message.type == "error" else None)
@@ -111,12 +112,12 @@ def serve():
 
 @pytest.fixture(scope="session")
 def ct(shared_data, tmp_path_factory) -> Path:
-    """A slab of 24 slices of a held-out abdominal CT, with liver, spleen and kidneys."""
+    """A slab of 10 slices of a held-out abdominal CT, with liver, spleen and kidneys."""
     folder = shared_data / "btcv_ct"
     scan = read_scan(folder / "imagesTr" / "case12_0000.nii.gz", modality="CT")
     organs = np.isin(read_labels(folder / "labelsTr" / "case12.nii.gz").voxels, (1, 2, 3, 6)).sum(axis=(0, 1))
-    start = int(np.convolve(organs, np.ones(24), mode="valid").argmax())
+    start = int(np.convolve(organs, np.ones(10), mode="valid").argmax())
     affine = scan.affine.copy()
     affine[:3, 3] = (scan.affine @ [0, 0, start, 1])[:3]
-    slab = Scan(scan.voxels[..., start : start + 24], affine, "CT", scan.source)
+    slab = Scan(scan.voxels[..., start : start + 10], affine, "CT", scan.source)
     return write_scan(tmp_path_factory.mktemp("ct") / "abdomen.nii.gz", slab)

@@ -45,16 +45,16 @@ class Features:
 
 
 class ImageEncoder(nn.Module):
-    """Scan slices (B, 3, S, S) in [-1, 1] to `Features`.
+    """Scan slices (B, 3, S, S) in [-1, 1] to `Features`; with other `channels`, slices and what is known of them.
 
     With `fold` 2 the first level works at half resolution on 2×2 pixels folded into channels: nothing is thrown away,
     and the full-resolution layers, which cost most, are not needed. Heads unfold again.
     """
 
-    def __init__(self, widths: tuple[int, ...], fold: int = 2):
+    def __init__(self, widths: tuple[int, ...], fold: int = 2, channels: int = 3):
         super().__init__()
         self.widths, self.fold = widths, fold
-        self.stem = nn.Conv2d(3 * fold**2, widths[0], 3, padding=1)
+        self.stem = nn.Conv2d(channels * fold**2, widths[0], 3, padding=1)
         self.down = nn.ModuleList([ResidualBlock(widths[0], widths[0])])
         self.shrink = nn.ModuleList()
         for a, b in pairwise(widths):
@@ -67,7 +67,7 @@ class ImageEncoder(nn.Module):
             self.up.append(ResidualBlock(2 * b, b))
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a quarter faster on CPU
 
-    def levels(self, image: Float[Tensor, "batch 3 size size"]) -> list[Tensor]:
+    def levels(self, image: Float[Tensor, "batch channels size size"]) -> list[Tensor]:
         """The decoder's features at every level, finest first: (B, widths[i], S / fold / 2^i, S / fold / 2^i)."""
         folded = F.pixel_unshuffle(image, self.fold).contiguous(memory_format=torch.channels_last)
         x = self.down[0](self.stem(folded))

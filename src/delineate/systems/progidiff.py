@@ -13,7 +13,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from delineate.codec import noise_fields
+from delineate.codec import PixelUnshuffleCodec, noise_fields
 from delineate.data.slices import Batch, SliceBank
 from delineate.networks.control import Control, Hint
 from delineate.networks.encoder import ENCODER_WIDTHS, Features
@@ -22,9 +22,9 @@ from delineate.networks.text import Encoded
 from delineate.objectives import denoising_loss, lumped, segmentation_loss
 from delineate.pretraining import draw_captions
 from delineate.prompt import Vocabulary
-from delineate.sampling import SAMPLERS
+from delineate.sampling import SAMPLERS, known
 from delineate.schedule import trailing_times
-from delineate.systems.system import Target
+from delineate.systems.system import Marked, Target
 from delineate.training import Budget, OnStep, Stage, train_stages
 
 ENCODER_SHARE = 0.72  # of the training budget; the rest trains the control
@@ -87,22 +87,59 @@ class ProGiDiff:
         probability = self._probability(seen, text, target)
         out = torch.zeros(n, len(probability), self.size, self.size)
         active = (probability.flatten(1).max(1).values >= self.config.skip_below).nonzero()[:, 0]
-        if len(active) == 0:
-            return out
-        codec, pooled = self.foundation.codec, text.pooled.expand(len(active), -1)
-        hint = self.control.hint(seen[active], probability[active][:, None], pooled, codec)
+        if len(active):
+            out[:, active.cpu()] = self._draw(seen[active], text, probability[active], n, seed, on_step)
+        return out
+
+    @torch.no_grad()
+    def redraw(
+        self,
+        seen: Features,
+        target: Target,
+        marked: Marked,
+        n: int,
+        seed: int,
+        on_step: Callable[[float], None] = lambda share: None,
+    ) -> Tensor:
+        """N probability volumes (N, M, size, size) of the marked slices, from the noise fields of `propose`.
+
+        The marks' probability takes the place of the encoder's.
+        """
+        device = self.foundation.device
+        text = self.foundation.encode_text([target.caption])
+        chosen = seen[marked.slices.to(device)]
+        return self._draw(chosen, text, marked.probability.to(device), n, seed, on_step, marked)
+
+    def _draw(
+        self,
+        seen: Features,
+        text: Encoded,
+        probability: Tensor,
+        n: int,
+        seed: int,
+        on_step: Callable[[float], None],
+        marked: Marked | None = None,
+    ) -> Tensor:
+        """(n, S, size, size) on the CPU, of slices with the `probability` (S, size, size) to start from."""
+        codec, pooled = self.foundation.codec, text.pooled.expand(len(probability), -1)
+        hint = self.control.hint(seen, probability[:, None], pooled, codec)
         times = trailing_times(self.config.steps)
         fields = noise_fields(codec, n, tuple(hint.estimate.shape[1:]), seed)
-        pairs = torch.cartesian_prod(torch.arange(len(active)), torch.arange(n))
+        out = torch.zeros(n, len(probability), self.size, self.size)
+        pairs = torch.cartesian_prod(torch.arange(len(probability)), torch.arange(n))
         for done, chunk in enumerate(pairs.split(PAIRS_AT_ONCE), start=1):
             slices, proposals = chunk[:, 0], chunk[:, 1]
+            denoise = self._denoiser(hint[slices], text)
+            if marked is not None and isinstance(codec, PixelUnshuffleCodec):
+                value, where = codec.encode(marked.value[slices]), codec.places(marked.where[slices])
+                denoise = known(denoise, value.to(hint.estimate.device), where.to(hint.estimate.device))
             x0 = SAMPLERS[self.config.sampler](
-                self._denoiser(hint[slices], text),
+                denoise,
                 lambda step, proposals=proposals: fields(step)[proposals].to(hint.estimate.device),
                 times,
                 self.foundation.schedule,
             )
-            out[proposals, active[slices].cpu()] = codec.decode(x0)[:, 0].clamp(0, 1).cpu()
+            out[proposals, slices] = codec.decode(x0)[:, 0].clamp(0, 1).cpu()
             on_step(min(1.0, done * PAIRS_AT_ONCE / len(pairs)))
         return out
 

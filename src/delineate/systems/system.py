@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -61,4 +61,54 @@ class System(Protocol):
 
     def stages(self, bank: SliceBank) -> list[Stage]:
         """How its parts learn from slices."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Marked:
+    """What marks tell of the slices that have any, on the working grid.
+
+    Attributes:
+        slices: (M,) int64, their places in the scan, rising.
+        probability: (M, size, size), of the target, by the marks and what the system had estimated.
+        inside: (M, size, size) bool, pixels that are known to be in the target.
+        outside: likewise, not in it; never both.
+    """
+
+    slices: Tensor
+    probability: Tensor
+    inside: Tensor
+    outside: Tensor
+
+    @property
+    def where(self) -> Tensor:
+        """The known pixels, (M, 1, size, size) bool."""
+        return (self.inside | self.outside)[:, None]
+
+    @property
+    def value(self) -> Tensor:
+        """What they are, (M, 1, size, size) in {0, 1}."""
+        return self.inside[:, None].float()
+
+
+@runtime_checkable
+class Redraws(Protocol):
+    """A system whose proposals start from an estimate, for which a better one can be put in its place."""
+
+    @property
+    def size(self) -> int:
+        """Pixels along a side of the working grid."""
+        ...
+
+    def estimate(self, seen: Any, target: Target) -> Tensor:
+        """The probability that its proposals start from, (S, size, size)."""
+        ...
+
+    def redraw(
+        self, seen: Any, target: Target, marked: Marked, n: int, seed: int, on_step: Callable[[float], None] = ...
+    ) -> Tensor:
+        """Probabilities (N, M, size, size) of the marked slices: as `propose`, but from `marked.probability`.
+
+        What is known is told to the denoiser at every step, where the codec is one of pixels.
+        """
         ...

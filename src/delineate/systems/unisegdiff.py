@@ -26,10 +26,10 @@ from delineate.networks.condition import ConditionNetwork
 from delineate.networks.denoiser import TwinDenoiser
 from delineate.objectives import lumped, mask_error, noise_error, segmentation_loss
 from delineate.prompt import Concept, Vocabulary
-from delineate.sampling import sample_ddim
+from delineate.sampling import known, sample_ddim
 from delineate.schedule import Prediction, Schedule, schedule_from_config
 from delineate.stages import Branch, Clamp, Stages, Strategy
-from delineate.systems.system import Target
+from delineate.systems.system import Marked, Target
 from delineate.training import Budget, Hyperparameters, OnStep, Stage, train_stages
 
 CONDITION_SHARE = 0.7  # of the training budget; the rest trains the denoiser
@@ -111,9 +111,9 @@ class UniSegDiffConfig:
     def __post_init__(self):
         allowed = {"preset": SIZES, "schedule": SCHEDULES, "noise": NOISES, "chains": ("own", "rapid", "shared")}
         allowed["start"] = ("posterior", "nothing")
-        for name, known in allowed.items():
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} is one of {', '.join(known)}; got '{getattr(self, name)}'")
+        for name, choices in allowed.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} is one of {', '.join(choices)}; got '{getattr(self, name)}'")
         if self.chains != "own" and self.stages.strategy is not Strategy.STAGED:
             raise ValueError(f"chains that part between stages need stages; {self.stages.strategy} has none")
         if self.chains == "shared" and self.stages.low < 0:
@@ -209,6 +209,22 @@ class UniSegDiff:
             out[:, active.cpu()] = (drawn * share[active]).cpu()
         return out
 
+    @torch.no_grad()
+    def redraw(
+        self,
+        seen: Conditions,
+        target: Target,
+        marked: Marked,
+        n: int,
+        seed: int,
+        on_step: Callable[[float], None] = lambda share: None,
+    ) -> Tensor:
+        """N probability volumes (N, M, size, size) of the marked slices; the target is then all that there may be."""
+        chosen, own = seen[marked.slices.to(self.device)], marked.probability.to(self.device)
+        other = torch.zeros_like(chosen.probability)
+        other[:, 0], other[:, 1] = 1 - own, own
+        return self._draw(Conditions(chosen.levels, other), n, seed, on_step, marked).cpu()
+
     def _channels(self, concept: Concept) -> list[int]:
         """Where the condition network answers for a concept."""
         names = self.learnt.names
@@ -216,20 +232,28 @@ class UniSegDiff:
             return [1 + names.index(concept.name)]
         return [1 + i for i, name in enumerate(names) if name in anatomy.FINDINGS]
 
-    def _draw(self, seen: Conditions, n: int, seed: int, on_step: Callable[[float], None]) -> Tensor:
+    def _draw(
+        self, seen: Conditions, n: int, seed: int, on_step: Callable[[float], None], marked: Marked | None = None
+    ) -> Tensor:
         """Probability of any target, (n, S, size, size). Even proposals take the mask's chain, odd ones the noise's."""
         edge, times = self.size // self.codec.stride, self.config.stages.times()
         parts_at = {"own": 0, "rapid": 1, "shared": len(times) - 1}[self.config.chains]
         fields = noise_fields(self.codec, n, (self.codec.channels, edge, edge), seed, antithetic=True)
         everyone = torch.arange(len(seen), device=self.device)
+        told = None
+        if marked is not None:
+            value, where = self.codec.encode(marked.value), self.codec.places(marked.where)
+            told = value.to(self.device), where.to(self.device)
         out = torch.zeros(n, len(seen), self.size, self.size, device=self.device)
         done, trunk = 0, torch.zeros(0)
         for first, chain in enumerate(tuple(Branch)[:n]):
             if parts_at > first:  # the rapid stage has one decoder and is walked once
                 trunk = torch.cat(
                     [
-                        self._sample(some, chain, times[:parts_at], fields(0)[:1].expand(len(some), -1, -1, -1))
-                        for some in (seen[chunk] for chunk in everyone.split(PAIRS_AT_ONCE))
+                        self._sample(
+                            seen, some, chain, times[:parts_at], fields(0)[:1].expand(len(some), -1, -1, -1), told
+                        )
+                        for some in everyone.split(PAIRS_AT_ONCE)
                     ]
                 )
             pairs = torch.cartesian_prod(torch.arange(first, n, 2), everyone.cpu()).to(self.device)
@@ -239,15 +263,26 @@ class UniSegDiff:
                 if parts_at:
                     when = torch.full((len(k),), times[parts_at])
                     x_t = self.schedule.add_noise(trunk[which], fields(1)[k].to(self.device), when)
-                x0 = self._sample(seen[which], chain, times[parts_at:], x_t)
+                x0 = self._sample(seen, which, chain, times[parts_at:], x_t, told)
                 out[chunk[:, 0], which] = self.codec.decode(x0)[:, 0].clamp(0, 1)
                 done += len(chunk)
                 on_step(done / (n * len(seen)))
         return out
 
-    def _sample(self, seen: Conditions, chain: Branch, times: list[int], x_t: Tensor) -> Tensor:
-        """x0 of one chain by DDIM over `times`, from `x_t` at the first of them."""
-        return sample_ddim(partial(self._clean, seen, chain), lambda step: x_t.to(self.device), times, self.schedule)
+    def _sample(
+        self,
+        seen: Conditions,
+        which: Tensor,
+        chain: Branch,
+        times: list[int],
+        x_t: Tensor,
+        told: tuple[Tensor, Tensor] | None,
+    ) -> Tensor:
+        """x0 of one chain of the slices `which` by DDIM over `times`, from `x_t` at the first of them."""
+        denoise = partial(self._clean, seen[which], chain)
+        if told is not None:
+            denoise = known(denoise, told[0][which], told[1][which])
+        return sample_ddim(denoise, lambda step: x_t.to(self.device), times, self.schedule)
 
     def _clean(self, seen: Conditions, chain: Branch, x_t: Tensor, t: int) -> Tensor:
         """x0 at (x_t, t) by the decoder whose turn it is."""

@@ -161,7 +161,7 @@ function readout(voxel = null) {
   const at = voxel ?? viewer.crosshair()
   const names = desk.work.layers.filter((layer) => desk.masks.get(`layer ${layer.id}`)?.bits[desk.masks.get(`layer ${layer.id}`).place(at)])
   const unit = desk.info.modality === 'CT' && desk.info.intensity[0] < -150 ? ' HU' : ''
-  const told = [`voxel ${at.join(', ')}`, `value ${viewer.intensity(at)}${unit}`, names.map((layer) => layer.name).join(', ')]
+  const told = [`${voxel ? 'voxel' : 'crosshair at'} ${at.join(', ')}`, `value ${viewer.intensity(at)}${unit}`, names.map((layer) => layer.name).join(', ')]
   byId('readout').textContent = told.filter(Boolean).join('   ·   ')
 }
 

@@ -83,7 +83,7 @@ function card(desk, answer, open, on) {
 }
 
 function unknown(box, answer, on) {
-  box.append(make('p', {}, answer.message ?? `This model was not taught '${answer.prompt}', so it draws nothing rather than guess.`))
+  box.append(make('p', {}, `This model was not taught '${answer.prompt}', so it draws nothing rather than guess.`))
   if (answer.nearest.length) {
     const chips = make('div', { class: 'chips' }, 'Did you mean ')
     for (const name of answer.nearest) chips.append(make('button', { onclick: () => on.ask(name) }, name))

@@ -8,7 +8,7 @@ export class Viewer {
     const { Niivue } = window.niivue
     this.canvas = canvas
     this.nv = new Niivue({
-      backColor: [0, 0, 0, 1], crosshairColor: [0.45, 0.7, 0.85, 0.5], crosshairWidth: 0.6, crosshairGap: 14, fontColor: [0.85, 0.85, 0.85, 1],
+      backColor: [0, 0, 0, 1], crosshairColor: [0.45, 0.7, 0.85, 0.5], crosshairGap: 14, fontColor: [0.85, 0.85, 0.85, 1],
       isRadiologicalConvention: true, show3Dcrosshair: false, isColorbar: false, dragAndDropEnabled: false, logLevel: 'error',
       loadingText: '',
     })
@@ -27,6 +27,8 @@ export class Viewer {
     this.dims = volume.dimsRAS.slice(1, 4)
     this.order = volume.permRAS.map((signed) => Math.abs(signed) - 1) // RAS axis -> array axis
     this.flipped = volume.permRAS.map((signed) => signed < 0)
+    this.nv.setIsOrientationTextVisible(info.has_spacing || !info.flat) // a photograph has no right and left
+    this.nv.setCrosshairWidth(info.flat ? 0 : 0.6)
     this.show(info.flat ? 'axial' : 'all')
     this.centre()
   }

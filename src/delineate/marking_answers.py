@@ -1,0 +1,147 @@
+"""An answer with marks: the words' answer, and in the slices that have marks another that heeds them.
+
+Proposals to the words are taken for draws of what is meant, and the marks for evidence. Three things follow.
+
+* **Estimate.** A marks network makes of the slice, the marks and what the words gave there a probability. A diffusion
+  system (`Redraws`) starts its proposals from it, with the noise fields that they had, and is told the known pixels at
+  every step. Proposals of any other system are moved together in log-odds, so that their middle is that probability.
+* **Weights.** A proposal weighs as much as the marks were to be expected under it, before it was made to agree: the
+  consensus heeds weights, and so does the order in which distinct proposals are shown.
+* **Certainty.** In the end a marked voxel is in every proposal what it was marked as.
+
+Words that nobody knows are answered by the marks alone, in the slices that have some. Slices without marks keep what
+the words gave. What held-out subjects taught of answers to words holds for no answer with marks: it is not calibrated.
+"""
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from scipy import ndimage
+from torch import Tensor
+
+from delineate.grid import Fit, canonical_fit, stack_of
+from delineate.marking import Marker
+from delineate.prompt import Prompt
+from delineate.proposals import Outcome, TargetProposals, presence
+from delineate.scan import orientation_of, to_canonical
+from delineate.systems.system import Marked, Redraws, System, Target
+
+if TYPE_CHECKING:
+    from delineate.segmenter import Seen
+
+SUREST = 1e-3  # a proposal's probability is never farther than this from 0 or 1 when it is moved in log-odds
+MISTAKEN = 0.05  # the chance that a mark is not meant as it is read; keeps weights from being all or nothing
+TOUCHING = np.ones((3, 3, 3), dtype=bool)
+
+
+def answer_with_marks(
+    prompt: Prompt,
+    answer: TargetProposals,
+    seen: "Seen",
+    system: System,
+    marker: Marker,
+    target: Target | None,
+    *,
+    n: int,
+    seed: int,
+    found_from: float,
+) -> TargetProposals:
+    """`answer`, that to the words of `prompt`, with the marks of `prompt`.
+
+    Args:
+        prompt: words and marks, which lie inside the scan.
+        answer: to the words alone.
+        seen: the scan; it is not encoded again.
+        system: that gave the answer.
+        marker: reads the marks.
+        target: what the words mean; None if nobody knows, as `answer` says.
+        n: proposals, where the marks alone make them; else as many as `answer` has.
+        seed: of `answer`.
+        found_from: the score from which a target counts as found that has no positive mark.
+    """
+    marks, scan = prompt.marks, seen.scan
+    if not marks or (target is None and not marks.positive):
+        return replace(answer, prompt=prompt)
+    masks, orientation = marks.to_masks(scan.shape), orientation_of(scan.affine)
+    canonical = np.stack([to_canonical(mask, orientation) for mask in masks], axis=1)
+    slices = torch.from_numpy(np.flatnonzero(canonical.any(axis=(1, 2, 3))))
+    here = torch.from_numpy(np.ascontiguousarray(canonical[slices.numpy()]))
+    fine, stack = canonical_fit(scan, marker.size), stack_of(seen.prepared, marker.size, slices.tolist())
+    shown = on_grid(here, fine)
+    if target is None or answer.probabilities is None:
+        drawn = np.zeros((n, *scan.shape), np.float16)
+        probability = marker.probability(stack, shown, torch.full((len(slices), marker.size, marker.size), 0.5))
+        new = _back(marker.draw(probability, shown, n, seed), fine)
+    else:
+        drawn = answer.probabilities.copy()
+        if isinstance(system, Redraws):
+            own = canonical_fit(scan, system.size)
+            believed = _moved(system.estimate(seen.features, target)[slices], own, fine)
+            probability = _moved(marker.probability(stack, shown, believed), fine, own)
+            inside, outside = certain(on_grid(here, own))
+            new = _back(
+                system.redraw(seen.features, target, Marked(slices, probability, inside, outside), n, seed), own
+            )
+        else:
+            given = torch.from_numpy(np.stack([to_canonical(one, orientation)[slices.numpy()] for one in drawn]))
+            odds = _log_odds(given.float())
+            middle = odds.mean(dim=0)
+            believed = fine.to_grid(middle.sigmoid()[:, None], fill=0.0)[:, 0]
+            probability = _back(marker.probability(stack, shown, believed)[None], fine)[0]
+            new = (odds + (_log_odds(probability) - middle)).sigmoid()
+    for one, fresh in zip(drawn, new, strict=True):
+        to_canonical(one, orientation)[slices.numpy()] = fresh.clamp(0, 1).numpy()
+    weights = None if answer.probabilities is None else agreement(answer.probabilities, masks)
+    drawn[:, masks[0]], drawn[:, masks[1]] = 1, 0
+    name = answer.name or " ".join(prompt.text.split())
+    with_marks = TargetProposals(prompt, name, Outcome.FOUND, 0.0, drawn, weights=weights)
+    score = presence(with_marks.mean())
+    found = bool(marks.positive) or score >= found_from
+    return replace(with_marks, score=score, outcome=Outcome.FOUND if found else Outcome.LIKELY_ABSENT)
+
+
+def on_grid(marks: Tensor, fit: Fit) -> Tensor:
+    """Marks (M, 2, H, W) of slices on a grid, (M, 2, size, size) bool; where it is coarse, a pixel may be both."""
+    return fit.marks_to_grid(marks.flatten(0, 1)).unflatten(0, (-1, 2))
+
+
+def certain(marks: Tensor) -> tuple[Tensor, Tensor]:
+    """The pixels (M, size, size) of marks (M, 2, size, size) that are inside, and those outside: never both."""
+    inside, outside = marks.unbind(1)
+    return inside & ~outside, outside & ~inside
+
+
+def agreement(probabilities: np.ndarray, masks: np.ndarray) -> np.ndarray | None:
+    """How much each of N proposals (N, I, J, K) weighs after the marks (2, I, J, K): float64 (N,) with sum 1.
+
+    Bayes' rule with even odds before. The probability of a mark is that of the proposal there, but for a chance of
+    `MISTAKEN`; the voxels of one stroke are one piece of evidence, their mean in logarithms. None for one proposal.
+    """
+    if len(probabilities) == 1:
+        return None
+    evidence = np.zeros(len(probabilities))
+    for positive, mask in zip((True, False), masks, strict=True):
+        strokes = np.empty(mask.shape, dtype=np.int32)
+        count = int(ndimage.label(mask, TOUCHING, output=strokes))  # type: ignore[call-overload]
+        for k, drawn in enumerate(probabilities):
+            p = drawn[mask].astype(np.float64)
+            p = MISTAKEN + (1 - 2 * MISTAKEN) * (p if positive else 1 - p)
+            evidence[k] += ndimage.mean(np.log(p), strokes[mask], np.arange(1, count + 1)).sum() if count else 0.0
+    weights = np.exp(evidence - evidence.max())
+    return weights / weights.sum()
+
+
+def _moved(values: Tensor, here: Fit, there: Fit) -> Tensor:
+    """Values (M, size, size) on another grid of the same slices."""
+    return there.to_grid(here.from_grid(values[:, None]), fill=0.0)[:, 0].clamp(0, 1)
+
+
+def _back(values: Tensor, fit: Fit) -> Tensor:
+    """Values (N, M, size, size) on the slices' own pixels, (N, M, H, W)."""
+    return torch.stack([fit.from_grid(one[:, None])[:, 0] for one in values])
+
+
+def _log_odds(p: Tensor) -> Tensor:
+    return torch.logit(p.clamp(SUREST, 1 - SUREST))
