@@ -462,7 +462,7 @@ def picture(images: list[Scribbled], answer: Answer, path: Path) -> Path:
         for place, (marks, axis) in enumerate(zip(one.rounds(0), row[1:], strict=True), start=1):
             mask = answer(one.image, marks)["marks network + proposals"]
             axis.imshow(one.image, cmap="gray")
-            for sign, colour in zip(marks, ((0, 1, 0, 1), (1, 0.2, 0.2, 1)), strict=True):
+            for sign, colour in zip(marks, ((0.0, 0.9, 0.0, 1.0), (1.0, 0.2, 0.2, 1.0)), strict=True):
                 axis.imshow(sign[..., None] * np.array(colour))
             contour(axis, mask, "yellow", 1.0)
             axis.set_title(f"round {place}: Dice {dice(mask, one.truth):.2f}", fontsize=8)

@@ -15,7 +15,7 @@ from PIL import Image
 from pydicom.encaps import encapsulate
 from pydicom.uid import UID
 
-from delineate import dicom_limits
+from delineate import dicom, dicom_limits
 from delineate.dicom import read_series
 from delineate.errors import ScanError
 from delineate.scan import read_scan
@@ -121,6 +121,18 @@ def test_memory_beyond_what_the_header_accounts_for_stops_the_child(tmp_path, mo
     with pytest.raises(ScanError) as caught:
         read_series(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_an_array_beyond_the_limit_is_told_as_memory(tmp_path, monkeypatch):
+    """25 million voxels in 800 kB, honest but for a limit that has no room for them."""
+    plane = b"\x81\0" * 195_313
+    frame = struct.pack("<16L", 2, 64, 64 + len(plane), *[0] * 13) + plane + plane
+    path = packed(tmp_path, RLE, frame, Rows=5000, Columns=5000)
+    assert read_series(path).shape == (1, 5000, 5000)
+    ask = dicom_limits.ask_child
+    monkeypatch.setattr(dicom_limits, "HEADROOM", 200 << 20)
+    monkeypatch.setattr(dicom, "ask_child", lambda *a, **k: ask(*a, **(k | {"array_bytes": 0})))
+    refusal(path, "more memory than its header accounts for")
 
 
 def test_pixels_that_grow_in_the_decoder_hit_the_limit(tmp_path, monkeypatch):

@@ -60,12 +60,14 @@ def run(scans, folder, **more):
 
 
 def test_a_folder_of_instances_is_one_scan_and_gets_a_seg(tmp_path, stored):
+    paths = {"PatientID": "../../../tmp/x", "SeriesDescription": "/etc", "StudyID": "../.."}
     write_series(
         tmp_path / "patient 7",
         stored,
         directions=oblique(),
         pixel_mm=(1.0, 1.0),
         names=[f"1.2.3.{k}" for k in range(5)],
+        **paths,
     )
     report = run(tmp_path / "patient 7", tmp_path / "out")
     (case,) = report["cases"]
@@ -80,6 +82,8 @@ def test_a_folder_of_instances_is_one_scan_and_gets_a_seg(tmp_path, stored):
         np.sort(points.round(3), axis=0) for points in (segment.points_mm(), in_world(mask.affine, mask.voxels > 0))
     ]
     np.testing.assert_allclose(*place, atol=2e-3)  # NIfTI holds float32
+    assert {p.name for p in tmp_path.iterdir()} == {"patient 7", "out"}  # no path is made of what a file says
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"patient 7", "run.json"}
     assert json.loads((folder / "case.json").read_text())["sha256"] == digest_of(tmp_path / "patient 7")
 
 
@@ -184,8 +188,8 @@ def test_the_command_from_a_series_to_a_seg(tmp_path, delineate):
     assert code == 0, err
     (case,) = json.loads(out)["cases"]
     assert any(note.startswith("series 3") for note in case["notes"])
-    found = case["targets"][0]["outcome"] == "found"
-    assert ("segmentation.dcm" in case["written"]) == found
+    assert case["targets"][0]["outcome"] == "found"
+    assert "segmentation.dcm" in case["written"]
     scan = read_scan(tmp_path / "case", series=3)
     assert read_labels(tmp_path / "out" / "case" / "liver.nii.gz").shape == scan.shape
     code, _, err = delineate(*asked, "--seg", "labelmap")
@@ -193,3 +197,7 @@ def test_the_command_from_a_series_to_a_seg(tmp_path, delineate):
     code, _, err = delineate("segment", bundled("rtplan.dcm"), "-p", "liver", "-o", tmp_path / "out2")
     assert code == 3
     assert "a radiotherapy plan" in err
+    shutil.copy(tmp_path / "out" / "case" / "liver.nii.gz", tmp_path / "a.nii.gz")
+    code, _, err = delineate("segment", tmp_path / "a.nii.gz", "-p", "liver", "-o", tmp_path / "o", "--series", "3")
+    assert code == 2
+    assert "for DICOM, and there is none" in " ".join(err.replace("│", " ").split())

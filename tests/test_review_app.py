@@ -2,7 +2,9 @@ import gzip
 import hashlib
 import io
 import json
+import shutil
 import threading
+from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -84,7 +86,15 @@ def test_painting_undoing_and_redoing_are_seen_in_the_layer(ann):
     work = ann.act("add_layer", name=" my liver ").json()
     assert work["changed"] == ["l1"]
     (layer,) = work["layers"]
-    assert layer == {"id": "l1", "name": "my liver", "colour": 0, "voxels": 0, "volume": 0, "unit": "ml", "saved": False}
+    assert layer == {
+        "id": "l1",
+        "name": "my liver",
+        "colour": 0,
+        "voxels": 0,
+        "volume": 0,
+        "unit": "ml",
+        "saved": False,
+    }
     mask = some_mask()
     work = painted(ann, mask).json()
     assert work["layers"][0]["voxels"] == mask.sum()
@@ -412,7 +422,10 @@ def test_saving_writes_the_mask_and_where_it_comes_from(ann, tmp_path):
     np.testing.assert_array_equal(read_labels(path).voxels != 0, ann.mask("layers/l1"))
     told = json.loads((folder / "liver.json").read_text())
     assert told["reviewer"] == "ann"
-    assert told["scan"] == {"name": "v.nii.gz", "sha256": hashlib.sha256((tmp_path / "v.nii.gz").read_bytes()).hexdigest()}
+    assert told["scan"] == {
+        "name": "v.nii.gz",
+        "sha256": hashlib.sha256((tmp_path / "v.nii.gz").read_bytes()).hexdigest(),
+    }
     assert told["layer"] == {"id": "l1", "name": "liver", "voxels": int(ann.mask("layers/l1").sum())}
     assert told["files"] == [{key: file[key] for key in ("name", "sha256", "bytes")}]
     (answer,) = told["answers"]
@@ -420,7 +433,10 @@ def test_saving_writes_the_mask_and_where_it_comes_from(ann, tmp_path):
     assert (answer["seed"], answer["model_sha256"], answer["marks"], answer["proposals"]) == (3, "f" * 64, [], 2)
     assert [(e["n"], e["kind"]) for e in told["edits"]] == [(1, "pick"), (2, "paint")]  # what was undone is left out
     assert told["edits"][0]["detail"]["proposal"] == 1
-    gained, lost = (some_mask() & ~ann.mask("answers/a1/proposals/1")).sum(), (some_mask() & ann.mask("answers/a1/proposals/1")).sum()
+    gained, lost = (
+        (some_mask() & ~ann.mask("answers/a1/proposals/1")).sum(),
+        (some_mask() & ann.mask("answers/a1/proposals/1")).sum(),
+    )
     assert (told["edits"][1]["voxels_added"], told["edits"][1]["voxels_removed"]) == (gained, lost)
     work = ann.work()
     assert work["layers"][0]["saved"]
@@ -463,7 +479,7 @@ def test_what_a_scan_cannot_be_saved_as_is_refused(ann):
 
 
 def test_a_layer_can_be_downloaded_as_it_is_now(ann, tmp_path):
-    ann.act("add_layer", name="../../Evil \"name\"")
+    ann.act("add_layer", name='../../Evil "name"')
     painted(ann, some_mask())
     reply = ann.get(f"{ann.path}/layers/l1/file?format=nifti")
     assert reply.headers["content-disposition"] == 'attachment; filename="evil_name.nii.gz"'
@@ -504,4 +520,33 @@ def test_earlier_answers_are_there_for_everybody_and_can_be_picked(tmp_path):
         told = json.loads((tmp_path / "out" / "v" / "review" / user / "saved" / "liver.json").read_text())
         assert told["answers"][0]["model_sha256"] == "m" * 64
         assert file["name"] == "liver.nii.gz"
+    desk.close()
+
+
+def test_a_dicom_series_is_saved_as_nifti_and_as_seg_on_its_own_frames(tmp_path):
+    pydicom_data = pytest.importorskip("pydicom.data")
+    from delineate.dicom_seg import read_seg
+
+    series = tmp_path / "series"
+    bundled = Path(pydicom_data.__file__).parent / "test_files" / "dicomdirtests" / "98892001" / "CT5N"
+    shutil.copytree(bundled, series)
+    desk = desk_for(series, tmp_path / "work")
+    ann = Client(desk)
+    shape = tuple(ann.work()["case"]["shape"])
+    mask = np.zeros(shape, bool)
+    mask[1:3, 4:9, 2:12] = True
+    ann.act("add_layer", name="liver")
+    ann.act("add_layer", name="nothing in it")
+    painted(ann, mask)
+    files = ann.post(f"{ann.path}/save", json={}).raise_for_status().json()["files"]
+    assert [file["name"] for file in files] == ["liver.nii.gz", "liver.dcm", "nothing_in_it.nii.gz"]
+    folder = tmp_path / "work" / "review" / "ann" / "saved"
+    np.testing.assert_array_equal(read_labels(folder / "liver.nii.gz").voxels != 0, mask)
+    (segment,) = read_seg(folder / "liver.dcm")
+    assert len(segment.points_mm()) == mask.sum()
+    told = json.loads((folder / "liver.json").read_text())
+    assert [file["name"] for file in told["files"]] == ["liver.nii.gz", "liver.dcm"]
+    assert ann.get(f"{ann.path}/layers/l1/file?format=seg").content[128:132] == b"DICM"
+    empty = ann.post(f"{ann.path}/save", json={"layers": ["l2"], "format": "seg"})
+    assert (empty.status_code, "is empty" in empty.json()["detail"]) == (422, True)
     desk.close()

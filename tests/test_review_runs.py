@@ -71,7 +71,8 @@ def test_pairs_may_come_in_any_order_and_may_touch(mask, chance):
 
 
 @pytest.mark.parametrize(
-    "pairs", [[[0, 0]], [[-1, 2]], [[58, 3]], [[60, 1]], [[0, 2**32 - 1]], [[0, 5], [4, 2]], [[4, 2], [0, 5]], [[3, 1]] * 2]
+    "pairs",
+    [[[0, 0]], [[-1, 2]], [[58, 3]], [[60, 1]], [[0, 2**32 - 1]], [[0, 5], [4, 2]], [[4, 2], [0, 5]], [[3, 1]] * 2],
 )
 def test_pairs_that_no_mask_has_are_refused(pairs):
     with pytest.raises(RunsError, match=r"runs must"):

@@ -258,6 +258,17 @@ def test_a_body_without_a_length_is_counted_while_it_is_read():
     assert answer.status == 413
 
 
+def test_reading_stops_at_the_limit():
+    seen = []
+
+    async def reader(scope, receive, send):
+        while True:
+            seen.append((await receive())["body"])
+
+    answer = ask(guarded(reader, max_body=10), "POST", headers=BEARER, parts=(b"12345", b"67890", b"!", b"more"))
+    assert (answer.status, seen) == (413, [b"12345", b"67890"])
+
+
 @pytest.mark.parametrize("swallow", [True, False])
 def test_too_much_is_413_whatever_the_app_makes_of_it(swallow):
     async def careless(scope, receive, send):

@@ -3,6 +3,7 @@
 import contextlib
 import getpass
 import json
+import os
 import signal
 import socket
 import sys
@@ -166,7 +167,8 @@ def _serve(
     names = _names_of(host)
     shown = f"[{names[0]}]" if ":" in names[0] else names[0]
     urls = {name: f"http://{shown}:{port}/?token={token}" for token, name in tokens.items()}
-    app: Any = create_app(Desk(cases, answering))
+    desk = Desk(cases, answering)
+    app: Any = create_app(desk)
     limits = {FOLDER + "/": MAX_UPLOAD}
     app = guard(app, tokens=tokens, hosts=allowed_hosts(port, *names), larger=limits, token_folders=(FOLDER,))
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", **SERVER_LIMITS))
@@ -183,6 +185,8 @@ def _serve(
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # uvicorn raises it again once it has shut down
     with contextlib.suppress(KeyboardInterrupt):
         server.run(sockets=[listening])
+    if not desk.close():
+        os._exit(0)  # a thread that loads or computes cannot be ended otherwise; all that was told is on the disk
 
 
 def _names_of(host: str) -> list[str]:
@@ -200,9 +204,13 @@ def _listening(host: str, port: int) -> socket.socket:
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listening = socket.socket(family, kind, protocol)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind(address)
-        listening.listen(128)  # the browser may come before the server is up
+        try:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.bind(address)
+            listening.listen(128)  # the browser may come before the server is up
+        except OSError:
+            listening.close()
+            raise
     except OSError as error:
         reason = error.strerror or str(error)
         raise ReviewError(f"cannot listen on {host}, port {port}: {reason}; choose another --port or --host") from error

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,7 +21,9 @@ from delineate.ordering import doubtful_slices
 from delineate.prompt import unknown_prompt_message
 from delineate.proposals import Outcome, Proposals, TargetProposals
 from delineate.scan import NIFTI_SUFFIXES, Scan, is_scan_file, read_scan, stem_of
-from delineate.segmenter import Segmenter
+
+if TYPE_CHECKING:  # which imports torch
+    from delineate.segmenter import Segmenter
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ def digest_of(path: Path) -> str:
 
 
 def run_cohort(
-    segmenter: Segmenter,
+    segmenter: "Segmenter",
     scans: Sequence[Path],
     request: Request,
     folder: Path,
@@ -150,7 +152,7 @@ def run_cohort(
 
 
 def _segment_case(
-    segmenter: Segmenter, path: Path, request: Request, folder: Path, on_step: Callable[[float], None]
+    segmenter: "Segmenter", path: Path, request: Request, folder: Path, on_step: Callable[[float], None]
 ) -> dict[str, Any]:
     started = time.monotonic()
     digest = digest_of(path)
@@ -160,7 +162,7 @@ def _segment_case(
     written = [p.name for p in proposals.save(folder, how=request.how, maps=request.maps, **request.shares)]
     more = []
     if scan.dicom is not None and request.seg is not None:
-        named, more = _write_seg(proposals, request, folder, f"delineate {segmenter.fingerprint or ''}".strip())
+        named, more = _write_seg(proposals, request, folder, f"delineate {(segmenter.fingerprint or '')[:16]}".strip())
         written += named
     if request.pictures:
         from delineate.pictures import montage

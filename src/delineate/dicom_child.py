@@ -4,6 +4,7 @@ It reads `job.json`, sets its own limits before it imports a library, does the j
 {"done": …}, {"refused": one line} or {"memory": bytes allowed}.
 """
 
+import errno
 import json
 import sys
 import warnings
@@ -60,7 +61,9 @@ def answer(job: dict[str, Any], folder: Path, limits: Limits) -> dict[str, Any]:
         return {"done": write(job, folder, limits.allow)}
     except ScanError as error:
         return {"refused": " ".join(str(error).split())}
-    except MemoryError:
+    except (MemoryError, OSError) as error:
+        if isinstance(error, OSError) and error.errno != errno.ENOMEM:  # what mapping a file says of too little memory
+            raise
         return {"memory": limits.allowed}
 
 

@@ -175,7 +175,7 @@ def _slots(name: str, heights: np.ndarray, fill_gaps: bool) -> tuple[list[int], 
         return list(range(len(heights))), (
             [f"slices up to {off:.0%} of their spacing off a regular grid: taken as regular"] if off > 0.01 else []
         )
-    step = float(np.median(gaps))
+    step = float(gaps[gaps < 1.5 * gaps.min()].mean())
     times = np.rint(gaps / step)
     wide = [n for n in range(len(gaps)) if gaps[n] > 1.5 * step]
     whole = bool((np.abs(gaps - times * step) <= REGULAR * step * np.maximum(times, 1)).all()) and times.min() >= 1

@@ -63,12 +63,6 @@ def write_seg(
         raise ValueError(f"kind is one of {', '.join(KINDS)} and by one of {', '.join(BY)}; got '{kind}' and '{by}'")
     if not masks:
         raise ScanError(f"{path}: a DICOM SEG holds at least one segment, got none; nothing was written")
-    levels = [_levels(path, name, np.asarray(mask), scan, kind) for name, mask in masks.items()]
-    empty = [name for name, stored in zip(masks, levels, strict=True) if not stored.any()]
-    if empty and not keep_empty:
-        raise ScanError(
-            f"{path}: a segment must have a voxel, but {', '.join(empty)} has none; leave it out (keep_empty)"
-        )
     job = {
         "job": "segment",
         "name": str(path),
@@ -82,16 +76,24 @@ def write_seg(
         "spacing_mm": scan.spacing_mm if scan.has_spacing else None,
         "description": (description or f"Segmentation: {', '.join(masks)}")[:64],
     }
-    size = sum(file.stat().st_size for file in source.files)
-    count = sum(stored.size for stored in levels)
+    shape = (len(masks), scan.shape[0], *source.size)
     try:
+        size = sum(file.stat().st_size for file in source.files)
         with tempfile.TemporaryDirectory(prefix="delineate-") as temporary, replacing(path) as final:
-            np.save(Path(temporary) / "masks.npy", np.stack(levels), allow_pickle=False)
-            ask_child(job, Path(temporary), size=size, array_bytes=50 * count + (1 << 30), name=str(path))
+            stored = np.lib.format.open_memmap(Path(temporary) / "masks.npy", "w+", np.uint8, shape)
+            for number, (name, mask) in enumerate(masks.items()):  # one at a time, since they are large
+                stored[number] = _levels(path, name, np.asarray(mask), scan, kind)
+                if not keep_empty and not stored[number].any():
+                    raise ScanError(
+                        f"{path}: a segment must have a voxel, {name} has none; leave it out, or keep_empty"
+                    )
+            stored.flush()
+            ask_child(job, Path(temporary), size=size, array_bytes=50 * stored.size + (1 << 30), name=str(path))
             final.write_bytes((Path(temporary) / "segmentation.dcm").read_bytes())
     except OSError as error:
         raise ScanError(
-            f"{path}: cannot be written ({error.strerror or error}); free space or choose another folder"
+            f"{path}: cannot be written ({error.strerror or error}: {error.filename}); free space, choose "
+            "another folder, or put the images back"
         ) from error
     return path
 

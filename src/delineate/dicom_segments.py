@@ -35,7 +35,7 @@ def write(job: dict[str, Any], folder: Path, allow: Callable[[int], None]) -> di
         allow: told how many bytes this takes.
     """
     packed = np.load(folder / "masks.npy", mmap_mode="r", allow_pickle=False)
-    allow(8 * packed.size + 40 * packed[0, 0].size)
+    allow(20 * packed.size + 40 * packed[0, 0].size)  # highdicom holds floats and copies of them
     sources = [pydicom.dcmread(path, stop_before_pixels=True) for path in job["files"]]
     for source in sources:
         for keyword in MAY_BE_EMPTY:

@@ -3,10 +3,12 @@
 import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from delineate.errors import PromptError
+
+if TYPE_CHECKING:
+    import numpy as np  # whoever only has words to match need not wait for it
 
 Voxel = tuple[int, int, int]
 
@@ -57,17 +59,22 @@ class Marks:
         )
 
     @classmethod
-    def from_masks(cls, positive: np.ndarray, negative: np.ndarray | None = None) -> "Marks":
+    def from_masks(cls, positive: "np.ndarray", negative: "np.ndarray | None" = None) -> "Marks":
         """The marks that two bool maps (I, J, K) of the scan's own shape show; without the second, none outside."""
-        outside = () if negative is None else np.argwhere(negative).tolist()
-        return cls(tuple(map(_voxel, np.argwhere(positive).tolist())), tuple(map(_voxel, outside)))
+        inside, outside = (
+            () if mask is None else tuple(map(_voxel, zip(*(at.tolist() for at in mask.nonzero()), strict=True)))
+            for mask in (positive, negative)
+        )
+        return cls(inside, outside)
 
-    def to_masks(self, shape: Sequence[int]) -> np.ndarray:
+    def to_masks(self, shape: Sequence[int]) -> "np.ndarray":
         """Two bool maps (2, I, J, K), inside and outside.
 
         Raises:
             MarkError: as `check`.
         """
+        import numpy as np
+
         self.check(shape)
         masks = np.zeros((2, *shape), dtype=bool)
         for mask, voxels in zip(masks, (self.positive, self.negative), strict=True):

@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ import numpy as np
 
 from delineate.errors import ScanError
 from delineate.files import safe_name, write_json
+from delineate.review.runs import mask_of, toggles_of
 from delineate.review.schema import AnswerInfo, Mark
 from delineate.review.work import NotHere
 from delineate.scan import Scan, read_labels, read_scan
@@ -48,7 +50,7 @@ class Answer:
         Raises:
             ScanError: its file is missing, damaged or of another shape.
         """
-        return self._mask(self.stem, shape)
+        return mask_of(self.toggles(None, shape), shape)
 
     def proposal(self, k: int, shape: tuple[int, int, int]) -> np.ndarray:
         """Proposal k, likewise.
@@ -57,9 +59,23 @@ class Answer:
             NotHere: there is no such proposal.
             ScanError: as for `consensus`.
         """
-        if not 0 <= k < self.info.proposals:
+        return mask_of(self.toggles(k, shape), shape)
+
+    def toggles(self, k: int | None, shape: tuple[int, int, int]) -> np.ndarray:
+        """The toggles of proposal k, or for None of the consensus; the last that were read are kept.
+
+        Raises:
+            NotHere, ScanError: as for `proposal` and `consensus`.
+        """
+        if self.info.proposals == 0:
+            raise NotHere(f"answer '{self.info.id}' has no masks: {self.info.outcome}")
+        if k is not None and not 0 <= k < self.info.proposals:
             raise NotHere(f"answer '{self.info.id}' has {self.info.proposals} proposals; there is no {k}")
-        return self._mask(f"{self.stem}_proposal_{k:02d}", shape)
+        stem = self.stem if k is None else f"{self.stem}_proposal_{k:02d}"
+        file = self._file(stem)
+        if file is None:
+            raise ScanError(f"{self.folder / stem}: the mask of this answer is gone; ask again")
+        return _toggles_in(file, file.stat().st_mtime_ns, shape)
 
     def doubt(self, shape: tuple[int, int, int]) -> np.ndarray:
         """Doubt in [0, 1], float32: the map that was saved, else the entropy of the share of proposals, in bits."""
@@ -75,13 +91,13 @@ class Answer:
     def _file(self, stem: str) -> Path | None:
         return next((f for s in SUFFIXES if (f := self.folder / f"{stem}{s}").is_file()), None)
 
-    def _mask(self, stem: str, shape: tuple[int, int, int]) -> np.ndarray:
-        if self.info.proposals == 0:
-            raise NotHere(f"answer '{self.info.id}' has no masks: {self.info.outcome}")
-        file = self._file(stem)
-        if file is None:
-            raise ScanError(f"{self.folder / stem}: the mask of this answer is gone; ask again")
-        return _of_shape(read_labels(file), shape) != 0
+
+@lru_cache(maxsize=128)
+def _toggles_in(file: Path, changed: int, shape: tuple[int, int, int]) -> np.ndarray:
+    """The toggles of the mask in a file; `changed` tells its versions apart."""
+    toggles = toggles_of(_of_shape(read_labels(file), shape) != 0)
+    toggles.flags.writeable = False
+    return toggles
 
 
 def _of_shape(scan: Scan, shape: tuple[int, int, int]) -> np.ndarray:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from delineate.scan import Scan
     from delineate.segmenter import Seen, Segmenter
 
+DRAWN = 0.9  # of the work is done when all proposals are drawn; then they are looked through and written
 MOST_KEPT = 2**30  # bytes of the last answer in words, kept for marks that follow
 
 
@@ -163,7 +164,7 @@ class Asking:
 
     def _on_step(self, share: float) -> None:
         self._check()
-        self.share = max(self.share, min(1.0, share))
+        self.share = max(self.share, DRAWN * min(1.0, share))
 
     def _run(
         self, answering: Answering, case: str, scan: Callable[[], "Scan"], folder: Path, keep: Callable[[Answer], None]

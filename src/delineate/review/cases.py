@@ -16,6 +16,7 @@ from delineate.cohort import case_name, digest_of, find_scans
 from delineate.dicom_source import is_dicom
 from delineate.errors import ScanError
 from delineate.files import safe_name
+from delineate.intensity import intensity_range, is_in_hounsfield_units
 from delineate.review.answers import Answer, answers_of_run
 from delineate.review.schema import Case as CaseInfo
 from delineate.review.schema import Window
@@ -185,8 +186,6 @@ def describe(case: Case, scan: Scan) -> CaseInfo:
 
 def windows_of(scan: Scan) -> list[Window]:
     """Ranges of grey values to choose from, the one to begin with first; colours need none but the whole."""
-    from delineate.grid import intensity_range, is_in_hounsfield_units
-
     whole = Window(name="whole range", low=float(scan.voxels.min()), high=float(scan.voxels.max()))
     if scan.is_colour:
         return [whole]
@@ -207,17 +206,17 @@ def scan_as_nifti(scan: Scan) -> bytes:
         stored = scan.voxels.astype(np.float32)
         if np.abs(stored).max() <= np.iinfo(np.int16).max and np.array_equal(stored, np.rint(stored)):
             stored = stored.astype(np.int16)
-    return _nifti(stored, scan)
+    return _nifti(stored, scan, packed=0)  # noise hardly shrinks, and the way is short
 
 
 def doubt_as_nifti(doubt: np.ndarray, scan: Scan) -> bytes:
     """A doubt in [0, 1] as a gzipped NIfTI file of 0 to 255."""
-    return _nifti(np.rint(doubt.clip(0, 1) * 255).astype(np.uint8), scan)
+    return _nifti(np.rint(doubt.clip(0, 1) * 255).astype(np.uint8), scan, packed=1)
 
 
-def _nifti(stored: np.ndarray, scan: Scan) -> bytes:
+def _nifti(stored: np.ndarray, scan: Scan, packed: int) -> bytes:
     image = nibabel.Nifti1Image(stored, scan.affine)
     image.set_sform(scan.affine, scan.space_code)
     image.set_qform(scan.affine, scan.space_code)
     image.header.set_xyzt_units("mm")
-    return gzip.compress(image.to_bytes(), compresslevel=1, mtime=0)
+    return gzip.compress(image.to_bytes(), compresslevel=packed, mtime=0)

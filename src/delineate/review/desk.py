@@ -1,6 +1,7 @@
 """Everything a running server holds: the cases, who answers, and for every person and case a place to work at."""
 
 import shutil
+import time
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from threading import Lock, RLock
@@ -18,6 +19,7 @@ from delineate.review.saving import Source, save_layers
 from delineate.review.work import Layer, NotHere, Work
 
 HISTORY = 50
+PATIENCE = 5.0  # seconds that a question gets to stop in
 ASKS_KEPT = 50  # states of questions that ended
 
 
@@ -192,10 +194,15 @@ class Place:
             raise NotHere(f"no answer '{answer}' here; look at the case again")
         return self.answers[answer]
 
-    def close(self) -> None:
-        """Stop what is running and let go of the log."""
-        for ask in list(self.asks.values()):
+    def cancel(self) -> list[Asking]:
+        """Stop what is running; the questions that have not ended yet."""
+        running = [ask for ask in list(self.asks.values()) if not ask.wait(0)]
+        for ask in running:
             ask.cancel()
+        return running
+
+    def close(self) -> None:
+        """Let go of the log."""
         with self.lock:
             self.log.close()
 
@@ -246,8 +253,12 @@ class Desk:
             ],
         )
 
-    def close(self) -> None:
-        """Stop what is running and let go of every log."""
-        with self._lock:
-            for place in list(self._places.values()):
-                place.close()
+    def close(self) -> bool:
+        """Stop what is running and let go of every log; whether all has ended after `PATIENCE`."""
+        places = list(self._places.values())
+        running = [ask for place in places for ask in place.cancel()]
+        until = time.monotonic() + PATIENCE
+        ended = all(ask.wait(max(0.0, until - time.monotonic())) for ask in running)
+        for place in places:
+            place.close()
+        return ended

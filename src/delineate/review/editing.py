@@ -64,16 +64,23 @@ def smooth(mask: np.ndarray, radius_mm: float, spacing_mm: Sequence[float]) -> n
 
 def keep_largest(mask: np.ndarray) -> np.ndarray:
     """The largest part of the mask; voxels that touch, if only at a corner, belong together."""
-    parts: np.ndarray = ndimage.label(mask, np.ones((3, 3, 3)))[0]  # type: ignore[index]  # a pair without `output`
-    sizes = np.bincount(parts.reshape(-1))[1:]
-    return parts == 1 + int(sizes.argmax()) if len(sizes) else mask.copy()
+    kept = mask.copy()
+    if mask.any():
+        box = _box(mask, 0)
+        parts: np.ndarray = ndimage.label(mask[box], np.ones((3, 3, 3)))[0]  # type: ignore[index]  # of a pair
+        kept[box] = parts == 1 + int(np.bincount(parts.reshape(-1))[1:].argmax())
+    return kept
 
 
 def fill_holes(mask: np.ndarray) -> np.ndarray:
     """The mask with every cavity filled that no path outside it leads out of; in flat scans, every hole."""
-    flat = [axis for axis, n in enumerate(mask.shape) if n == 1]
-    within = np.squeeze(mask, tuple(flat))
-    return np.asarray(ndimage.binary_fill_holes(within), bool).reshape(mask.shape)
+    filled = mask.copy()
+    if mask.any():
+        box = _box(mask, 0)  # what is open at its side is open
+        flat = tuple(axis for axis, n in enumerate(mask.shape) if n == 1)
+        within = ndimage.binary_fill_holes(np.squeeze(mask[box], flat))
+        filled[box] = np.expand_dims(np.asarray(within, bool), flat)
+    return filled
 
 
 def _box(mask: np.ndarray, margin: Sequence[int] | int = 1) -> tuple[slice, ...]:

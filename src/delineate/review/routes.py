@@ -14,7 +14,7 @@ from delineate.files import safe_name
 from delineate.review import schema
 from delineate.review.cases import doubt_as_nifti, scan_as_nifti
 from delineate.review.desk import Desk, Place, Stale
-from delineate.review.runs import encode_runs, toggles_of
+from delineate.review.runs import encode_runs
 from delineate.review.saving import SUFFIXES, Source, file_of
 
 NIFTI = "application/gzip"
@@ -83,13 +83,13 @@ def scan(place: At) -> Response:
 @router.get("/cases/{case}/answers/{answer}/consensus", response_class=Response, responses=_holds(RUNS))
 def consensus(place: At, answer: str) -> Response:
     """The consensus of an answer, as runs."""
-    return _runs(toggles_of(place.answer(answer).consensus(place.info.shape)), place)
+    return _runs(place.answer(answer).toggles(None, place.info.shape), place)
 
 
 @router.get("/cases/{case}/answers/{answer}/proposals/{k}", response_class=Response, responses=_holds(RUNS))
 def proposal(place: At, answer: str, k: int) -> Response:
     """One proposal of an answer, as runs."""
-    return _runs(toggles_of(place.answer(answer).proposal(k, place.info.shape)), place)
+    return _runs(place.answer(answer).toggles(k, place.info.shape), place)
 
 
 @router.get("/cases/{case}/answers/{answer}/doubt.nii.gz", response_class=Response, responses=_holds(NIFTI))

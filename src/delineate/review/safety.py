@@ -12,16 +12,17 @@ What it keeps out, and by which rule:
 import hmac
 import json
 import secrets
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass
 from hashlib import sha256
 from html import escape
 from typing import Any
 from urllib.parse import parse_qsl, quote
 
-Scope = dict[str, Any]
-Receive = Callable[[], Awaitable[dict[str, Any]]]
-Send = Callable[[dict[str, Any]], Awaitable[None]]
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 MIB = 1024**2
@@ -157,7 +158,7 @@ class _Guard:
         """The app, which is cut off once more than `limit` bytes have come in."""
         read, started = 0, False
 
-        async def counted() -> dict[str, Any]:
+        async def counted() -> Message:
             nonlocal read
             message = await receive()
             read += len(message.get("body", b""))
@@ -165,7 +166,7 @@ class _Guard:
                 raise _BodyTooLarge
             return message
 
-        async def forward(message: dict[str, Any]) -> None:
+        async def forward(message: Message) -> None:
             nonlocal started
             if read > limit and not started:
                 return  # the app's own words about a body that was cut off
@@ -283,7 +284,7 @@ def _with_headers(send: Send, path: str) -> Send:
     added = [(name.encode(), value.encode()) for name, value in ours.items()]
     ours_names = {name for name, _ in added}
 
-    async def sending(message: dict[str, Any]) -> None:
+    async def sending(message: Message) -> None:
         if message["type"] == "http.response.start":
             kept = [
                 (name, value)

@@ -240,19 +240,21 @@ class UniSegDiff:
         parts_at = {"own": 0, "rapid": 1, "shared": len(times) - 1}[self.config.chains]
         fields = noise_fields(self.codec, n, (self.codec.channels, edge, edge), seed, antithetic=True)
         everyone = torch.arange(len(seen), device=self.device)
-        told = None
-        if marked is not None:
-            value, where = self.codec.encode(marked.value), self.codec.places(marked.where)
-            told = value.to(self.device), where.to(self.device)
+
+        def told(which: Tensor) -> tuple[Tensor, Tensor] | None:
+            if marked is None:
+                return None
+            value, where = marked.value[which.cpu()], marked.where[which.cpu()]
+            return self.codec.encode(value).to(self.device), self.codec.places(where).to(self.device)
+
         out = torch.zeros(n, len(seen), self.size, self.size, device=self.device)
         done, trunk = 0, torch.zeros(0)
         for first, chain in enumerate(tuple(Branch)[:n]):
             if parts_at > first:  # the rapid stage has one decoder and is walked once
+                start = fields(0)[:1].expand(len(seen), -1, -1, -1)
                 trunk = torch.cat(
                     [
-                        self._sample(
-                            seen, some, chain, times[:parts_at], fields(0)[:1].expand(len(some), -1, -1, -1), told
-                        )
+                        self._sample(seen[some], chain, times[:parts_at], start[some.cpu()], told(some))
                         for some in everyone.split(PAIRS_AT_ONCE)
                     ]
                 )
@@ -263,25 +265,19 @@ class UniSegDiff:
                 if parts_at:
                     when = torch.full((len(k),), times[parts_at])
                     x_t = self.schedule.add_noise(trunk[which], fields(1)[k].to(self.device), when)
-                x0 = self._sample(seen, which, chain, times[parts_at:], x_t, told)
+                x0 = self._sample(seen[which], chain, times[parts_at:], x_t, told(which))
                 out[chunk[:, 0], which] = self.codec.decode(x0)[:, 0].clamp(0, 1)
                 done += len(chunk)
                 on_step(done / (n * len(seen)))
         return out
 
     def _sample(
-        self,
-        seen: Conditions,
-        which: Tensor,
-        chain: Branch,
-        times: list[int],
-        x_t: Tensor,
-        told: tuple[Tensor, Tensor] | None,
+        self, seen: Conditions, chain: Branch, times: list[int], x_t: Tensor, told: tuple[Tensor, Tensor] | None = None
     ) -> Tensor:
-        """x0 of one chain of the slices `which` by DDIM over `times`, from `x_t` at the first of them."""
-        denoise = partial(self._clean, seen[which], chain)
+        """x0 of one chain by DDIM over `times`, from `x_t` at the first of them; `told` is what is known, and where."""
+        denoise = partial(self._clean, seen, chain)
         if told is not None:
-            denoise = known(denoise, told[0][which], told[1][which])
+            denoise = known(denoise, *told)
         return sample_ddim(denoise, lambda step: x_t.to(self.device), times, self.schedule)
 
     def _clean(self, seen: Conditions, chain: Branch, x_t: Tensor, t: int) -> Tensor:
