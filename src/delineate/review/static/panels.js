@@ -33,9 +33,21 @@ export function drawAnswers(desk, on) {
   const box = byId('answers')
   box.replaceChildren()
   if (!desk.work) return
-  const answers = [...desk.work.answers].reverse().filter((one) => !desk.work.answers.some((other) => other.refines === one.id))
+  const answers = latest(desk)
   if (!answers.length) box.append(make('p', { class: 'small' }, 'Nothing has been asked of this scan yet. Type what to outline.'))
   for (const answer of answers) box.append(card(desk, answer, answer.id === desk.answer, on))
+}
+
+// Of answers that refine one another only one is listed: the one looked at, or the last. Newest first.
+function latest(desk) {
+  const { answers } = desk.work
+  const root = (one) => {
+    const before = answers.find((other) => other.id === one.refines)
+    return before ? root(before) : one.id
+  }
+  const listed = new Map()
+  for (const one of answers) if (one.id === desk.answer || listed.get(root(one))?.id !== desk.answer) listed.set(root(one), one)
+  return [...listed.values()].reverse()
 }
 
 function card(desk, answer, open, on) {
