@@ -6,7 +6,8 @@
 person's strokes (connected pieces of a sign, the largest first) are shown in three rounds, a third of each sign more at
 a time. **clicks**: the same images, up to five clicks in the middle of the largest error of each method's own answer.
 Nobody knows the words there, so the marks have to do. **words**: lesions and organs of test subjects that the house
-model knows, asked in words and then corrected by three clicks. **time**: of one interaction on 256², with two threads.
+model knows, asked in words and then corrected by three clicks. **time**: of one interaction on 256², with one
+thread and with two.
 
 Compared: the marks network with its proposals, through the door (consensus, the mean of single ones, the best of them);
 the marks network alone; Gaussian process regression and geodesic distance on grey values, tuned on val subjects of
@@ -48,6 +49,7 @@ N, CLICKS, ROUNDS, CORRECTIONS = 8, 5, 3, 3
 EVERYWHERE = np.ones((3, 3), dtype=bool)
 TUNED_ON = {"btcv_ct": {}, "isic2018": {"targets": ["skin lesion"]}, "busi": {"targets": ["breast lesion"]}}
 UNKNOWN = "what is marked"
+OURS = "marks network + proposals"
 LIMIT = 30  # images a set, of those that are asked in words
 WORDS = {"isic2018": ("skin lesion", "dermoscopy"), "busi": ("breast lesion", "US")}
 SHOWN = ("HipXRay", "SCD", "PanDental", "WBC", "STARE")  # one picture each
@@ -67,13 +69,13 @@ def main() -> None:
     keep = (lambda: write_json(RESULT, result)) if args.limit is None else (lambda: None)
     if "marks" in args.only:
         tuned = {name: tune(method, args.data) for name, method in CLASSICAL.items()}
-        methods = {"marks network + proposals": through_the_door(segmenter)}
+        methods = {OURS: through_the_door(segmenter)}
         methods |= {name: classical(name, tuned[name]["chosen"]) for name in CLASSICAL}
         images = list(scribbled(args.data / "medscribble"))[:: 1 if args.limit is None else 56 // args.limit]
         result["tuned"] = tuned
         result["scribbles"] = scribbles(images, methods)
         keep()
-        picture(images, methods["marks network + proposals"], PICTURE)
+        picture(images, methods[OURS], PICTURE)
         result["clicks"] = clicks(images, methods | {"marks network alone": network_alone})
     keep()
     if "words" in args.only:
@@ -151,7 +153,7 @@ def through_the_door(segmenter: Segmenter) -> Answer:
         seen = door.look(flat(image))
         target = door(seen, [Prompt(UNKNOWN, Marks.from_masks(marks[:1], marks[1:]))], n=N)[UNKNOWN]
         return {
-            "marks network + proposals": target.consensus()[0],
+            OURS: target.consensus()[0],
             "marks network alone": noting.last[0].numpy() >= 0.5,
             "proposals": [target.choose(k)[0] for k in range(N)],
         }
@@ -294,7 +296,7 @@ def scribbles(images: list[Scribbled], methods: dict[str, Answer]) -> dict[str, 
             table.setdefault(name, []).append(np.array(lines))
         print(f"scribbles {place + 1}/{len(images)}", flush=True)
     tasks = [one.task for one in images]
-    told = {name: summary(np.stack(lines).mean(1), tasks) for name, lines in table.items()}
+    told = compared({name: np.stack(lines).mean(1) for name, lines in table.items()}, tasks)
     for name, lines in table.items():
         told[name]["people"] = np.stack(lines).mean(0)[:, -1].round(4).tolist()  # after the last round
     return {"images": len(images), "methods": told}
@@ -319,14 +321,25 @@ def clicks(images: list[Scribbled], methods: dict[str, Answer]) -> dict[str, Any
             table.setdefault(name, []).append(clicked(one.truth, answer, CLICKS)[0])
         print(f"clicks {place + 1}/{len(images)}", flush=True)
     tasks = [one.task for one in images]
-    return {"images": len(images), "methods": {n: summary(np.array(rows), tasks) for n, rows in table.items()}}
+    told = compared({name: np.array(rows) for name, rows in table.items()}, tasks)
+    return {"images": len(images), "methods": told}
 
 
-def summary(rows: np.ndarray, groups: list[str]) -> dict[str, Any]:
-    """Mean and interval of each round over images (images, rounds), and the means of each group."""
-    each = [dict(zip(("mean", "low", "high"), bootstrap_mean(column), strict=True)) for column in rows.T]
-    own = {g: rows[[other == g for other in groups]].mean(0).round(4).tolist() for g in dict.fromkeys(groups)}
-    return {"rounds": [{key: round(v, 4) for key, v in one.items()} for one in each], "groups": own}
+def compared(table: dict[str, np.ndarray], groups: list[str]) -> dict[str, Any]:
+    """For every method its Dice (images, rounds): means, intervals, groups, and how far it is above `OURS`."""
+    told = {}
+    for name, rows in table.items():
+        own = {g: rows[[other == g for other in groups]].mean(0).round(4).tolist() for g in dict.fromkeys(groups)}
+        told[name] = {"rounds": [interval(column) for column in rows.T], "groups": own}
+        if name != OURS:
+            told[name]["above ours"] = [interval(column) for column in (rows - table[OURS]).T]
+        told[name]["images"] = rows.round(4).tolist()
+    return told
+
+
+def interval(values: np.ndarray) -> dict[str, float]:
+    """Mean and 95 % bootstrap interval over images."""
+    return {k: round(v, 4) for k, v in zip(("mean", "low", "high"), bootstrap_mean(values), strict=True)}
 
 
 class Believing:
@@ -349,8 +362,8 @@ def words(data: Path, segmenter: Segmenter, limit: int) -> dict[str, Any]:
             for method, line in corrected(case, segmenter, without).items():
                 table.setdefault(method, []).append(line)
         groups = [case.text for case in cases]
-        told[name] = {"cases": len(cases), "methods": {m: summary(np.array(r), groups) for m, r in table.items()}}
-        print(name, json.dumps(told[name]["methods"]), flush=True)
+        told[name] = {"cases": len(cases), "methods": compared({m: np.array(r) for m, r in table.items()}, groups)}
+        print(name, flush=True)
     return told
 
 
@@ -382,7 +395,7 @@ def corrected(case: Case, segmenter: Segmenter, without: Segmenter) -> dict[str,
     before = case.slice_of(first[case.text].consensus())
     nothing, told = np.zeros_like(before), {}
     ways = {
-        "marks network + proposals": (segmenter, case.text, before),
+        OURS: (segmenter, case.text, before),
         "known pixels and weights": (without, case.text, before),
         "marks without words": (segmenter, UNKNOWN, nothing),
     }
@@ -421,33 +434,34 @@ def slabs(data: Path, limit: int) -> list[Case]:
 
 
 def timing(data: Path, segmenter: Segmenter) -> dict[str, Any]:
-    """Milliseconds of one interaction with a click on 256² with two threads, scan seen and words asked before."""
-    torch.set_num_threads(2)
+    """Milliseconds of one interaction with two clicks on 256², scan seen and words asked before."""
     told = {}
     images = [flat(one.image) for one in itertools.islice(scribbled(data / "medscribble"), 20)]
     skin = [case.scan for case in flat_cases(data, "isic2018", 20)]
     for name, scans, text in (("unknown word", images, UNKNOWN), ("known word", skin, "skin lesion")):
-        spent, looked = [], []
-        for place, scan in enumerate(scans):
-            begun = time.perf_counter()
-            seen = segmenter.look(scan)
-            first = segmenter(seen, [text], n=N)
-            looked.append(time.perf_counter() - begun)
-            rng = np.random.default_rng(place)
-            for _ in range(2):
-                clicks = [(0, *map(int, rng.integers(20, 236, size=2))) for _ in range(2)]
-                if clicks[0] == clicks[1]:
-                    continue
-                prompt = Prompt(text, Marks(clicks[:1], clicks[1:]))
-                begun = time.perf_counter()
-                segmenter(seen, [prompt], n=N, earlier=first)[text].consensus()
-                spent.append(time.perf_counter() - begun)
-        spent = spent[2:]  # the first ones load weights and warm up
-        median, late = (round(1000 * float(np.percentile(spent, q)), 1) for q in (50, 95))
-        told[name] = {"interactions": len(spent), "median_ms": median, "p95_ms": late}
-        told[name]["look_and_words_ms"] = round(1000 * float(np.median(looked[1:])), 1)
+        told[name] = {}
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            spent = np.array(list(interactions(segmenter, scans, text)))[2:]  # the first ones load weights and warm up
+            (wall, late), cpu = np.percentile(spent[:, 0], (50, 95)), np.median(spent[:, 1])
+            figures = {"interactions": len(spent), "median_ms": wall, "p95_ms": late, "processor_ms": cpu}
+            told[name][f"{threads} threads"] = {key: round(float(v), 1) for key, v in figures.items()}
     torch.set_num_threads(1)
-    return {"threads": 2, "proposals": N, "pixels": 256, **told}
+    return {"proposals": N, "pixels": 256, **told}
+
+
+def interactions(segmenter: Segmenter, scans: list[Scan], text: str) -> Iterator[tuple[float, float]]:
+    """Milliseconds of wall and of processor time of two interactions on each scan, a click of each sign."""
+    for place, scan in enumerate(scans):
+        seen = segmenter.look(scan)
+        first = segmenter(seen, [text], n=N)
+        rng = np.random.default_rng(place)
+        for _ in range(2):
+            rows, columns = (rng.choice(np.arange(20, 236), size=2, replace=False).tolist() for _ in range(2))
+            clicks = [(0, row, column) for row, column in zip(rows, columns, strict=True)]
+            begun = time.perf_counter(), time.process_time()
+            segmenter(seen, [Prompt(text, Marks(clicks[:1], clicks[1:]))], n=N, earlier=first)[text].consensus()
+            yield 1000 * (time.perf_counter() - begun[0]), 1000 * (time.process_time() - begun[1])
 
 
 def picture(images: list[Scribbled], answer: Answer, path: Path) -> Path:
@@ -460,7 +474,7 @@ def picture(images: list[Scribbled], answer: Answer, path: Path) -> Path:
         contour(row[0], one.truth, "lime", 1.0)
         row[0].set_ylabel(one.task)
         for place, (marks, axis) in enumerate(zip(one.rounds(0), row[1:], strict=True), start=1):
-            mask = answer(one.image, marks)["marks network + proposals"]
+            mask = answer(one.image, marks)[OURS]
             axis.imshow(one.image, cmap="gray")
             for sign, colour in zip(marks, ((0.0, 0.9, 0.0, 1.0), (1.0, 0.2, 0.2, 1.0)), strict=True):
                 axis.imshow(sign[..., None] * np.array(colour))

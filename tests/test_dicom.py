@@ -26,8 +26,8 @@ from dicom_series import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from delineate import dicom
-from delineate.dicom import is_dicom, read_series
+from delineate.dicom import series as dicom
+from delineate.dicom.series import is_dicom, read_series
 from delineate.errors import ScanError
 from delineate.geometry import FLAT_AFFINE
 from delineate.scan import read_scan
@@ -408,7 +408,7 @@ def test_doors_say_what_is_missing(tmp_path):
 SWEEP = """
 import json, sys, tempfile, warnings
 from pathlib import Path
-from delineate.dicom_child import Limits, answer
+from delineate.dicom.child import Limits, answer
 limits = Limits({"memory": 3 << 30, "most_memory": 3 << 30, "seconds": 100})
 for path in sys.argv[1:]:
     job = {"job": "read", "name": path, "files": [path], "alone": True, "series": None, "volume": None, "fill_gaps": False,

@@ -2,8 +2,8 @@ import pytest
 from pydicom.sr.codedict import codes
 
 from delineate.anatomy import STRUCTURES
-from delineate.dicom_codes import TERMS, private_code
-from delineate.dicom_segments import concepts
+from delineate.dicom.codes import TERMS, private_code
+from delineate.dicom.segments import concepts
 
 
 def test_every_known_structure_has_a_term():

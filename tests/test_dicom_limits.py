@@ -15,8 +15,9 @@ from PIL import Image
 from pydicom.encaps import encapsulate
 from pydicom.uid import UID
 
-from delineate import dicom, dicom_limits
-from delineate.dicom import read_series
+from delineate.dicom import limits as dicom_limits
+from delineate.dicom import series as dicom
+from delineate.dicom.series import read_series
 from delineate.errors import ScanError
 from delineate.scan import read_scan
 
@@ -170,7 +171,7 @@ def test_without_the_extra_one_line_says_what_to_install(tmp_path, monkeypatch):
 def test_the_child_is_light():
     """Neither torch nor nibabel: what reading costs on top is Python, numpy and pydicom."""
     script = (
-        "import sys, delineate.dicom_child, delineate.dicom_reading\n"
+        "import sys, delineate.dicom.child, delineate.dicom.reading\n"
         "print([m for m in ('torch', 'nibabel', 'scipy', 'highdicom') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

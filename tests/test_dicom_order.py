@@ -6,7 +6,7 @@ from dicom_series import AXIAL, CORONAL, SAGITTAL, oblique, positions
 from hypothesis import given
 from hypothesis import strategies as st
 
-from delineate.dicom_order import Plane, normal_of, plane_name, stack
+from delineate.dicom.order import Plane, normal_of, plane_name, stack
 from delineate.errors import ScanError
 
 

@@ -17,9 +17,11 @@ from dicom_series import (
     write_series,
 )
 
-from delineate import __version__, dicom, dicom_seg
-from delineate.dicom import read_series
-from delineate.dicom_seg import read_seg, write_seg
+from delineate import __version__
+from delineate.dicom import seg as dicom_seg
+from delineate.dicom import series as dicom
+from delineate.dicom.seg import read_seg, write_seg
+from delineate.dicom.series import read_series
 from delineate.errors import ScanError
 from delineate.scan import Scan, read_scan, write_labels
 
@@ -283,7 +285,7 @@ def test_real_files(tmp_path, name):
 
 
 def test_a_file_that_does_not_read_back_leaves_the_old_one(tmp_path, scan, monkeypatch):
-    from delineate import dicom_segments
+    from delineate.dicom import segments as dicom_segments
 
     path = write_seg(tmp_path / "o.dcm", {"liver": some_mask(scan.shape)}, scan, algorithm="t")
     before = path.read_bytes()

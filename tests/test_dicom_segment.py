@@ -10,10 +10,12 @@ import pytest
 import torch
 from dicom_series import answer_here, bundled, dataset, in_world, oblique, set_pixels, write_series
 
-from delineate import cli, dicom, dicom_seg
+from delineate import cli
 from delineate.cohort import Request, case_name, digest_of, find_scans, run_cohort
 from delineate.data.phantom import make_phantom
-from delineate.dicom_seg import read_seg
+from delineate.dicom import seg as dicom_seg
+from delineate.dicom import series as dicom
+from delineate.dicom.seg import read_seg
 from delineate.errors import ScanError
 from delineate.geometry import spacing_of
 from delineate.prompt import Vocabulary

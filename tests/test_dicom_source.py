@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from delineate.dicom_source import DicomSource, shifted, straight
+from delineate.dicom.source import DicomSource, shifted, straight
 
 
 @pytest.mark.parametrize("shift", [(0, 0), (2, -1), (-3, 4)])

@@ -105,3 +105,10 @@ def test_help_needs_neither_the_server_nor_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout.splitlines()[-1]) == []
+
+
+def test_without_the_viewer_the_fix_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(cli_review, "VIEWER", tmp_path / "none.js")
+    done = review(write_volume(tmp_path / "v.nii.gz"))
+    assert isinstance(done.exception, cli_review.ReviewError)
+    assert "install npm" in str(done.exception)

@@ -10,7 +10,7 @@ import sys
 import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from delineate.segmenter import Segmenter
 
 HIGHEST_PORT = 65535
+VIEWER = Path(__file__).parent / "review" / "static" / "vendor" / "niivue.umd.js"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 EVERYWHERE = ("0.0.0.0", "::")
 
@@ -108,6 +109,11 @@ def _need_extra() -> None:
         raise ReviewError(
             f"`delineate review` needs more packages ({error.name}); run: pip install 'delineate[review]'"
         ) from error
+    if not VIEWER.is_file():
+        raise ReviewError(
+            "this installation lacks the viewer of the page, which is fetched by npm when delineate is installed from "
+            "its sources; install npm, and install delineate again"
+        )
 
 
 def _answering(model: Path | None, adapter: Path | None, threads: int | None, device: str) -> "Answering":
@@ -168,9 +174,10 @@ def _serve(
     shown = f"[{names[0]}]" if ":" in names[0] else names[0]
     urls = {name: f"http://{shown}:{port}/?token={token}" for token, name in tokens.items()}
     desk = Desk(cases, answering)
-    app: Any = create_app(desk)
     limits = {FOLDER + "/": MAX_UPLOAD}
-    app = guard(app, tokens=tokens, hosts=allowed_hosts(port, *names), larger=limits, token_folders=(FOLDER,))
+    app = guard(
+        create_app(desk), tokens=tokens, hosts=allowed_hosts(port, *names), larger=limits, token_folders=(FOLDER,)
+    )
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", **SERVER_LIMITS))
     if host not in LOOPBACK:
         say(f"delineate: others can reach {shown}, and what goes over the network is not encrypted; tunnel it (ssh -L)")
@@ -180,6 +187,8 @@ def _serve(
     else:
         for name, url in urls.items():
             out.print(url if len(urls) == 1 else f"{name}: {url}", highlight=False, soft_wrap=True, markup=False)
+        folders = list(dict.fromkeys(case.folder if len(cases) == 1 else case.folder.parent for case in cases))
+        say(f"delineate: what is made there is kept in {', '.join(map(str, folders))}; Ctrl-C ends this")
     if browser:
         webbrowser.open(urls[users[0]])
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # uvicorn raises it again once it has shut down

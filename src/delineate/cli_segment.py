@@ -76,7 +76,7 @@ def segment(
 ) -> None:
     """Outline what you name in a scan, or in every scan of a folder."""
     from delineate.cohort import Request, find_scans
-    from delineate.dicom_source import is_dicom
+    from delineate.dicom.source import is_dicom
     from delineate.fusion import FUSIONS
     from delineate.model_folder import calibration_hash, check_model, fingerprint, read_vocabulary
     from delineate.prompt import Prompt, unknown_prompt_message

@@ -14,7 +14,7 @@ import numpy as np
 
 from delineate import __version__
 from delineate.calibrated import LEVEL
-from delineate.dicom_source import DICOM_SUFFIXES, files_in, is_dicom
+from delineate.dicom.source import DICOM_SUFFIXES, files_in, is_dicom
 from delineate.errors import DelineateError, ScanError
 from delineate.files import sha256_of, write_json
 from delineate.ordering import doubtful_slices
@@ -185,7 +185,7 @@ def _segment_case(
 
 def _write_seg(proposals: Proposals, request: Request, folder: Path, algorithm: str) -> tuple[list[str], list[str]]:
     """Write `segmentation.dcm` with a segment for every found target; its name, or a note why there is none."""
-    from delineate.dicom_seg import write_seg
+    from delineate.dicom.seg import write_seg
 
     scan, masks, concepts = proposals.scan, {}, {}
     if scan.dicom is not None and scan.dicom.missing:

@@ -55,21 +55,18 @@ class TargetProposals:
         return 0 if self.probabilities is None else len(self.probabilities)
 
     def mean(self) -> np.ndarray:
-        """The mean of the proposals as drawn, by their weights where they have some: float32 (I, J, K) in [0, 1]."""
-        drawn = self._drawn()
-        if self.weights is None:
-            return FUSIONS["mean"](drawn)
-        mean = np.zeros(drawn.shape[1:], np.float32)
-        for weight, one in zip(self.weights, drawn, strict=True):
-            mean += np.float32(weight) * one
-        return mean.clip(0, 1)
+        """The mean of the proposals as drawn, by their weights where they have some: float32 (I, J, K) in [0, 1].
+
+        Made once and kept, so it is read-only.
+        """
+        return self._mean
 
     def probability(self) -> np.ndarray:
         """The probability of the target, float32 (I, J, K) in [0, 1]: the mean, calibrated where that can be.
 
         The consensus is made of the proposals themselves: calibration does not move it.
         """
-        return self.mean() if self.calibration is None else self.calibration.calibrated(self.mean())
+        return self._probability
 
     def guarantees(
         self, *, missed_at_most: float | None = None, false_at_most: float | None = None
@@ -150,6 +147,20 @@ class TargetProposals:
         return ordering.expected_dice_of(self.consensus(how), masks, probability)
 
     @cached_property
+    def _mean(self) -> np.ndarray:
+        drawn = self._drawn()
+        if self.weights is None:
+            return _kept(FUSIONS["mean"](drawn))
+        mean = np.zeros(drawn.shape[1:], np.float32)
+        for weight, one in zip(self.weights, drawn, strict=True):
+            mean += np.float32(weight) * one
+        return _kept(mean.clip(0, 1))
+
+    @cached_property
+    def _probability(self) -> np.ndarray:
+        return self._mean if self.calibration is None else _kept(self.calibration.calibrated(self._mean))
+
+    @cached_property
     def _overlaps(self) -> ordering.Overlaps:
         return ordering.overlaps(foreground(drawn) for drawn in self._drawn())
 
@@ -164,6 +175,11 @@ class TargetProposals:
         if self.probabilities is None:
             raise ValueError(f"'{self.prompt.text}' is an unknown prompt: there are no proposals to look at")
         return self.probabilities
+
+
+def _kept(values: np.ndarray) -> np.ndarray:
+    values.setflags(write=False)
+    return values
 
 
 def presence(mean: np.ndarray) -> float:

@@ -2,7 +2,7 @@
 
 Files come from strangers: every header is checked against the file's size before any voxel is allocated, and
 every refusal is one line of `ScanError` that names the file, what must hold, what was found and what to do.
-The formats themselves are read and written by `delineate.nifti`, `delineate.flat_images` and `delineate.dicom`.
+The formats themselves are read and written by `delineate.nifti`, `delineate.flat_images` and `delineate.dicom.series`.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from delineate import anatomy, flat_images, nifti
-from delineate.dicom_source import DICOM_SUFFIXES, DicomSource, is_dicom
+from delineate.dicom.source import DICOM_SUFFIXES, DicomSource, is_dicom
 from delineate.errors import ScanError
 from delineate.files import replacing
 from delineate.flat_images import PICTURE_SUFFIXES, TIFF_SUFFIXES, read_flat, write_flat
@@ -152,7 +152,7 @@ def read_scan(
     written in `delineate.geometry.affine_of_header`: the sform before the qform, with a note if they differ;
     metres and micrometres become mm, with a note.
     PNG, JPEG, TIFF: 8 and 16 bits keep their values; alpha is dropped and the EXIF orientation applied, with
-    notes. DICOM: see `delineate.dicom.read_series`.
+    notes. DICOM: see `delineate.dicom.series.read_series`.
 
     Args:
         path: A file whose suffix is in `SCAN_SUFFIXES`, a DICOM file, or a folder with a DICOM series.
@@ -174,7 +174,7 @@ def read_scan(
     """
     path = Path(path)
     if _is_read_as_dicom(path):
-        from delineate.dicom import read_series
+        from delineate.dicom.series import read_series
 
         options: dict[str, Any] = {"series": series, "fill_gaps": fill_gaps, "volume": volume, "max_voxels": max_voxels}
         return read_series(path, modality=modality, **options)

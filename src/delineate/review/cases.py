@@ -13,7 +13,7 @@ import nibabel
 import numpy as np
 
 from delineate.cohort import case_name, digest_of, find_scans
-from delineate.dicom_source import is_dicom
+from delineate.dicom.source import is_dicom
 from delineate.errors import ScanError
 from delineate.files import safe_name
 from delineate.intensity import intensity_range, is_in_hounsfield_units

@@ -168,7 +168,7 @@ class Place:
             files, detail = save_layers(folder, layers, self.work, about, request.format)
             if detail:
                 self.work.apply(self.log.append("saved", detail={"layers": detail}))
-            return schema.Saved(files=files, folder=str(folder))
+            return schema.Saved(files=files, folder=str(folder.relative_to(self.case.folder.parent)))
 
     def _keep(self, answer: Answer) -> None:
         with self.lock:

@@ -245,7 +245,7 @@ def seg_file(labels: np.ndarray, scan: Scan, names: dict[str, int]) -> bytes:
     masks = {name: labels == value for name, value in names.items() if (labels == value).any()}
     if getattr(scan, "dicom", None) is None or not masks:
         raise MonaiError("a DICOM SEG needs a DICOM series and something found in it; ask for output=image")
-    from delineate.dicom_seg import write_seg
+    from delineate.dicom.seg import write_seg
 
     folder = Path(tempfile.mkdtemp(prefix="delineate-"))
     try:

@@ -66,7 +66,7 @@ def write_mask(path: Path, mask: np.ndarray, layer: Layer, work: Work, source: S
     if format_ != "seg":
         write_labels(path, mask, source.scan)
         return
-    from delineate.dicom_seg import write_seg
+    from delineate.dicom.seg import write_seg
 
     if not mask.any():
         raise SavingError(f"'{layer.name}' is empty; a DICOM SEG needs a voxel at least: save it as NIfTI")

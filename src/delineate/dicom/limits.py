@@ -1,7 +1,7 @@
 """A child process with limits, for files from strangers: what goes wrong in there stays there.
 
 DICOM is a large format, decoded by libraries in C; a small file can ask for gigabytes. So headers and pixels are read
-by `python -m delineate.dicom_child`, which may use only so much memory, time and disk. Question and answer are JSON,
+by `python -m delineate.dicom.child`, which may use only so much memory, time and disk. Question and answer are JSON,
 arrays are .npy in a temporary folder; nothing is unpickled.
 """
 
@@ -22,7 +22,7 @@ LONGEST_ANSWER = 64 << 20
 
 
 def ask_child(job: dict[str, Any], folder: Path, *, size: int, array_bytes: int, name: str) -> dict[str, Any]:
-    """Let a child process do a job of `delineate.dicom_child`, and return its answer.
+    """Let a child process do a job of `delineate.dicom.child`, and return its answer.
 
     Args:
         job: JSON values; "job" names it.
@@ -44,7 +44,7 @@ def ask_child(job: dict[str, Any], folder: Path, *, size: int, array_bytes: int,
         sys.executable,
         "-P",
         "-m",
-        "delineate.dicom_child",
+        "delineate.dicom.child",
         str(folder),
     ]  # -P: no module from the current folder
     quiet = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}

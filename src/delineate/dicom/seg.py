@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from delineate.dicom_limits import ask_child
+from delineate.dicom.limits import ask_child
 from delineate.errors import ScanError
 from delineate.files import replacing
 from delineate.scan import Scan

@@ -1,4 +1,4 @@
-"""The child process that `delineate.dicom_limits` starts: `python -m delineate.dicom_child FOLDER`.
+"""The child process that `delineate.dicom.limits` starts: `python -m delineate.dicom.child FOLDER`.
 
 It reads `job.json`, sets its own limits before it imports a library, does the job, and leaves `answer.json`:
 {"done": …}, {"refused": one line} or {"memory": bytes allowed}.
@@ -53,10 +53,10 @@ def answer(job: dict[str, Any], folder: Path, limits: Limits) -> dict[str, Any]:
     warnings.simplefilter("ignore")
     try:
         if job["job"] == "read":
-            from delineate.dicom_reading import read
+            from delineate.dicom.reading import read
 
             return {"done": read(job, folder, limits.allow)}
-        from delineate.dicom_segments import write
+        from delineate.dicom.segments import write
 
         return {"done": write(job, folder, limits.allow)}
     except ScanError as error:

@@ -1,6 +1,6 @@
 """DICOM in: a series of images, or one image, as a `Scan`.
 
-Files are read by a child process with limits (`delineate.dicom_limits`): a trap ends in one line.
+Files are read by a child process with limits (`delineate.dicom.limits`): a trap ends in one line.
 """
 
 import tempfile
@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from delineate import anatomy
-from delineate.dicom_limits import ask_child
-from delineate.dicom_source import DicomSource, files_in, is_dicom, shifted, straight
+from delineate.dicom.limits import ask_child
+from delineate.dicom.source import DicomSource, files_in, is_dicom, shifted, straight
 from delineate.errors import ScanError
 from delineate.geometry import FLAT_AFFINE
 from delineate.scan import MAX_VOXELS, Scan

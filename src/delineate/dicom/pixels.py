@@ -1,6 +1,6 @@
 """Stored DICOM pixels become values: decoded, rescaled, padding masked, MONOCHROME1 turned round.
 
-This runs in the child process of `delineate.dicom_limits`.
+This runs in the child process of `delineate.dicom.limits`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,7 +10,7 @@ import numpy as np
 import pydicom
 from pydicom.pixels import apply_color_lut, apply_modality_lut, get_decoder, iter_pixels
 
-from delineate.dicom_headers import Frame, Header, numbers, printable
+from delineate.dicom.headers import Frame, Header, numbers, printable
 from delineate.errors import ScanError
 
 

@@ -1,6 +1,6 @@
 """DICOM headers, read without their pixels: what kind of object, which series, where each frame lies.
 
-This runs in the child process of `delineate.dicom_limits`; nothing here decodes an image.
+This runs in the child process of `delineate.dicom.limits`; nothing here decodes an image.
 """
 
 import re
@@ -15,7 +15,7 @@ from pydicom.filereader import read_file_meta_info
 from pydicom.multival import MultiValue
 from pydicom.uid import UID
 
-from delineate.dicom_order import Plane
+from delineate.dicom.order import Plane
 from delineate.errors import ScanError
 
 DEFLATED = {"1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.4.95", "1.2.840.10008.1.2.4.205"}

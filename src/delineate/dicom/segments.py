@@ -1,6 +1,6 @@
 """DICOM SEG through highdicom: segments with codes, on the frames of their source, read back and compared.
 
-`write` is a job of the child process of `delineate.dicom_limits`, since it reads headers of strangers.
+`write` is a job of the child process of `delineate.dicom.limits`, since it reads headers of strangers.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,8 +16,8 @@ from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 
 from delineate import __version__
-from delineate.dicom_codes import ANATOMY, SCHEME, TERMS, private_code
-from delineate.dicom_headers import numbers
+from delineate.dicom.codes import ANATOMY, SCHEME, TERMS, private_code
+from delineate.dicom.headers import numbers
 from delineate.errors import ScanError
 
 EMPTY_IF_ABSENT = ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID")

@@ -1,6 +1,6 @@
 """One DICOM series becomes one array: which series, which frames, in which order.
 
-This runs in the child process of `delineate.dicom_limits`: `read` is its job of that name.
+This runs in the child process of `delineate.dicom.limits`: `read` is its job of that name.
 """
 
 from collections import Counter
@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from delineate.dicom_headers import NEEDED_BY_SEG, Frame, Header, NotAnImage, frames_of, numbers, printable, read_header
-from delineate.dicom_order import normal_of, stack
-from delineate.dicom_pixels import read_colour, read_frames
+from delineate.dicom.headers import NEEDED_BY_SEG, Frame, Header, NotAnImage, frames_of, numbers, printable, read_header
+from delineate.dicom.order import normal_of, stack
+from delineate.dicom.pixels import read_colour, read_frames
 from delineate.errors import ScanError
 
 PROJECTIONS = (
