@@ -20,11 +20,14 @@ Writes benchmarks/results/marks.json and docs/pictures/marks.png.
 import argparse
 import itertools
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as the command line does, before torch is loaded; see the lab note
 
 import numpy as np
 import torch
@@ -54,6 +57,7 @@ LIMIT = 30  # images a set, of those that are asked in words
 WORDS = {"isic2018": ("skin lesion", "dermoscopy"), "busi": ("breast lesion", "US")}
 SHOWN = ("HipXRay", "SCD", "PanDental", "WBC", "STARE")  # one picture each
 
+INSIDE_OUTSIDE = ((0.34, 0.71, 0.91, 1.0), (0.84, 0.37, 0.0, 1.0))  # blue and vermilion of Okabe and Ito
 Answer = Callable[[np.ndarray, np.ndarray], dict[str, np.ndarray | float]]  # (image, marks (2, H, W)) to masks or Dice
 
 
@@ -471,14 +475,14 @@ def picture(images: list[Scribbled], answer: Answer, path: Path) -> Path:
     axes = figure.subplots(len(shown), ROUNDS + 1, squeeze=False)
     for one, row in zip(shown, axes, strict=True):
         row[0].imshow(one.image, cmap="gray")
-        contour(row[0], one.truth, "lime", 1.0)
+        contour(row[0], one.truth, "#F0E442", 1.0)
         row[0].set_ylabel(one.task)
         for place, (marks, axis) in enumerate(zip(one.rounds(0), row[1:], strict=True), start=1):
             mask = answer(one.image, marks)[OURS]
             axis.imshow(one.image, cmap="gray")
-            for sign, colour in zip(marks, ((0.0, 0.9, 0.0, 1.0), (1.0, 0.2, 0.2, 1.0)), strict=True):
+            for sign, colour in zip(marks, INSIDE_OUTSIDE, strict=True):
                 axis.imshow(sign[..., None] * np.array(colour))
-            contour(axis, mask, "yellow", 1.0)
+            contour(axis, mask, "#F0E442", 1.0)
             axis.set_title(f"round {place}: Dice {dice(mask, one.truth):.2f}", fontsize=8)
     axes[0, 0].set_title("what is meant", fontsize=8)
     for axis in axes.ravel():

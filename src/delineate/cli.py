@@ -60,9 +60,9 @@ app = typer.Typer(
 def main() -> None:
     """Run the command line; problems of the user's end in one line and an exit code.
 
-    Threads that wait for one another give up their core soon (`GOMP_SPINCOUNT`, unless it is set). By default they spin for
-    milliseconds, and where another program wants a core too, each of thousands of small steps waits for it: a click on
-    the review page took 10 s instead of 0.4 (docs/lab/2026-11-22-review.md). On an idle machine it costs nothing.
+    Threads that wait for one another give up their core soon (`GOMP_SPINCOUNT`, unless it is set). By default they spin
+    for milliseconds, and where another program wants a core too, each of thousands of small steps waits for it: a click
+    on the review page took 10 s instead of 0.4 (docs/lab/2026-11-22-review.md). On an idle machine it costs nothing.
     """
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # read when torch is loaded
     try:
