@@ -29,7 +29,7 @@ def outline(page: Page, words: str) -> None:
     expect(page.locator("#progress")).to_be_hidden()
 
 
-def layer_voxels(page: Page, url: str) -> list[dict]:
+def layers_of(page: Page) -> list[dict]:
     """The layers as the server has them."""
     case = page.evaluate("document.body.dataset.ready")
     return page.evaluate("async (id) => (await (await fetch(`/api/cases/${id}`)).json()).layers", case)
@@ -40,7 +40,7 @@ def settled(page: Page) -> None:
     page.wait_for_selector("body[data-pending='0']")
 
 
-def middle_of(page: Page, selector: str = "#overlay") -> tuple[float, float, float, float]:
+def box_of(page: Page, selector: str = "#overlay") -> tuple[float, float, float, float]:
     """The box of an element on the page: left, top, width, height."""
     box = page.locator(selector).bounding_box()
     assert box is not None
@@ -83,30 +83,30 @@ def test_outline_pick_paint_undo_save_reload(page, serve, ct, tmp_path, screensh
     page.keyboard.press("Enter")  # pick the consensus
     page.wait_for_selector("#layers li.now[data-layer]")
     settled(page)
-    (picked,) = layer_voxels(page, server.url)
+    (picked,) = layers_of(page)
     assert picked["name"] == "liver"
     assert picked["voxels"] > 1000
 
     page.keyboard.press("e")  # erase a hole in what was picked
-    left, top, width, height = middle_of(page)
+    left, top, width, height = box_of(page)
     at = (left + 0.31 * width, top + 0.5 * height)
     page.mouse.move(*at)
     voxel = under(page)
     stroke(page, at, (at[0] + 12, at[1] + 6))
     page.keyboard.press("b")
     stroke(page, (at[0] + 60, at[1] + 130), (at[0] + 90, at[1] + 130))
-    (painted,) = layer_voxels(page, server.url)
+    (painted,) = layers_of(page)
     assert painted["voxels"] != picked["voxels"]
     screenshot(page, "review-painted")
 
     for _ in range(3):
         page.keyboard.press("z")
         settled(page)
-    assert layer_voxels(page, server.url) == []  # the pick was undone too
+    assert layers_of(page) == []  # the pick was undone too
     for _ in range(2):
         page.keyboard.press("Shift+Z")
         settled(page)
-    (erased,) = layer_voxels(page, server.url)
+    (erased,) = layers_of(page)
     page.keyboard.press("s")
     expect(page.locator("#saved")).to_contain_text("liver.nii.gz")
 
@@ -122,7 +122,7 @@ def test_outline_pick_paint_undo_save_reload(page, serve, ct, tmp_path, screensh
 
     page.reload()
     page.wait_for_selector("body[data-ready]")
-    (again,) = layer_voxels(page, server.url)
+    (again,) = layers_of(page)
     assert again == erased | {"saved": True}
     expect(page.locator("#layers li")).to_contain_text("saved")
     expect(page.locator(".answer.now")).to_contain_text("liver")
@@ -148,7 +148,7 @@ def test_what_is_under_the_pointer_is_the_voxel_that_is_named(codes, page, serve
     server = serve(scan, "-o", tmp_path / "out")
     open_page(page, server.url)
     page.select_option("#window", "whole range")
-    left, top, width, height = middle_of(page)
+    left, top, width, height = box_of(page)
     compared = {True: 0, False: 0}
     patch = screen(page)
     for x, y in np.random.default_rng(0).uniform((left, top), (left + width, top + height), (250, 2)):
@@ -209,9 +209,9 @@ def test_the_server_dies_and_nothing_is_lost(page, serve, ct, tmp_path):
     open_page(page, server.url)
     page.keyboard.press("n")
     page.wait_for_selector("#layers li.now[data-layer]")
-    left, top, width, height = middle_of(page)
+    left, top, width, height = box_of(page)
     stroke(page, (left + 0.3 * width, top + 0.4 * height), (left + 0.35 * width, top + 0.45 * height))
-    (before,) = layer_voxels(page, server.url)
+    (before,) = layers_of(page)
     assert before["voxels"] > 0
     server.kill()
     page.mouse.move(left + 0.3 * width, top + 0.6 * height)
@@ -222,7 +222,7 @@ def test_the_server_dies_and_nothing_is_lost(page, serve, ct, tmp_path):
     page.goto("about:blank")
     again = serve(ct, "-o", tmp_path, "--modality", "CT")
     open_page(page, again.url)
-    assert layer_voxels(page, again.url) == [before]
+    assert layers_of(page) == [before]
 
 
 def test_clicks_move_the_answer(page, serve, ct, tmp_path, screenshot):
@@ -231,7 +231,7 @@ def test_clicks_move_the_answer(page, serve, ct, tmp_path, screenshot):
     outline(page, "liver")
     first = page.inner_text(".answer.now p.small >> nth=0")
     page.keyboard.press("m")
-    left, top, width, height = middle_of(page)
+    left, top, width, height = box_of(page)
     at = (left + 0.25 * width, top + 0.45 * height)
     stroke(page, at)
     expect(page.locator(".answer.now")).to_contain_text("0 inside, 1 outside")
@@ -268,3 +268,25 @@ def test_the_help_sheet_tells_every_shortcut(page, serve, ct, tmp_path, screensh
     for word in ("brush", "undo", "save", "window"):
         expect(page.locator("#keys")).to_contain_text(word)
     screenshot(page, "review-help")
+
+
+def test_every_scan_of_a_folder_has_work_of_its_own(page, serve, tmp_path):
+    rng = np.random.default_rng(0)
+    for name, shape in (("first", (30, 40, 12)), ("second", (24, 24, 20))):
+        values = rng.integers(0, 1000, shape).astype(np.float32)
+        write_scan(tmp_path / "scans" / f"{name}.nii.gz", Scan(values, np.diag([-2.0, -2, 3, 1]), "MR"))
+    server = serve(tmp_path / "scans", "-o", tmp_path / "out")
+    open_page(page, server.url)
+    page.keyboard.press("n")
+    page.wait_for_selector("#layers li.now[data-layer]")
+    left, top, width, height = box_of(page)
+    stroke(page, (left + 0.3 * width, top + 0.3 * height), (left + 0.35 * width, top + 0.3 * height))
+    (painted,) = layers_of(page)
+    assert painted["voxels"] > 0
+    page.select_option("#case", label="second")
+    page.wait_for_selector("body[data-ready=c1]")
+    expect(page.locator("#facts")).to_contain_text("24 × 24 × 20")
+    assert layers_of(page) == []
+    page.select_option("#case", label="first")
+    page.wait_for_selector("body[data-ready=c0]")
+    assert layers_of(page) == [painted]

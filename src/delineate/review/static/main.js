@@ -9,6 +9,7 @@ import { PLANES, Viewer } from './viewer.js'
 
 const TOOL_NAMES = { look: 'Look (V)', brush: 'Brush (B)', eraser: 'Eraser (E)', plus: 'Inside + (P)', minus: 'Outside − (M)' }
 let opacity = 0.6
+let pointed = null // the voxel under the pointer
 let noticeTimer = 0
 
 function notice(text, problem = false) {
@@ -42,11 +43,17 @@ const desk = new Desk((what) => {
   overlay.draw()
   document.body.dataset.pending = String(desk.waiting)
 })
-const viewer = new Viewer(byId('scan'), () => overlay.draw())
+const viewer = new Viewer(byId('scan'), () => {
+  overlay.draw()
+  readout()
+})
 const overlay = new Overlay(byId('overlay'), viewer, desk)
 const tools = new Tools(byId('overlay'), viewer, overlay, desk, {
   problem,
-  hover: readout,
+  hover: (voxel) => {
+    pointed = voxel
+    readout()
+  },
   window: dragWindow,
   tool: (tool) => {
     for (const button of byId('tools').querySelectorAll('button')) button.setAttribute('aria-pressed', String(button.dataset.tool === tool))
@@ -156,12 +163,12 @@ async function showDoubt(visible) {
   desk.tell('doubt')
 }
 
-function readout(voxel = null) {
-  if (!viewer.info) return
-  const at = voxel ?? viewer.crosshair()
+function readout() {
+  if (!viewer.info || !desk.work) return
+  const at = pointed ?? viewer.crosshair()
   const names = desk.work.layers.filter((layer) => desk.masks.get(`layer ${layer.id}`)?.bits[desk.masks.get(`layer ${layer.id}`).place(at)])
   const unit = desk.info.modality === 'CT' && desk.info.intensity[0] < -150 ? ' HU' : ''
-  const told = [`${voxel ? 'voxel' : 'crosshair at'} ${at.join(', ')}`, `value ${viewer.intensity(at)}${unit}`, names.map((layer) => layer.name).join(', ')]
+  const told = [`${pointed ? 'voxel' : 'crosshair at'} ${at.join(', ')}`, `value ${viewer.intensity(at)}${unit}`, names.map((layer) => layer.name).join(', ')]
   byId('readout').textContent = told.filter(Boolean).join('   ·   ')
 }
 
@@ -192,6 +199,7 @@ function cycle(select) {
 
 const openCase = attempt(async (id) => {
   byId('facts').textContent = 'opening…'
+  viewer.info = pointed = null // nothing is drawn until the new scan is there
   await desk.open(id)
   const { info } = desk
   await viewer.open(`/api/cases/${info.id}/scan.nii.gz`, info)

@@ -108,11 +108,12 @@ function unknown(box, answer, on) {
 function row(desk, key, label, quality, weight, volume, unit, on, proposal) {
   const shown = desk.shown.has(key)
   const told = [amount(volume, unit)]
+  if (weight !== null) told.push(`for ${percent(weight)}`)
   if (quality !== null && quality !== undefined) told.push(`Dice ${quality.toFixed(2)} expected`)
   const text = make('div', {}, proposal === null ? 'consensus' : `${label}`, ' ', make('small', {}, told.join(', ')))
   if (weight !== null) {
     const bar = make('div', { class: 'bar', title: `stands for ${percent(weight)} of the proposals` }, make('i'))
-    bar.firstChild.style.width = percent(weight)
+    bar.firstChild.style.width = `${100 * weight}%`
     text.append(bar)
   }
   const tick = make('input', { type: 'checkbox', checked: shown, 'aria-label': `show ${proposal === null ? 'consensus' : `proposal ${label}`}`, onchange: () => on.toggle(key) })

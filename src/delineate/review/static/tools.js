@@ -33,6 +33,7 @@ export class Tools {
     if (!at) return
     if (event.ctrlKey || event.metaKey) this.viewer.zoom(event.deltaY < 0 ? 1.15 : 1 / 1.15, ...this.place(event))
     else if (event.deltaY) this.viewer.scroll(at.tile, event.deltaY < 0 ? 1 : -1)
+    this.hover(this.viewer.at(...this.place(event)))
   }
 
   down(event) {
