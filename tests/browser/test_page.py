@@ -151,7 +151,7 @@ def test_what_is_under_the_pointer_is_the_voxel_that_is_named(codes, page, serve
     left, top, width, height = box_of(page)
     compared = {True: 0, False: 0}
     patch = screen(page)
-    for x, y in np.random.default_rng(0).uniform((left, top), (left + width, top + height), (250, 2)):
+    for x, y in np.random.default_rng(0).uniform((left, top), (left + width, top + height), (150, 2)):
         page.mouse.move(x, y)
         told = page.inner_text("#readout")
         value = float(re.search(r"value ([-\d.]+)", told).group(1))
@@ -167,7 +167,7 @@ def test_what_is_under_the_pointer_is_the_voxel_that_is_named(codes, page, serve
             if np.ptp(seen) < 20:  # neither crosshair nor letters
                 assert (seen.mean() > 128) == bright, (x, y, voxel)
                 compared[bright] += 1
-    assert min(compared.values()) > 10
+    assert min(compared.values()) > 8
 
 
 def screen(page: Page):

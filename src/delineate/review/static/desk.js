@@ -54,7 +54,7 @@ export class Desk {
     this.work = await api.get(`/cases/${id}`)
     this.layer = this.work.layers.at(-1)?.id ?? null
     await Promise.all(this.work.layers.map((layer) => this.fetch(`layer ${layer.id}`)))
-    const last = this.work.answers.at(-1)
+    const last = this.work.answers.findLast((one) => one.proposals > 0) ?? this.work.answers.at(-1)
     if (last) await this.look(last.id)
   }
 

@@ -269,8 +269,11 @@ const allProposals = attempt(async () => {
   for (const key of keys) await desk.toggle(key, !hide)
 })
 const pickNth = (n) => {
-  const one = desk.answerOf()?.distinct[n]
+  const answer = desk.answerOf()
+  if (!answer?.proposals) return
+  const one = answer.distinct[n]
   if (one) on.pick(one.proposal)
+  else problem(`this answer has ${answer.distinct.length} distinct proposal${answer.distinct.length > 1 ? 's' : ''}; there is no ${n + 1}`)
 }
 const scroll = (steps) => viewer.info && viewer.tiles().length && viewer.scroll(viewer.tiles()[0], steps)
 
