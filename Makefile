@@ -4,7 +4,7 @@ DATA ?= ../shared/data
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test test-browser test-slow check fix bench lesions diffboost adapt doubt house clean
+.PHONY: setup demo test test-browser test-slow check fix bench lesions diffboost adapt doubt review house clean
 
 setup: $(READY)
 
@@ -61,9 +61,16 @@ adapt: $(READY)
 doubt: $(READY)
 	$(BIN)/python benchmarks/doubt.py --data $(DATA)
 
+# Half an hour on two cores: clicks and scribbles, waiting times on the review page, a DICOM series there and back.
+review: $(READY)
+	$(BIN)/python benchmarks/marks.py --data $(DATA)
+	$(BIN)/python benchmarks/review.py --data $(DATA)
+	$(BIN)/python benchmarks/dicom_seg.py --data $(DATA)
+
 house: $(READY)
 	$(BIN)/python recipes/house.py --data $(DATA)
 	$(BIN)/python recipes/house_synthesis.py --data $(DATA)
+	$(BIN)/python recipes/house_marks.py --data $(DATA)
 
 clean:
 	rm -rf .venv demo build dist .pytest_cache .ruff_cache
