@@ -234,10 +234,13 @@ def test_clicks_move_the_answer(page, serve, ct, tmp_path, screenshot):
     left, top, width, height = box_of(page)
     at = (left + 0.25 * width, top + 0.45 * height)
     stroke(page, at)
-    expect(page.locator(".answer.now")).to_contain_text("0 inside, 1 outside")
+    stroke(page, (at[0] + 20, at[1]))  # at once: the first is still being answered
+    expect(page.locator(".answer.now")).to_contain_text("0 inside, 2 outside")
     expect(page.locator("#progress")).to_be_hidden()
     screenshot(page, "review-clicks")
     assert page.inner_text(".answer.now p.small >> nth=1") != first
+    page.keyboard.press("Backspace")
+    expect(page.locator(".answer.now")).to_contain_text("0 inside, 1 outside")
     page.keyboard.press("Backspace")
     expect(page.locator(".answer.now")).not_to_contain_text("outside")
 

@@ -62,6 +62,12 @@ export class Desk {
     return this.work.answers.find((one) => one.id === id) ?? null
   }
 
+  // The answer in words that one with marks goes back to.
+  wordsOf(answer) {
+    while (answer?.refines && answer.marks.length) answer = this.answerOf(answer.refines)
+    return answer
+  }
+
   layerOf(id = this.layer) {
     return this.work.layers.find((one) => one.id === id) ?? null
   }
@@ -189,15 +195,21 @@ export class Desk {
   // --- asking
 
   async ask(prompt, { proposals = 8, marks = [], refines = null } = {}) {
-    const ask = await api.post(this.path('/asks'), { prompt, proposals, marks, refines })
-    this.running = ask
+    this.running = { prompt, share: 0 }
     this.tell('running')
-    const ended = await api.follow(this.path(`/asks/${ask.id}/progress`), (state) => {
-      this.running = state
+    let end
+    try {
+      const ask = await api.post(this.path('/asks'), { prompt, proposals, marks, refines })
+      this.running = ask
+      const told = await api.follow(this.path(`/asks/${ask.id}/progress`), (state) => {
+        this.running = state
+        this.tell('running')
+      })
+      end = told && told.state !== 'running' ? told : await api.get(this.path(`/asks/${ask.id}`))
+    } finally {
+      this.running = null
       this.tell('running')
-    })
-    this.running = null
-    const end = ended?.state === 'running' || !ended ? await api.get(this.path(`/asks/${ask.id}`)) : ended
+    }
     this.work = await api.get(this.path())
     if (end.answer) await this.look(end.answer, marks.length ? 0 : 2)
     this.tell('running')
@@ -206,7 +218,7 @@ export class Desk {
   }
 
   async cancel() {
-    if (this.running) await api.remove(this.path(`/asks/${this.running.id}`))
+    if (this.running?.id) await api.remove(this.path(`/asks/${this.running.id}`))
   }
 
   async save(layers = null) {

@@ -10,6 +10,7 @@ import { PLANES, Viewer } from './viewer.js'
 const TOOL_NAMES = { look: 'Look (V)', brush: 'Brush (B)', eraser: 'Eraser (E)', plus: 'Inside + (P)', minus: 'Outside − (M)' }
 let opacity = 0.6
 let pointed = null // the voxel under the pointer
+let markedMeanwhile = false // while a question was being answered
 let noticeTimer = 0
 
 function notice(text, problem = false) {
@@ -114,26 +115,30 @@ const on = {
 async function ask(prompt) {
   byId('prompt').value = prompt
   desk.marks = []
+  markedMeanwhile = false
   const end = await desk.ask(prompt, { proposals: Number(byId('proposals').value) || 8 })
   if (end.state === 'cancelled') return notice('cancelled; nothing was changed')
   const answer = desk.answerOf(end.answer)
   if (answer?.outcome === 'found') largestSlice()
   await showDoubt(desk.doubt && answer?.proposals > 0)
+  if (markedMeanwhile) await askWithMarks()
 }
 
 // Marks refine the answer looked at; without one they say what the words in the field mean.
 async function askWithMarks() {
-  if (desk.running) return problem('one moment: the last question is still being answered')
+  if (desk.running) return void (markedMeanwhile = true) // asked again once the answer is there
+  markedMeanwhile = false
   const now = desk.answerOf()
   if (!desk.marks.length) {
     desk.tell('marks')
-    if (now?.refines) await desk.look(now.refines)
+    if (now?.refines) await desk.look(desk.wordsOf(now).id)
     return
   }
   const prompt = now?.prompt ?? (byId('prompt').value.trim() || 'target')
   const proposals = now?.proposals || Number(byId('proposals').value) || 8
   await desk.ask(prompt, { marks: desk.marks, proposals, refines: now?.id ?? null })
   if (desk.doubt) await showDoubt(true)
+  if (markedMeanwhile) await askWithMarks()
 }
 
 // The crosshair into the slice where the consensus is largest.
