@@ -2,7 +2,7 @@
 
     python benchmarks/marks.py --data ../shared/data
 
-**scribbles**: MedScribble, 56 images of 12 tasks that nothing here was trained on, as three people scribbled on them; a
+**scribbles**: MedScribble, 56 images of 12 tasks (one called BTCV, as a training set is), as three people scribbled; a
 person's strokes (connected pieces of a sign, the largest first) are shown in three rounds, a third of each sign more at
 a time. **clicks**: the same images, up to five clicks in the middle of the largest error of each method's own answer.
 Nobody knows the words there, so the marks have to do. **words**: lesions and organs of test subjects that the house

@@ -524,7 +524,8 @@ def test_earlier_answers_are_there_for_everybody_and_can_be_picked(tmp_path):
 
 
 def test_a_dicom_series_is_saved_as_nifti_and_as_seg_on_its_own_frames(tmp_path):
-    pydicom_data = pytest.importorskip("pydicom.data")
+    import pydicom.data as pydicom_data
+
     from delineate.dicom.seg import read_seg
 
     series = tmp_path / "series"

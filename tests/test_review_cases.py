@@ -191,7 +191,8 @@ def test_an_answer_of_ones_own_comes_back_and_is_none_before_it_is_whole(tmp_pat
 
 
 def test_dicom_is_a_case_like_any_other(tmp_path):
-    data = pytest.importorskip("pydicom.data")
+    from pydicom import data
+
     folder = tmp_path / "series"
     folder.mkdir()
     bundled = Path(data.__file__).parent / "test_files" / "dicomdirtests" / "98892001" / "CT5N"
