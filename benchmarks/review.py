@@ -1,8 +1,9 @@
 """How long a person waits on the review page: `delineate review` as a process, asked over HTTP as the page asks it.
 
-An image of 256 x 256 (a held-out skin lesion) and a slab of a held-out CT. For each: the first answer, model and all;
-clicks, each from the request to the new consensus in hand; brush strokes and undo, from the request to the
-acknowledgement, which comes after the disk has them; saving.
+An image of 256 x 256 (a held-out skin lesion), a slab of a held-out CT, and the whole of it with every voxel doubled
+along each axis, which makes it as large as CTs are. For each: the first answer, model and all; clicks, each from the
+request to the new consensus in hand; brush strokes and undo, from the request to the acknowledgement, which comes after
+the disk has them; saving.
 """
 
 import argparse
@@ -124,6 +125,15 @@ def slab(path: Path, folder: Path) -> Path:
     return write_scan(folder / "slab.nii.gz", Scan(scan.voxels[..., start : start + SLICES], affine, "CT", path))
 
 
+def doubled(path: Path, folder: Path) -> Path:
+    """A CT with every voxel doubled along each axis."""
+    scan = read_scan(path, modality="CT")
+    voxels = scan.voxels.repeat(2, axis=0).repeat(2, axis=1).repeat(2, axis=2)
+    affine = scan.affine @ np.diag([0.5, 0.5, 0.5, 1])
+    affine[:3, 3] = (scan.affine @ [-0.25, -0.25, -0.25, 1])[:3]
+    return write_scan(folder / "doubled.nii.gz", Scan(voxels, affine, "CT", path))
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(
@@ -140,6 +150,7 @@ def main() -> None:
             "threads": 2,
             "skin lesion": measure(image, "skin lesion"),
             "liver in a slab of CT": measure(slab(ct, Path(folder)), "liver", "--modality", "CT"),
+            "liver in a large CT": measure(doubled(ct, Path(folder)), "liver", "--modality", "CT"),
         }
     write_json(options.output, report)
     print(json.dumps(report, indent=2))

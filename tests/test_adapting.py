@@ -22,6 +22,7 @@ from delineate.data.dataset import open_dataset
 from delineate.data.phantom import write_phantom_dataset
 from delineate.errors import DatasetError, DelineateError, ModelError
 from delineate.evaluation import Row
+from delineate.marking import Marker, MarkerConfig, build
 from delineate.model_folder import save_model
 from delineate.preparation import Preparation
 from delineate.prompt import Vocabulary
@@ -117,9 +118,11 @@ def test_the_base_is_the_same_to_the_bit_with_an_adapter_beside_it(adapter, base
     folder, _ = adapter
     scan, _ = open_dataset(mr).read(open_dataset(mr).split("test")[0])
     plain = Segmenter.load(base)
+    plain.marker = Marker(MarkerConfig(64, (8, 16)), build(MarkerConfig(64, (8, 16))))
     before = plain(scan, ["liver", "spleen"])
     adapted = plain.with_adapter(folder)
     assert adapted.habits.modality == "MR"
+    assert adapted.marker is plain.marker
     assert (adapted(scan, ["liver"])["liver"].probability() != before["liver"].probability()).any()
     after = plain(scan, ["liver", "spleen"])
     for name in ("liver", "spleen"):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from delineate.marking import Marker, MarkerConfig, build
 from delineate.marking_answers import MISTAKEN, agreement
 from delineate.marks import MarkError, Marks
 from delineate.prompt import Prompt, Vocabulary
@@ -153,6 +154,42 @@ def test_a_click_encodes_nothing_again_and_takes_the_words_answer_where_it_is_gi
     assert calls == {"see": 1, "propose": 2}
     assert np.array_equal(quick.probabilities, slow.probabilities)
     assert np.array_equal(quick.weights, slow.weights)
+
+
+@pytest.mark.parametrize("name", ["ensemble", "unisegdiff"])
+@pytest.mark.parametrize("text", ["liver", "thingummy"])
+def test_slices_whose_marks_stay_as_they_were_are_not_drawn_again_and_nothing_else_changes(name, text, volume):
+    looked = []
+
+    class Looking:
+        size = 64
+
+        def __init__(self):
+            self.network = build(MarkerConfig(64, (8, 16)))
+
+        def probability(self, stack, marks, previous):
+            looked.append(len(stack))
+            return self.network(stack, marks, previous).detach().sigmoid()
+
+        def draw(self, *args):
+            return Marker(MarkerConfig(64, (8, 16)), self.network).draw(*args)
+
+    segmenter = Segmenter(untrained(name), marker=Looking())
+    seen = segmenter.look(volume)
+    words = segmenter(seen, [text], n=N)
+    more = VOLUME_MARKS + Marks(negative=[(20, 20, 0)])  # of its slices 0, 4 and 8 one changes
+    fewer = Marks([(39, 35, 0)], [(0, 0, 8)])  # one loses its marks
+    before = segmenter(seen, [Prompt(text, VOLUME_MARKS)], n=N, earlier=words)
+    for marks, changed in ((more, 1), (fewer, 0), (VOLUME_MARKS, 0)):
+        prompt = Prompt(text, marks)
+        slow = segmenter(seen, [prompt], n=N)[text]
+        looked.clear()
+        quick = segmenter(seen, [prompt], n=N, earlier=Proposals(volume, words.targets + before.targets))[text]
+        assert sum(looked) == changed
+        np.testing.assert_allclose(quick.probabilities, slow.probabilities, atol=4e-3)  # rounding of other batch shapes
+        assert (quick.outcome, quick.score) == (slow.outcome, pytest.approx(slow.score, abs=4e-3))
+        if slow.weights is not None:
+            np.testing.assert_allclose(quick.weights, slow.weights, atol=1e-6)
 
 
 def test_marks_outside_of_the_scan_are_refused_before_any_work(house, two_spots):

@@ -179,12 +179,19 @@ def test_an_answer_of_ones_own_comes_back_and_is_none_before_it_is_whole(tmp_pat
     assert (again.info.id, again.info.seed, again.info.refines, again.info.marks) == ("a5", 7, "s0", marks)
     np.testing.assert_array_equal(again.proposal(2, SHAPE), proposals.targets[0].choose(2))
     np.testing.assert_array_equal(again.consensus(SHAPE), proposals.targets[0].consensus())
-    np.testing.assert_allclose(again.doubt(SHAPE), proposals.targets[0].disagreement(), atol=1e-6)
+    np.testing.assert_allclose(again.doubt(SHAPE), proposals.targets[0].disagreement(), atol=0.5001 / 255)
     with pytest.raises(ScanError, match="must have the scan's shape"):
         again.consensus((1, 2, 3))
-    (tmp_path / "a5" / "liver.nii.gz").unlink()
-    with pytest.raises(ScanError, match="the mask of this answer is gone; ask again"):
-        again.consensus(SHAPE)
+    masks = tmp_path / "a5" / "masks.npz"
+    for damaged in (masks.read_bytes()[:-30], b"", b"PK"):
+        masks.write_bytes(damaged)
+        for read in (again.consensus, again.doubt):
+            with pytest.raises(ScanError, match="the masks of this answer are damaged; ask again"):
+                read(SHAPE)
+    masks.unlink()
+    for read in (again.consensus, again.doubt):
+        with pytest.raises(ScanError, match="the masks of this answer are gone; ask again"):
+            read(SHAPE)
     (tmp_path / "a5" / "answer.json").write_text("{}")
     with pytest.raises(ScanError, match="this answer is damaged"):
         read_answer(tmp_path / "a5")

@@ -45,10 +45,20 @@ class StapleResult:
     converged: bool
 
 
-def fuse_mean(probabilities: Shaped[np.ndarray, " N *space"]) -> Float[np.ndarray, "*space"]:
-    """The mean over the N masks, float32 in [0, 1]."""
+def fuse_mean(
+    probabilities: Shaped[np.ndarray, " N *space"], weights: Float[np.ndarray, " N"] | None = None
+) -> Float[np.ndarray, "*space"]:
+    """The mean over the N masks, float32 in [0, 1]; by `weights` that sum to 1, where they are given."""
     stack = _checked(probabilities)
-    return np.asarray(np.mean(stack, axis=0, dtype=np.float32))
+    bits = stack.view(np.uint16) if stack.dtype == np.float16 else stack
+    some = np.flatnonzero(np.logical_or.reduce(bits, axis=0))  # most of a scan is nobody's target
+    values = np.zeros(some.shape, np.float32)
+    for k, mask in enumerate(stack.reshape(len(stack), -1)):
+        one = mask[some].astype(np.float32)
+        values += one if weights is None else np.float32(weights[k]) * one
+    mean = np.zeros(stack[0].size, np.float32)
+    mean[some] = values / len(stack) if weights is None else values.clip(0, 1)
+    return mean.reshape(stack.shape[1:])
 
 
 def fuse_majority(probabilities: Shaped[np.ndarray, " N *space"]) -> Float[np.ndarray, "*space"]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from delineate.intensity import CT_WINDOW_HU, intensity_range, is_in_hounsfield_units, normalise  # noqa: F401
-from delineate.scan import Scan, canonical_spacing, from_canonical, orientation_of, to_canonical
+from delineate.scan import Scan, canonical_spacing, orientation_of, to_canonical
 
 
 @dataclass(frozen=True)
@@ -95,15 +95,19 @@ def stack_of(scan: Scan, size: int, only: Sequence[int] | None = None) -> Float[
     The three channels are the colours of a colour image, and for a grey scan the slice below, the slice and
     the slice above (at the ends, and in flat images, the slice itself): a 2-D network sees a little depth.
     """
-    canonical = to_canonical(normalise(scan.voxels, scan.modality), orientation_of(scan.affine))
+    canonical, ends = (
+        to_canonical(scan.voxels, orientation_of(scan.affine)),
+        intensity_range(scan.voxels, scan.modality),
+    )
     fit = canonical_fit(scan, size)
-    slices = torch.from_numpy(np.ascontiguousarray(canonical))
-    if scan.is_colour:
-        return fit.to_grid((slices if only is None else slices[list(only)]).permute(0, 3, 1, 2))
-    if only is not None:
-        around = torch.tensor(only)[:, None] + torch.tensor([-1, 0, 1])
-        shown = slices[around.clamp(0, len(slices) - 1).flatten()]
+    if only is not None and not scan.is_colour:
+        around = (np.array(only)[:, None] + [-1, 0, 1]).clip(0, len(canonical) - 1).ravel()
+        shown = torch.from_numpy(np.ascontiguousarray(normalise(canonical[around], scan.modality, ends)))
         return fit.to_grid(shown[:, None])[:, 0].unflatten(0, (-1, 3))
+    chosen = canonical if only is None else canonical[list(only)]
+    slices = torch.from_numpy(np.ascontiguousarray(normalise(chosen, scan.modality, ends)))
+    if scan.is_colour:
+        return fit.to_grid(slices.permute(0, 3, 1, 2))
     grid = torch.cat([fit.to_grid(chunk[:, None]) for chunk in slices.split(32)])
     return with_neighbours(grid[:, 0])
 
@@ -119,8 +123,10 @@ def to_scan_grid(values: Float[Tensor, "n slices size size"], scan: Scan) -> Flo
     """Grid values (N, slices, size, size) on the scan's own voxels: float16 (N, I, J, K)."""
     fit = canonical_fit(scan, values.shape[-1])
     orientation = orientation_of(scan.affine)
-    out = np.empty((len(values), *scan.shape), dtype=np.float16)
-    for k, proposal in enumerate(values):
-        back = fit.from_grid(proposal[:, None].float())[:, 0].clamp(0, 1)
-        out[k] = from_canonical(back.numpy().astype(np.float16), orientation)
+    out = np.zeros((len(values), *scan.shape), dtype=np.float16)
+    some = (values != 0).any(dim=0).flatten(1).any(dim=1)  # most slices do not show the target
+    if some.any():
+        for volume, proposal in zip(out, values[:, some], strict=True):
+            back = fit.from_grid(proposal[:, None].float())[:, 0].clamp(0, 1)
+            to_canonical(volume, orientation)[some.numpy()] = back.numpy()
     return out

@@ -24,10 +24,10 @@ def intensity_range(voxels: np.ndarray, modality: str | None) -> tuple[float, fl
     return (low, high) if high > low else (float(voxels.min()), float(voxels.max()))
 
 
-def normalise(voxels: np.ndarray, modality: str | None) -> np.ndarray:
-    """Intensities as float32 in [-1, 1], the ends being those of `intensity_range`."""
+def normalise(voxels: np.ndarray, modality: str | None, ends: tuple[float, float] | None = None) -> np.ndarray:
+    """Intensities as float32 in [-1, 1], the ends being those of `intensity_range`, of these voxels or as given."""
     voxels = np.asarray(voxels, dtype=np.float32)
-    low, high = intensity_range(voxels, modality)
+    low, high = intensity_range(voxels, modality) if ends is None else ends
     if high - low < np.finfo(np.float32).tiny:  # 2 / (high - low) would be infinite, and 0 times it NaN
         return np.full_like(voxels, -1.0)
     return np.clip((voxels - low) * (2 / (high - low)) - 1, -1, 1).astype(np.float32)

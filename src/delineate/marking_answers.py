@@ -21,11 +21,13 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
+from delineate.geometry import orientation_of, to_canonical
 from delineate.grid import Fit, canonical_fit, stack_of
 from delineate.marking import Marker
+from delineate.marks import Marks, Voxel
 from delineate.prompt import Prompt
 from delineate.proposals import Outcome, TargetProposals, presence
-from delineate.scan import orientation_of, to_canonical
+from delineate.scan import Scan
 from delineate.systems.system import Marked, Redraws, System, Target
 
 if TYPE_CHECKING:
@@ -47,6 +49,7 @@ def answer_with_marks(
     n: int,
     seed: int,
     found_from: float,
+    before: TargetProposals | None = None,
 ) -> TargetProposals:
     """`answer`, that to the words of `prompt`, with the marks of `prompt`.
 
@@ -60,46 +63,81 @@ def answer_with_marks(
         n: proposals, where the marks alone make them; else as many as `answer` has.
         seed: of `answer`.
         found_from: the score from which a target counts as found that has no positive mark.
+        before: what came of the same words, scan, n and seed with other marks: slices whose marks are the same are
+            taken from it, being what would come again.
     """
     marks, scan = prompt.marks, seen.scan
     if not marks or (target is None and not marks.positive):
         return replace(answer, prompt=prompt)
     masks, orientation = marks.to_masks(scan.shape), orientation_of(scan.affine)
-    canonical = np.stack([to_canonical(mask, orientation) for mask in masks], axis=1)
-    slices = torch.from_numpy(np.flatnonzero(canonical.any(axis=(1, 2, 3))))
-    here = torch.from_numpy(np.ascontiguousarray(canonical[slices.numpy()]))
-    fine, stack = canonical_fit(scan, marker.size), stack_of(seen.prepared, marker.size, slices.tolist())
-    shown = on_grid(here, fine)
-    if target is None or answer.probabilities is None:
-        drawn = np.zeros((n, *scan.shape), np.float16)
-        probability = marker.probability(stack, shown, torch.full((len(slices), marker.size, marker.size), 0.5))
-        new = _back(marker.draw(probability, shown, n, seed), fine)
-    else:
-        drawn = answer.probabilities.copy()
-        if isinstance(system, Redraws):
-            own = canonical_fit(scan, system.size)
-            believed = _moved(system.estimate(seen.features, target)[slices], own, fine)
-            probability = _moved(marker.probability(stack, shown, believed), fine, own)
-            inside, outside = certain(on_grid(here, own))
-            new = _back(
-                system.redraw(seen.features, target, Marked(slices, probability, inside, outside), n, seed), own
-            )
-        else:
-            given = torch.from_numpy(np.stack([to_canonical(one, orientation)[slices.numpy()] for one in drawn]))
-            odds = _log_odds(given.float())
-            middle = odds.mean(dim=0)
-            believed = fine.to_grid(middle.sigmoid()[:, None], fill=0.0)[:, 0]
-            probability = _back(marker.probability(stack, shown, believed)[None], fine)[0]
-            new = (odds + (_log_odds(probability) - middle)).sigmoid()
-    for one, fresh in zip(drawn, new, strict=True):
-        to_canonical(one, orientation)[slices.numpy()] = fresh.clamp(0, 1).numpy()
-    weights = None if answer.probabilities is None else agreement(answer.probabilities, masks)
-    drawn[:, masks[0]], drawn[:, masks[1]] = 1, 0
+    known = answer.probabilities if target is not None else None
+    drawn = np.zeros((n, *scan.shape), np.float16) if known is None else known.copy()
+    todo = _slices(_signed(marks), scan)
+    if before is not None and before.prompt.marks and before.probabilities is not None:
+        same = sorted(todo - _slices(_signed(marks) ^ _signed(before.prompt.marks), scan))
+        for one, old in zip(drawn, before.probabilities, strict=True):
+            to_canonical(one, orientation)[same] = to_canonical(old, orientation)[same]
+        todo -= set(same)
+    if todo:
+        slices = sorted(todo)
+        here = np.stack([to_canonical(mask, orientation)[slices] for mask in masks], axis=1)
+        fresh = _redrawn(drawn, torch.tensor(slices), torch.from_numpy(here), seen, system, marker, target, n, seed)
+        for one, new in zip(drawn, fresh, strict=True):
+            to_canonical(one, orientation)[slices] = new.clamp(0, 1).numpy()
+    weights = None if known is None else agreement(known, masks)
+    for value, voxels in ((1, marks.positive), (0, marks.negative)):
+        if voxels:
+            drawn[:, *np.array(voxels).T] = value
     name = answer.name or " ".join(prompt.text.split())
     with_marks = TargetProposals(prompt, name, Outcome.FOUND, 0.0, drawn, weights=weights)
     score = presence(with_marks.mean())
     found = bool(marks.positive) or score >= found_from
     return replace(with_marks, score=score, outcome=Outcome.FOUND if found else Outcome.LIKELY_ABSENT)
+
+
+def _signed(marks: Marks) -> set[tuple[Voxel, bool]]:
+    return {(v, True) for v in marks.positive} | {(v, False) for v in marks.negative}
+
+
+def _slices(marked: set[tuple[Voxel, bool]], scan: Scan) -> set[int]:
+    """The axial slices that marked voxels lie in."""
+    orientation = orientation_of(scan.affine)
+    axis, last = orientation.order[0], scan.shape[orientation.order[0]] - 1
+    return {last - voxel[axis] if orientation.flips[0] else voxel[axis] for voxel, _ in marked}
+
+
+def _redrawn(
+    drawn: np.ndarray,
+    slices: Tensor,
+    here: Tensor,
+    seen: "Seen",
+    system: System,
+    marker: Marker,
+    target: Target | None,
+    n: int,
+    seed: int,
+) -> Tensor:
+    """N proposals (N, M, H, W) of the slices with the marks `here` (M, 2, H, W), where words gave `drawn`."""
+    scan = seen.scan
+    fine, stack = canonical_fit(scan, marker.size), stack_of(seen.prepared, marker.size, slices.tolist())
+    shown = on_grid(here, fine)
+    if target is None:
+        probability = marker.probability(stack, shown, torch.full((len(slices), marker.size, marker.size), 0.5))
+        return _back(marker.draw(probability, shown, n, seed), fine)
+    if isinstance(system, Redraws):
+        own = canonical_fit(scan, system.size)
+        believed = _moved(system.estimate(seen.features, target, slices), own, fine)
+        probability = _moved(marker.probability(stack, shown, believed), fine, own)
+        marked = Marked(slices, probability, *certain(on_grid(here, own)))
+        return _back(system.redraw(seen.features, target, marked, n, seed), own)
+    orientation = orientation_of(scan.affine)
+    odds = _log_odds(
+        torch.from_numpy(np.stack([to_canonical(one, orientation)[slices.numpy()] for one in drawn])).float()
+    )
+    middle = odds.mean(dim=0)
+    believed = fine.to_grid(middle.sigmoid()[:, None], fill=0.0)[:, 0]
+    probability = _back(marker.probability(stack, shown, believed)[None], fine)[0]
+    return (odds + (_log_odds(probability) - middle)).sigmoid()
 
 
 def on_grid(marks: Tensor, fit: Fit) -> Tensor:
@@ -122,11 +160,15 @@ def agreement(probabilities: np.ndarray, masks: np.ndarray) -> np.ndarray | None
     if len(probabilities) == 1:
         return None
     evidence = np.zeros(len(probabilities))
-    for positive, mask in zip((True, False), masks, strict=True):
+    for positive, whole in zip((True, False), masks, strict=True):
+        if not whole.any():
+            continue
+        box = ndimage.find_objects(whole.view(np.uint8))[0]  # strokes are small
+        mask = whole[box]
         strokes = np.empty(mask.shape, dtype=np.int32)
         count = int(ndimage.label(mask, TOUCHING, output=strokes))  # type: ignore[call-overload]
         for k, drawn in enumerate(probabilities):
-            p = drawn[mask].astype(np.float64)
+            p = drawn[box][mask].astype(np.float64)
             p = MISTAKEN + (1 - 2 * MISTAKEN) * (p if positive else 1 - p)
             evidence[k] += ndimage.mean(np.log(p), strokes[mask], np.arange(1, count + 1)).sum() if count else 0.0
     weights = np.exp(evidence - evidence.max())

@@ -12,7 +12,7 @@ import numpy as np
 from delineate import ordering
 from delineate.calibrated import Calibration, Guarantee, GuaranteeError
 from delineate.files import safe_name
-from delineate.fusion import FUSIONS, foreground
+from delineate.fusion import FUSIONS, foreground, fuse_mean
 from delineate.prompt import Prompt
 from delineate.scan import Scan, write_labels, write_map
 
@@ -104,9 +104,7 @@ class TargetProposals:
 
     def disagreement(self) -> np.ndarray:
         """Doubt, float32 (I, J, K) in [0, 1]: the entropy of the mean probability in bits."""
-        p = self.probability().clip(1e-6, 1 - 1e-6)
-        doubt = -(p * np.log2(p) + (1 - p) * np.log2(1 - p))
-        return np.where(doubt < 1e-4, 0, doubt).astype(np.float32)
+        return entropy(self.probability())
 
     @property
     def doubt(self) -> float:
@@ -148,13 +146,7 @@ class TargetProposals:
 
     @cached_property
     def _mean(self) -> np.ndarray:
-        drawn = self._drawn()
-        if self.weights is None:
-            return _kept(FUSIONS["mean"](drawn))
-        mean = np.zeros(drawn.shape[1:], np.float32)
-        for weight, one in zip(self.weights, drawn, strict=True):
-            mean += np.float32(weight) * one
-        return _kept(mean.clip(0, 1))
+        return _kept(fuse_mean(self._drawn(), self.weights))
 
     @cached_property
     def _probability(self) -> np.ndarray:
@@ -175,6 +167,16 @@ class TargetProposals:
         if self.probabilities is None:
             raise ValueError(f"'{self.prompt.text}' is an unknown prompt: there are no proposals to look at")
         return self.probabilities
+
+
+def entropy(probability: np.ndarray) -> np.ndarray:
+    """Of probabilities in [0, 1], in bits, float32; what is below 1e-4 counts as none."""
+    bits = np.zeros(probability.shape, np.float32)
+    open_ = (probability > 1e-6) & (probability < 1 - 1e-6)  # most of a scan is settled
+    p = probability[open_]
+    bits[open_] = -(p * np.log2(p) + (1 - p) * np.log2(1 - p))
+    bits[bits < 1e-4] = 0
+    return bits
 
 
 def _kept(values: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ from typing import Any
 from delineate.calibrated import Calibration
 from delineate.captions import captions
 from delineate.errors import ScanError
+from delineate.fusion import fuse_mean
 from delineate.grid import stack_of, to_scan_grid
 from delineate.marking import Marker, house_marker
 from delineate.marking_answers import answer_with_marks
@@ -168,9 +169,9 @@ class Segmenter:
             prompts: targets in words. An unknown one is answered with the outcome *unknown prompt*.
             n: proposals a target. Fewer come from a system that has no more: one from a plain U-Net.
             seed: proposal k depends on (model, scan, prompt, seed, k) and on nothing else.
-            earlier: this segmenter's answer on this scan to the same words without marks, with the same `n` and `seed`,
-                where there is one: what would be drawn again is then taken from it. It saves time and changes nothing.
-                One on another `Scan` is not looked at.
+            earlier: this segmenter's answers on this scan to the same words, with the same `n` and `seed`, where there
+                are any: without marks, and with some. What would be drawn again is then taken from them. It saves
+                time and changes nothing. One on another `Scan` is not looked at.
             on_step: told the share of the work that is done.
 
         Raises:
@@ -191,9 +192,11 @@ class Segmenter:
 
             words = replace(prompt, marks=None)
             reusable = earlier if earlier is not None and prompt.marks and earlier.scan is seen.scan else ()
-            known = [t for t in reusable if t.prompt == words and len(t) == n]
-            answer = known[0] if known else self._answer(seen, words, n, seed, report)
-            answers.append(self._marked(seen, prompt, answer, n, seed) if prompt.marks else answer)
+            known = [t for t in reusable if replace(t.prompt, marks=None) == words and len(t) in (0, n)]
+            plain = next((t for t in known if t.prompt == words), None)
+            before = next((t for t in known if t.prompt.marks), None)
+            answer = self._answer(seen, words, n, seed, report) if plain is None else plain
+            answers.append(self._marked(seen, prompt, answer, before, n, seed) if prompt.marks else answer)
             report(1.0)
         return Proposals(seen.scan, tuple(answers))
 
@@ -205,16 +208,18 @@ class Segmenter:
             return TargetProposals(prompt, None, Outcome.UNKNOWN_PROMPT, nearest=match.nearest)
         target = self._target(seen, prompt, match.concept)
         drawn = to_scan_grid(self.system.propose(seen.features, target, n, seed, on_step), seen.scan)
-        score = presence(drawn[: self.calibration.proposals if self.calibration else n].mean(axis=0, dtype="float32"))
+        score = presence(fuse_mean(drawn[: self.calibration.proposals if self.calibration else n]))
         outcome = Outcome.FOUND if score >= self.found_from else Outcome.LIKELY_ABSENT
         return TargetProposals(prompt, match.concept.name, outcome, score, drawn, calibration=self.calibration)
 
-    def _marked(self, seen: Seen, prompt: Prompt, answer: TargetProposals, n: int, seed: int) -> TargetProposals:
-        """`answer`, the one to the words of `prompt`, with its marks."""
+    def _marked(
+        self, seen: Seen, prompt: Prompt, answer: TargetProposals, before: TargetProposals | None, n: int, seed: int
+    ) -> TargetProposals:
+        """`answer`, the one to the words of `prompt`, with its marks; `before` had others."""
         concept = self.vocabulary.match(prompt.text).concept
         target = None if concept is None else self._target(seen, prompt, concept)
         marker = self.marker or house_marker()
-        how = {"n": n, "seed": seed, "found_from": self.found_from}
+        how = {"n": n, "seed": seed, "found_from": self.found_from, "before": before}
         return answer_with_marks(prompt, answer, seen, self.system, marker, target, **how)
 
     def _target(self, seen: Seen, prompt: Prompt, concept: Concept) -> Target:

@@ -154,7 +154,7 @@ def adapted_segmenter(base: Segmenter, adapted: Adapted, habits: Habits, *, merg
     """The segmenter of an adapted system, its layers merged if asked for; it has no model folder of its own."""
     modalities = dict.fromkeys((*base.modalities, habits.modality))
     system = adapted.merged(share=True) if merge else adapted.system
-    return Segmenter(system, tuple(modalities), habits=habits)
+    return Segmenter(system, tuple(modalities), habits=habits, marker=base.marker)
 
 
 def is_adapter(folder: Path) -> bool:

@@ -1,11 +1,14 @@
-"""An answer on disk: masks as `Proposals.save` writes them, and what is told of it.
+"""An answer on disk: its masks, its map of doubt, and what is told of it.
 
-`delineate segment` leaves many in one folder, described by `case.json`. Here an answer has a folder of its own, in
-which `answer.json` is written last: without it there is no answer.
+`delineate segment` leaves many in one folder, as `Proposals.save` writes them, described by `case.json`. An answer that
+was asked for here has a folder of its own: `masks.npz`, which holds masks as toggles and is read and written many times
+faster than images are, and `answer.json`, which is written last: without it there is no answer.
 """
 
 import json
 import time
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,16 +18,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from delineate.errors import ScanError
-from delineate.files import safe_name, write_json
+from delineate.files import replacing, safe_name, write_json
+from delineate.proposals import entropy
 from delineate.review.runs import mask_of, toggles_of
 from delineate.review.schema import AnswerInfo, Mark
 from delineate.review.work import NotHere
 from delineate.scan import Scan, read_labels, read_scan
 
 if TYPE_CHECKING:
-    from delineate.proposals import Proposals
+    from delineate.proposals import Proposals, TargetProposals
 
 ANSWER = "answer.json"
+MASKS = "masks.npz"  # toggles of "consensus" and "proposal_00", ..., uint32; "doubt" in 255 steps, uint8 (I, J, K)
 SUFFIXES = (".nii.gz", ".png")
 
 
@@ -35,13 +40,14 @@ class Answer:
     Attributes:
         info: what is told of it.
         folder: of its files.
-        stem: of the consensus' file; those of the proposals and maps begin with it.
+        stem: of the consensus' file; those of the proposals and maps begin with it. None for an answer that was asked
+            for here.
         asked: who answered what: model, adapter and calibration by hash, versions; for provenance.
     """
 
     info: AnswerInfo
     folder: Path
-    stem: str
+    stem: str | None
     asked: Mapping[str, Any]
 
     def consensus(self, shape: tuple[int, int, int]) -> np.ndarray:
@@ -71,7 +77,11 @@ class Answer:
             raise NotHere(f"answer '{self.info.id}' has no masks: {self.info.outcome}")
         if k is not None and not 0 <= k < self.info.proposals:
             raise NotHere(f"answer '{self.info.id}' has {self.info.proposals} proposals; there is no {k}")
-        stem = self.stem if k is None else f"{self.stem}_proposal_{k:02d}"
+        name = "consensus" if k is None else f"proposal_{k:02d}"
+        if self.stem is None:
+            file = self._masks()
+            return _toggles_kept(file, file.stat().st_mtime_ns, name, shape)
+        stem = self.stem if k is None else f"{self.stem}_{name}"
         file = self._file(stem)
         if file is None:
             raise ScanError(f"{self.folder / stem}: the mask of this answer is gone; ask again")
@@ -79,14 +89,22 @@ class Answer:
 
     def doubt(self, shape: tuple[int, int, int]) -> np.ndarray:
         """Doubt in [0, 1], float32: the map that was saved, else the entropy of the share of proposals, in bits."""
+        if self.stem is None:
+            return _array_in(self._masks(), "doubt", shape).astype(np.float32) / 255
         if (saved := self._file(f"{self.stem}_doubt")) is not None:
             return _of_shape(read_scan(saved), shape) / (255 if saved.suffix == ".png" else 1)
         if (saved := self._file(f"{self.stem}_probability")) is not None:
-            return _entropy(_of_shape(read_scan(saved), shape) / (255 if saved.suffix == ".png" else 1))
+            return entropy(_of_shape(read_scan(saved), shape) / (255 if saved.suffix == ".png" else 1))
         share = np.zeros(shape, np.float32)
         for k in range(self.info.proposals):
             share += self.proposal(k, shape)
-        return _entropy(share / max(1, self.info.proposals))
+        return entropy(share / max(1, self.info.proposals))
+
+    def _masks(self) -> Path:
+        file = self.folder / MASKS
+        if not file.is_file():
+            raise ScanError(f"{file}: the masks of this answer are gone; ask again")
+        return file
 
     def _file(self, stem: str) -> Path | None:
         return next((f for s in SUFFIXES if (f := self.folder / f"{stem}{s}").is_file()), None)
@@ -100,17 +118,31 @@ def _toggles_in(file: Path, changed: int, shape: tuple[int, int, int]) -> np.nda
     return toggles
 
 
+@lru_cache(maxsize=128)
+def _toggles_kept(file: Path, changed: int, name: str, shape: tuple[int, int, int]) -> np.ndarray:
+    """The toggles that `save_answer` wrote under a name; `changed` tells versions of the file apart."""
+    toggles = _array_in(file, name, shape)
+    toggles.flags.writeable = False
+    return toggles
+
+
+def _array_in(file: Path, name: str, shape: tuple[int, int, int]) -> np.ndarray:
+    try:
+        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
+            stored, array = tuple(arrays["shape"].tolist()), arrays[name]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ScanError(f"{file}: the masks of this answer are damaged; ask again") from error
+    if stored != shape:
+        raise ScanError(f"{file}: a mask must have the scan's shape {shape}, found {stored}; ask again")
+    return array
+
+
 def _of_shape(scan: Scan, shape: tuple[int, int, int]) -> np.ndarray:
     if scan.voxels.shape != shape:
         raise ScanError(
             f"{scan.source}: a mask must have the scan's shape {shape}, found {scan.voxels.shape}; ask again"
         )
     return scan.voxels
-
-
-def _entropy(p: np.ndarray) -> np.ndarray:
-    p = p.clip(1e-6, 1 - 1e-6)
-    return np.where((doubt := -(p * np.log2(p) + (1 - p) * np.log2(1 - p))) < 1e-4, 0, doubt).astype(np.float32)
 
 
 def info_of(entry: Mapping[str, Any], id_: str, **more: Any) -> AnswerInfo:
@@ -168,7 +200,7 @@ def save_answer(
     started: float,
     asked: Mapping[str, Any],
 ) -> Answer:
-    """Write the answer for one prompt into a folder of its own, and return it.
+    """Write the answer for one prompt into a folder of its own, and return it. Masks are read back and compared.
 
     Args:
         folder: new; its name becomes the answer's id.
@@ -182,13 +214,29 @@ def save_answer(
     from delineate.cohort import describe
 
     target = proposals.targets[0]
-    proposals.save(folder, maps=True)
+    if target.probabilities is not None:
+        _write_masks(folder / MASKS, target)
     (entry,) = describe(proposals, "mean")
     seconds = round(time.monotonic() - started, 2)
     info = info_of(entry, folder.name, seed=seed, marks=list(marks), refines=refines, seconds=seconds)
-    answer = Answer(info, folder, safe_name(target.name or target.prompt.text), {**asked, "consensus": "mean"})
-    write_json(folder / ANSWER, {"answer": info.model_dump(mode="json"), "stem": answer.stem, "asked": answer.asked})
+    answer = Answer(info, folder, None, {**asked, "consensus": "mean"})
+    write_json(folder / ANSWER, {"answer": info.model_dump(mode="json"), "asked": answer.asked})
     return answer
+
+
+def _write_masks(path: Path, target: "TargetProposals") -> None:
+    masks = {"consensus": target.consensus()} | {f"proposal_{k:02d}": target.choose(k) for k in range(len(target))}
+    arrays = {name: toggles_of(mask) for name, mask in masks.items()}
+    arrays["shape"] = np.array(target.mean().shape)
+    arrays["doubt"] = np.rint(255 * target.disagreement()).astype(np.uint8)
+
+    def check(temporary: Path) -> None:
+        with np.load(temporary, allow_pickle=False) as back:
+            if not all(np.array_equal(back[name], array) for name, array in arrays.items()):
+                raise ScanError(f"{path}: what was written does not read back the same; check the disk")
+
+    with replacing(path, check) as temporary:
+        np.savez_compressed(temporary, allow_pickle=False, **arrays)
 
 
 def read_answer(folder: Path) -> Answer:
@@ -199,6 +247,6 @@ def read_answer(folder: Path) -> Answer:
     """
     try:
         told = json.loads((folder / ANSWER).read_text(encoding="utf-8"))
-        return Answer(AnswerInfo.model_validate(told["answer"]), folder, safe_name(told["stem"]), told["asked"])
+        return Answer(AnswerInfo.model_validate(told["answer"]), folder, None, told["asked"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ScanError(f"{folder / ANSWER}: this answer is damaged; move its folder away and ask again") from error

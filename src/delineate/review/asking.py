@@ -15,12 +15,12 @@ from delineate.review.answers import Answer, save_answer
 from delineate.review.schema import Ask, AskRequest, Model
 
 if TYPE_CHECKING:
-    from delineate.proposals import Proposals
+    from delineate.proposals import Proposals, TargetProposals
     from delineate.scan import Scan
     from delineate.segmenter import Seen, Segmenter
 
 DRAWN = 0.9  # of the work is done when all proposals are drawn; then they are looked through and written
-MOST_KEPT = 2**30  # bytes of the last answer in words, kept for marks that follow
+MOST_KEPT = 2**30  # bytes of the last answer in words, kept for marks that follow; as many of the last with marks
 
 
 class Answering:
@@ -39,6 +39,7 @@ class Answering:
         self._loaded: Segmenter | None = None
         self._seen: tuple[str, Seen] | None = None
         self._words: tuple[tuple[str, Prompt, int, int], Proposals] | None = None
+        self._marked: tuple[TargetProposals, ...] = ()  # the last answer with marks to the same words
         self._loading, self._busy = threading.Lock(), threading.Lock()
 
     def segmenter(self) -> "Segmenter":
@@ -64,7 +65,8 @@ class Answering:
     ) -> "Proposals":
         """The proposals for a prompt. Not for two threads at once.
 
-        The scan as it was seen and the last answer in words are kept, so that the next mark costs as little as it can.
+        The scan as it was seen, the last answer in words and the last with marks are kept, so that the next mark costs
+        as little as it can.
 
         Args:
             case: the id of the scan's case.
@@ -83,13 +85,17 @@ class Answering:
         if self._words is not None and self._words[0] == asked:
             answer = self._words[1]
         else:
-            self._words = None
+            self._words, self._marked = None, ()
             answer = segmenter(seen, [words], n=n, seed=seed, on_step=on_step)
             if sum(0 if t.probabilities is None else t.probabilities.nbytes for t in answer) <= MOST_KEPT:
                 self._words = asked, answer
         if prompt.marks is None:
             return answer
-        return segmenter(seen, [prompt], n=n, seed=seed, earlier=answer, on_step=on_step)
+        earlier = replace(answer, targets=answer.targets + self._marked)
+        marked = segmenter(seen, [prompt], n=n, seed=seed, earlier=earlier, on_step=on_step)
+        if self._words is not None:
+            self._marked = marked.targets
+        return marked
 
     def turn(self, cancelled: Callable[[], None]) -> threading.Lock:
         """The lock under which a question is answered, taken; `cancelled` is called while waiting for it."""

@@ -71,8 +71,12 @@ class ProGiDiff:
         return Features(torch.cat([p.fine for p in parts]), torch.cat([p.coarse for p in parts]))
 
     @torch.no_grad()
-    def estimate(self, seen: Features, target: Target) -> Tensor:
-        """The encoder's own probability of the target, (S, size, size): what the denoiser starts from."""
+    def estimate(self, seen: Features, target: Target, slices: Tensor | None = None) -> Tensor:
+        """The encoder's own probability of the target, (S, size, size): what the denoiser starts from.
+
+        Of M `slices`, by their indices, where they are given: (M, size, size).
+        """
+        seen = seen if slices is None else seen[slices.to(self.foundation.device)]
         return self._probability(seen, self.foundation.encode_text([target.caption]), target).cpu()
 
     @torch.no_grad()

@@ -100,8 +100,8 @@ class Redraws(Protocol):
         """Pixels along a side of the working grid."""
         ...
 
-    def estimate(self, seen: Any, target: Target) -> Tensor:
-        """The probability that its proposals start from, (S, size, size)."""
+    def estimate(self, seen: Any, target: Target, slices: Tensor | None = None) -> Tensor:
+        """The probability that its proposals start from, (S, size, size), or (M, size, size) of the M `slices`."""
         ...
 
     def redraw(

@@ -191,9 +191,10 @@ class UniSegDiff:
         return Conditions(levels, torch.cat(probability))
 
     @torch.no_grad()
-    def estimate(self, seen: Conditions, target: Target) -> Tensor:
-        """The condition network's own probability of the target, (S, size, size)."""
-        return seen.probability[:, self._channels(target.concept)].sum(1).cpu()
+    def estimate(self, seen: Conditions, target: Target, slices: Tensor | None = None) -> Tensor:
+        """The condition network's own probability of the target, (S, size, size); of M `slices` (M, size, size)."""
+        probability = seen.probability if slices is None else seen.probability[slices.to(self.device)]
+        return probability[:, self._channels(target.concept)].sum(1).cpu()
 
     @torch.no_grad()
     def propose(
