@@ -1,12 +1,13 @@
 """The marks network that ships: what clicks and scribbles mean, whatever the target.
 
-    python recipes/house_marks.py --data ../shared/data --minutes 28
+    python recipes/house_marks.py --data ../shared/data --minutes 50
 
 Learns from the train splits of BTCV CT, MSD hippocampus (MR), ISIC 2018, BUSI, DSB 2018 H&E and LIDC, whose terms allow
 shipping weights, with people who are simulated (`delineate.marking_simulated`): a target that is a label, a part of one
-or something nobody labelled; a first mark; then one to two more where its own answer was wrong, at times where words
-would have been. Nothing of the sets that it is measured on (`benchmarks/marks.py`) is read. Chooses how fine to look on
-the val splits, and writes src/delineate/house_marks/ in half precision with its card. Run again, it goes on.
+or something nobody labelled; a first mark, or many strokes at once; then one to two more where its own answer was
+wrong, at times where words would have been. Nothing of the sets that it is measured on (`benchmarks/marks.py`) is read.
+Chooses how fine to look on the val splits, and writes src/delineate/house_marks/ in half precision with its card. Run
+again, it goes on.
 """
 
 import argparse
@@ -27,7 +28,7 @@ from delineate.data.lidc import write_lidc
 from delineate.data.slices import SliceBank, build_slices
 from delineate.files import write_json
 from delineate.marking import MarkerConfig, build, house_marks_folder, save_marker
-from delineate.marking_simulated import believed, draw_target, marks_of_a_round, next_click
+from delineate.marking_simulated import believed, draw_target, marks_at_once, marks_of_a_round, next_click
 from delineate.networks.marks import MarksNetwork
 from delineate.training import Budget, train, use_average
 
@@ -44,6 +45,7 @@ BANK, VIEW = 256, 128  # pixels of the slices that are kept, and of most views o
 MOST_ROUNDS = 3
 WHOLE = 0.15  # of the batches have views of `BANK` pixels, a quarter as many
 FORGETFUL = 0.5  # of the batches see all marks of a person at once, as at the door, which has no memory
+AT_ONCE = 0.35  # of those who were not asked in words first draw much before they look at an answer
 CLICKS = 5  # of the simulated person on val
 
 
@@ -51,10 +53,10 @@ def main() -> None:
     """Prepare, train, choose, ship."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--minutes", type=float, default=28.0)
+    parser.add_argument("--minutes", type=float, default=50.0)
     parser.add_argument("--work", type=Path, default=Path("runs/house_marks"))
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--cases", type=int, default=12, help="slices a set on val")
+    parser.add_argument("--cases", type=int, default=24, help="slices a set on val")
     args = parser.parse_args()
     torch.set_num_threads(1)
     datasets = gather(args.data, args.work)
@@ -137,7 +139,11 @@ def people(bank: SliceBank, count: int, size: int, generator: Generator) -> tupl
         image, truth = draw_target(image, labels, rng)
         told = rng.random() < 0.3
         previous = believed(truth, rng) if told else np.full(truth.shape, 0.5, np.float32)
-        marks = np.stack(marks_of_a_round(truth, previous >= 0.5 if told else None, rng))
+        at_once = not told and rng.random() < AT_ONCE
+        marks = (
+            marks_at_once(truth, rng) if at_once else marks_of_a_round(truth, previous >= 0.5 if told else None, rng)
+        )
+        marks = np.stack(marks)
         made.append((shaded(image, rng), truth, marks, previous.astype(np.float32)))
     images, truths, marks, previous = (torch.from_numpy(np.stack(part)) for part in zip(*made, strict=True))
     return images, truths, marks, previous

@@ -18,7 +18,7 @@ from delineate.marking import (
     load_marker,
     save_marker,
 )
-from delineate.networks.marks import ALIKE, NEAR, likeness
+from delineate.networks.marks import ALIKE, EDGE, NEAR, REACH, STEEP, WIDTH, likeness, reach
 
 SMALL = MarkerConfig(size=64, widths=(8, 16))
 
@@ -42,6 +42,53 @@ def test_likeness_is_that_of_the_nearest_mark_in_greys_and_place():
     assert near[20, 4].item() == pytest.approx(math.exp(-((4 / 32 / NEAR) ** 2) / 2), abs=1e-4)
     marks[0, 0, 16, 28] = True  # the nearest of two
     assert likeness(image, marks)[0, 0, 16, 28].item() == pytest.approx(1, abs=1e-4)
+
+
+def one_mark(row, column, sign=0, size=32):
+    marks = torch.zeros(1, 2, size, size, dtype=torch.bool)
+    marks[0, sign, row, column] = True
+    return marks
+
+
+def test_reach_on_even_ground_is_the_number_of_steps():
+    image = torch.full((1, 3, 32, 32), 0.3)
+    inside, outside, balance = reach(image, one_mark(4, 4))[0]
+    y, x = torch.meshgrid(torch.arange(32), torch.arange(32), indexing="ij")
+    steps = ((y - 4).abs() + (x - 4).abs()) / 32
+    assert inside.allclose(torch.exp(-steps.clamp(max=1e9) / REACH) * (steps <= 1), atol=1e-5)  # none beyond one side
+    assert not outside.any()
+    assert balance.allclose(torch.tanh((REACH - steps.clamp(max=1)) / WIDTH), atol=1e-5)
+    flipped = reach(image, one_mark(4, 4, sign=1))[0]
+    assert torch.equal(flipped[1], inside)
+    assert (flipped[2] < 0).all()
+    assert not reach(image, torch.zeros(1, 2, 32, 32, dtype=torch.bool)).any()
+
+
+def test_reach_goes_round_a_wall_and_stops_at_a_step():
+    image = torch.zeros(1, 3, 64, 64)
+    image[..., 20:40, 30:34] = 2  # a wall: over it costs twice a change from black to white
+    inside = reach(image, one_mark(30, 25, size=64))[0, 0]
+    assert inside[30, 38] < inside[5, 25] < inside[30, 24]  # round its end is farther than as far in the open
+    across = reach(two_halves(64, 0.4), one_mark(30, 25, size=64))[0, 0]
+    steps = 13 + STEEP * 0.2  # the blur makes the step wider, not smaller
+    assert across[30, 38].item() == pytest.approx(math.exp(-steps / 64 / REACH), rel=1e-4)
+
+
+def test_what_is_nearer_to_a_mark_outside_is_out_of_balance():
+    marks = one_mark(16, 8) | one_mark(16, 24, sign=1)
+    balance = reach(torch.zeros(1, 3, 32, 32), marks)[0, 2]
+    assert (balance[:, :14][16] > 0).all()
+    assert (balance[:, 18:] < 0).all()
+
+
+@pytest.mark.parametrize("size", [EDGE, 2 * EDGE])
+def test_reach_is_of_the_same_size_and_of_each(size):
+    generator = torch.Generator().manual_seed(0)
+    image = torch.rand(2, 3, size, size, generator=generator) * 2 - 1
+    marks = torch.rand(2, 2, size, size, generator=generator) < 0.001
+    each = torch.cat([reach(image[i : i + 1], marks[i : i + 1]) for i in range(2)])
+    assert each.shape == (2, 3, size, size)
+    assert torch.equal(reach(image, marks), each)
 
 
 def test_likeness_of_a_batch_is_that_of_each():

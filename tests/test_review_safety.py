@@ -395,7 +395,7 @@ def test_a_stream_is_not_held_back_and_a_client_that_leaves_is_noticed():
             left.set()
 
     with serving(guarded_at(stream)) as port:
-        client = HTTPConnection("127.0.0.1", port, timeout=5)
+        client = HTTPConnection("127.0.0.1", port, timeout=30)
         client.request("GET", "/progress", headers=BEARER)
         response = client.getresponse()
         assert response.read1(100) == b"data: 1\n\n"  # before the second was even sent
@@ -403,12 +403,12 @@ def test_a_stream_is_not_held_back_and_a_client_that_leaves_is_noticed():
         assert response.read1(100) == b"data: 2\n\n"
         response.close()
         client.close()
-        assert left.wait(5)
+        assert left.wait(30)
 
 
 def test_chunked_floods_end_in_413_on_a_real_socket():
     with serving(guarded_at(echo, max_body=100_000)) as port:
-        client = HTTPConnection("127.0.0.1", port, timeout=5)
+        client = HTTPConnection("127.0.0.1", port, timeout=30)
         client.request("POST", "/x", body=iter([b"x" * 70_000] * 2), headers=BEARER, encode_chunked=True)
         response = client.getresponse()
         assert (response.status, response.headers["connection"]) == (413, "close")
@@ -419,7 +419,7 @@ def test_chunked_floods_end_in_413_on_a_real_socket():
 
 
 def test_the_server_itself_refuses_headers_without_end():
-    with serving(guarded_at(echo)) as port, socket.create_connection(("127.0.0.1", port), timeout=5) as client:
+    with serving(guarded_at(echo)) as port, socket.create_connection(("127.0.0.1", port), timeout=30) as client:
         client.sendall(b"GET / HTTP/1.1\r\nhost: localhost\r\nx: ")
         client.sendall(b"x" * (SERVER_LIMITS["h11_max_incomplete_event_size"] + 1))
         assert client.recv(100).startswith(b"HTTP/1.1 400")

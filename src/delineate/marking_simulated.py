@@ -60,6 +60,24 @@ def marks_of_a_round(truth: Map, answer: Map | None, rng: np.random.Generator) -
     return inside, outside
 
 
+def marks_at_once(truth: Map, rng: np.random.Generator) -> tuple[Map, Map]:
+    """What somebody marks who draws much before looking at any answer.
+
+    Inside one to four strokes, every other time a pixel or two over the edge; outside one to six, long ones through
+    everything else and pieces of loops around the target.
+    """
+    inside, outside = np.zeros_like(truth), np.zeros_like(truth)
+    for _ in range(int(rng.integers(1, 5))):
+        inside |= _some_mark(truth, rng)
+    if rng.random() < 0.5:
+        inside = np.asarray(ndimage.binary_dilation(inside, iterations=int(rng.integers(1, 3))), dtype=bool)
+    for _ in range(int(rng.integers(1, 7))):
+        outside |= (line if rng.random() < 0.6 else contour)(~truth, rng)
+    for _ in range(int(rng.integers(0, 3))):
+        outside = np.asarray(ndimage.binary_dilation(outside), dtype=bool) & ~truth
+    return inside, outside & ~inside
+
+
 def _some_mark(region: Map, rng: np.random.Generator) -> Map:
     """A click, a line, a centre line or a contour within the region, one to five pixels wide; nothing in nothing."""
     if not region.any():
