@@ -1,8 +1,11 @@
+import inspect
+
 import nibabel
 import numpy as np
 import pytest
 import torch
 
+from delineate.captions import captions
 from delineate.data.dataset import open_dataset
 from delineate.errors import PromptError, ScanError
 from delineate.model_folder import save_model
@@ -11,6 +14,7 @@ from delineate.proposals import Outcome
 from delineate.scan import FLAT_AFFINE, Scan
 from delineate.segmenter import Segmenter, caption_for
 from delineate.systems import SYSTEMS
+from delineate.systems.system import Target
 
 
 @pytest.fixture(params=SYSTEMS)
@@ -205,3 +209,41 @@ def test_a_name_or_synonym_is_encoded_as_the_plain_caption_and_a_sentence_as_it_
     assert caption_for(Prompt(liver.synonyms[0]), liver, "CT") == plain
     sentence = "please mark the liver in this CT image for me"
     assert caption_for(Prompt(sentence), liver, "CT") == sentence
+
+
+# --- the systems behind the door: here, where they are trained already
+
+
+def test_a_saved_system_proposes_the_same_to_the_bit(name, trained, two_organ_bank, tmp_path):
+    entry, system = SYSTEMS[name], trained[name].system
+    config = entry.save(system, tmp_path)
+    again = entry.load(tmp_path, config, system.vocabulary)
+    assert again.size == system.size == 64
+    assert {p.suffix for p in tmp_path.rglob("*") if p.is_file()} <= {".safetensors", ".json", ".txt"}
+    stack = two_organ_bank.images[12:15].float() / 127.5 - 1
+    for concept in system.vocabulary.concepts:
+        target = Target(concept, captions(concept, "CT")[0])
+        before = system.propose(system.see(stack), target, 2, 7)
+        assert before.std() > 0
+        assert torch.equal(again.propose(again.see(stack), target, 2, 7), before)
+
+
+def test_proposals_are_probabilities_and_progress_ends_with_all(name, trained, two_organ_bank):
+    system, told = trained[name].system, []
+    concept = system.vocabulary.concepts[0]
+    stack = two_organ_bank.images[:15].float() / 127.5 - 1
+    drawn = system.propose(system.see(stack), Target(concept, concept.name), 3, 0, told.append)
+    assert drawn.shape[0] in (1, 3)
+    assert drawn.shape[1:] == (15, 64, 64)
+    assert drawn.device.type == "cpu"
+    assert drawn.min() >= 0
+    assert drawn.max() <= 1
+    assert told == sorted(told)
+    assert not told or told[-1] == 1.0
+
+
+def test_a_system_has_the_protocol_s_methods(name, trained):
+    system = trained[name].system
+    parameters = list(inspect.signature(system.propose).parameters)
+    assert parameters == ["seen", "target", "n", "seed", "on_step"]
+    assert system.to("cpu") is system
