@@ -140,12 +140,11 @@ def people(bank: SliceBank, count: int, size: int, generator: Generator) -> tupl
         image, truth = draw_target(image, labels, rng)
         told = rng.random() < 0.3
         previous = believed(truth, rng) if told else np.full(truth.shape, 0.5, np.float32)
-        at_once = not told and rng.random() < AT_ONCE
-        marks = (
-            marks_at_once(truth, rng) if at_once else marks_of_a_round(truth, previous >= 0.5 if told else None, rng)
-        )
-        marks = np.stack(marks)
-        made.append((shaded(image, rng), truth, marks, previous.astype(np.float32)))
+        if not told and rng.random() < AT_ONCE:
+            marks = marks_at_once(truth, rng)
+        else:
+            marks = marks_of_a_round(truth, previous >= 0.5 if told else None, rng)
+        made.append((shaded(image, rng), truth, np.stack(marks), previous.astype(np.float32)))
     images, truths, marks, previous = (torch.from_numpy(np.stack(part)) for part in zip(*made, strict=True))
     return images, truths, marks, previous
 

@@ -55,6 +55,19 @@ def test_mean_and_majority():
     np.testing.assert_array_equal(fuse_majority(stack), [[0, 1, 0]])  # a tie is background
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_the_mean_heeds_weights_and_skips_only_what_nobody_marked(dtype):
+    stack = np.random.default_rng(0).random((5, 4, 6, 3)).astype(dtype)
+    stack[:, :2] = 0
+    stack[1:, 2] = 0  # one mask alone
+    weights = np.array([0.5, 0.2, 0.1, 0.2, 0.0])
+    exact = stack.astype(np.float64)
+    np.testing.assert_allclose(fuse_mean(stack, weights), np.tensordot(weights, exact, 1), atol=1e-6)
+    np.testing.assert_allclose(fuse_mean(stack), exact.mean(axis=0), atol=1e-6)
+    back_to_front = stack.transpose(0, 3, 2, 1)[:, ::-1]  # not contiguous
+    np.testing.assert_array_equal(fuse_mean(back_to_front), fuse_mean(stack).transpose(2, 1, 0)[::-1])
+
+
 @pytest.mark.parametrize("confidence", [1.0, 0.5])
 def test_staple_is_simpleitks(confidence):
     _, masks = noisy_masks()

@@ -95,10 +95,8 @@ def stack_of(scan: Scan, size: int, only: Sequence[int] | None = None) -> Float[
     The three channels are the colours of a colour image, and for a grey scan the slice below, the slice and
     the slice above (at the ends, and in flat images, the slice itself): a 2-D network sees a little depth.
     """
-    canonical, ends = (
-        to_canonical(scan.voxels, orientation_of(scan.affine)),
-        intensity_range(scan.voxels, scan.modality),
-    )
+    canonical = to_canonical(scan.voxels, orientation_of(scan.affine))
+    ends = intensity_range(scan.voxels, scan.modality)
     fit = canonical_fit(scan, size)
     if only is not None and not scan.is_colour:
         around = (np.array(only)[:, None] + [-1, 0, 1]).clip(0, len(canonical) - 1).ravel()

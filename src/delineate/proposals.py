@@ -172,9 +172,9 @@ class TargetProposals:
 def entropy(probability: np.ndarray) -> np.ndarray:
     """Of probabilities in [0, 1], in bits, float32; what is below 1e-4 counts as none."""
     bits = np.zeros(probability.shape, np.float32)
-    open_ = (probability > 1e-6) & (probability < 1 - 1e-6)  # most of a scan is settled
-    p = probability[open_]
-    bits[open_] = -(p * np.log2(p) + (1 - p) * np.log2(1 - p))
+    unsettled = (probability > 1e-6) & (probability < 1 - 1e-6)  # most of a scan is settled
+    p = probability[unsettled]
+    bits[unsettled] = -(p * np.log2(p) + (1 - p) * np.log2(1 - p))
     bits[bits < 1e-4] = 0
     return bits
 
