@@ -37,22 +37,24 @@ from scipy.ndimage import gaussian_filter
 from delineate import Segmenter, open_dataset
 from delineate.adapters import ADAPTERS, AdapterConfig
 from delineate.adapters.adapter import attach
-from delineate.adapters.folder import adapted_segmenter, in_half, is_adapter
-from delineate.adapters.training import look_at, train_adapter, training_slices
-from delineate.adapting import adapt, with_names
-from delineate.bias import biased
+from delineate.adapters.folder import in_half, is_adapter
 from delineate.data.augmentation import AUGMENTATIONS, Augmentation
 from delineate.data.dataset import Dataset
-from delineate.data.few_shot import draw_shots, only
-from delineate.files import write_json
-from delineate.flat_images import write_flat
-from delineate.metrics import bootstrap_mean, dice, hd95_mm
+from delineate.few_shot.learning import look_at, train_adapter, training_slices
+from delineate.few_shot.shots import draw_shots, only
+from delineate.jobs.adapt import adapt, with_names
+from delineate.metrics.overlap import bootstrap_mean, dice, hd95_mm
 from delineate.pictures import contour, new_figure, write_figure
-from delineate.preparation import Preparation
-from delineate.scan import Scan, orientation_of, read_scan, to_canonical
-from delineate.segmenter import Habits
-from delineate.systems import plain, progidiff, unisegdiff
-from delineate.training import Budget
+from delineate.scans.bias import biased
+from delineate.scans.flat_images import write_flat
+from delineate.scans.geometry import orientation_of, to_canonical
+from delineate.scans.preparation import Habits, Preparation
+from delineate.scans.reading import read_scan
+from delineate.scans.scan import Scan
+from delineate.storage.files import write_json
+from delineate.systems import plain
+from delineate.systems.diffusion import progidiff, unisegdiff
+from delineate.training.loop import Budget
 
 RESULT = Path(__file__).parent / "results" / "adapt.json"
 PICTURE = Path(__file__).parents[1] / "docs" / "pictures" / "adapt.png"
@@ -206,7 +208,7 @@ def adapt_once(
         "own_parameters": own,
         "share": own / whole,
     }
-    merged = replace_system(adapted_segmenter(base, adapted, habits), adapted.merged())
+    merged = replace_system(base.adapted(adapted, habits), adapted.merged())
     return figures, merged
 
 

@@ -20,18 +20,17 @@ import numpy as np
 import torch
 
 from delineate import Segmenter, open_dataset
-from delineate.codec import VaeCodec, ceiling
 from delineate.data.dataset import Dataset
 from delineate.data.slices import build_slices, slices_of
-from delineate.evaluation import evaluate, summarise
-from delineate.files import write_json
-from delineate.grid import to_scan_grid
-from delineate.metrics import paired_bootstrap
-from delineate.model_folder import load_model
-from delineate.networks.foundation import Foundation
+from delineate.diffusion.codec import VaeCodec, ceiling
+from delineate.evaluation.evaluation import evaluate, summarise
+from delineate.evaluation.report import print_comparison
+from delineate.foundation.foundation import Foundation
+from delineate.metrics.overlap import paired_bootstrap
 from delineate.pictures import dice_chart
-from delineate.report import print_comparison
-from delineate.systems.progidiff import ProGiDiff
+from delineate.scans.grid import to_scan_grid
+from delineate.storage.files import write_json
+from delineate.systems.diffusion.progidiff import ProGiDiff
 
 RESULT = Path(__file__).parent / "results" / "btcv.json"
 NINE = (  # TransUNet's eight organs, and the inferior vena cava
@@ -62,7 +61,7 @@ def main() -> None:
     args = parser.parse_args()
     train_side_by_side(args)
     dataset = open_dataset(args.data)
-    models = {name: load_model(args.work / name) for name in ("unet", "progidiff")}
+    models = {name: Segmenter.load(args.work / name) for name in ("unet", "progidiff")}
     ours = models["progidiff"].system
     changed = {k: v for k, v in {"steps": args.steps, "sampler": args.sampler}.items() if v is not None}
     ours.config = replace(ours.config, **changed)

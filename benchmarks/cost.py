@@ -22,9 +22,9 @@ from monai.networks.nets import BasicUNet
 from torch.utils.flop_counter import FlopCounterMode
 
 from delineate import Segmenter
-from delineate.files import write_json
-from delineate.fusion import FUSIONS
-from delineate.prompt import captions
+from delineate.prompts.captions import captions
+from delineate.proposals.fusion import FUSIONS
+from delineate.storage.files import write_json
 from delineate.systems.system import Target
 
 RESULT = Path(__file__).parent / "results" / "cost.json"

@@ -23,10 +23,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from scipy.ndimage import shift
 
-from delineate.files import write_json
-from delineate.metrics import dice
+from delineate.metrics.overlap import dice
 from delineate.pictures import COLOURS, contour
-from delineate.scan import canonical_spacing, orientation_of, read_labels, read_scan, to_canonical
+from delineate.scans.geometry import canonical_spacing, orientation_of, to_canonical
+from delineate.scans.reading import read_labels, read_scan
+from delineate.storage.files import write_json
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "tests"))  # who writes series for the tests writes them here

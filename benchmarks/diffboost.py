@@ -29,19 +29,19 @@ import numpy as np
 import torch
 
 from delineate import open_dataset
-from delineate.artist import Drawing
-from delineate.contact_sheet import contact_sheet
 from delineate.data.dataset import Dataset
 from delineate.data.slices import SliceBank, Variants, build_slices
-from delineate.edges import hint
-from delineate.evaluation import evaluate
-from delineate.files import write_json
-from delineate.merging import Merging
-from delineate.metrics import paired_bootstrap
+from delineate.evaluation.evaluation import evaluate
+from delineate.jobs.synthesize import synthesize
+from delineate.metrics.overlap import paired_bootstrap
 from delineate.segmenter import Segmenter
-from delineate.synthesizing import synthesize
+from delineate.storage.files import write_json
+from delineate.synthesis.artist import Drawing
+from delineate.synthesis.contact_sheet import contact_sheet
+from delineate.synthesis.edges import hint
 from delineate.systems.plain import PlainConfig, build, train_plain
-from delineate.training import Budget
+from delineate.training.loop import Budget
+from delineate.training.merging import Merging
 
 SIZE = 64  # of the segmenters' grid, so that 96 trainings fit into an hour; the scans are drawn at 128
 RESULT = Path(__file__).parent / "results" / "diffboost.json"
@@ -223,7 +223,7 @@ def fewer(bank: SliceBank, variants: int) -> SliceBank:
 
 def distance_one(args: argparse.Namespace, setting: str) -> dict[str, Any]:
     """FRD-style distances from the real training scans: synthetic, held-out real, noisy real, another modality."""
-    from delineate.distance import feature_table, frechet_distance, image_set
+    from delineate.synthesis.distance import feature_table, frechet_distance, image_set
 
     name = setting.rpartition("-")[0]
     size, limit = 128, 120
@@ -256,9 +256,9 @@ def thinned(images: np.ndarray, most: int) -> np.ndarray:
 
 def speed(args: argparse.Namespace) -> dict[str, Any]:
     """Images a second: edges and captions looked at once, against once a step with guidance as SD pipelines do."""
-    from delineate.codec import noise_fields
-    from delineate.model_folder import HOUSE_SYNTHESIS, house_folder
-    from delineate.synthesis import Synthesizer, pictures_of
+    from delineate.diffusion.codec import noise_fields
+    from delineate.storage.shipped import HOUSE_SYNTHESIS, house_folder
+    from delineate.synthesis.synthesizer import Synthesizer, pictures_of
 
     torch.set_num_threads(2)
     synthesizer = Synthesizer.load(args.base or house_folder().with_name(HOUSE_SYNTHESIS))

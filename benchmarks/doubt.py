@@ -31,25 +31,26 @@ import torch
 from doubt_pictures import chart, nodules
 
 from delineate import open_dataset
-from delineate.calibrated import THRESHOLDS
-from delineate.calibrating import Evidence, calibrate, calibration_from, evidence_from
-from delineate.calibration import auroc, brier, histogram, nll, reliability, to_json
-from delineate.conformal import coverage, false_fraction, missed_fraction, risk_control
+from delineate.calibration.calibrators import auroc, brier, histogram, nll, reliability, to_json
+from delineate.calibration.conformal import coverage, false_fraction, missed_fraction, risk_control
+from delineate.calibration.guarantees import THRESHOLDS
 from delineate.data.dataset import Dataset
 from delineate.data.lidc import write_lidc
 from delineate.data.slices import SliceBank
-from delineate.files import write_json
-from delineate.metrics import bootstrap_mean, paired_bootstrap
-from delineate.model_folder import load_model
-from delineate.proposals import presence
-from delineate.protocols.calibration import box_around, calibration_line, summarise_calibration
-from delineate.protocols.lines import answers
-from delineate.protocols.raters import raters_line
-from delineate.running import Nobody, read_bank, train_on
-from delineate.scan import orientation_of, to_canonical
+from delineate.evaluation.protocols.calibration import box_around, calibration_line, summarise_calibration
+from delineate.evaluation.protocols.lines import answers
+from delineate.evaluation.protocols.raters import raters_line
+from delineate.jobs.calibrate import Evidence, calibrate, calibration_from, evidence_from
+from delineate.jobs.opening import read_bank
+from delineate.jobs.train import train_on
+from delineate.jobs.watch import Nobody
+from delineate.metrics.overlap import bootstrap_mean, paired_bootstrap
+from delineate.proposals.proposals import presence
+from delineate.scans.geometry import orientation_of, to_canonical
 from delineate.segmenter import Segmenter
+from delineate.storage.files import write_json
 from delineate.systems import SYSTEMS
-from delineate.training import Budget
+from delineate.training.loop import Budget
 
 RESULT = Path(__file__).parent / "results" / "doubt.json"
 PICTURES = Path(__file__).parents[1] / "docs" / "pictures"
@@ -116,7 +117,7 @@ def main() -> None:
         write_json(RESULT, result)
         if {"lidc", "coverage", "btcv"} <= result.keys():
             chart(result, PICTURES / "doubt.png")
-            segmenter = load_model(model_path(args, "unisegdiff", args.seeds[0]), args.device)
+            segmenter = Segmenter.load(model_path(args, "unisegdiff", args.seeds[0]), args.device)
             segmenter.calibration = calibrate(segmenter, [dataset])
             nodules(segmenter, dataset, PICTURES / "doubt_nodules.png")
     print(json.dumps(result, indent=1))
@@ -211,7 +212,7 @@ def train_one(args: argparse.Namespace, dataset: Dataset, system: str, seed: int
 def score_one(args: argparse.Namespace, dataset: Dataset, system: str, seed: int) -> None:
     """Figures of every case, from one drawing of the most proposals."""
     base, changes = VARIANTS.get(system, (system, {}))
-    segmenter: Any = load_model(model_path(args, base, seed), args.device)
+    segmenter: Any = Segmenter.load(model_path(args, base, seed), args.device)
     if changes:
         segmenter.system.config = replace(segmenter.system.config, **changes)
     rows, lines, start = [], [], time.perf_counter()
@@ -288,7 +289,7 @@ def guarantees(args: argparse.Namespace, dataset: Dataset, system: str, n: int =
     """Realised against asked, over 200 divisions of the held-out patients; and how large the masks are."""
     path = args.work / f"seed{args.seeds[0]}" / f"{system}-curves.npz"
     if not path.exists():
-        np.savez(path, **curves(load_model(model_path(args, system, args.seeds[0]), args.device), dataset, n))
+        np.savez(path, **curves(Segmenter.load(model_path(args, system, args.seeds[0]), args.device), dataset, n))
     held = np.load(path)
     out: dict[str, Any] = {"patients": len(held["missed"]), "proposals": n}
     for kind, step in (("missed", -1), ("false", 1)):
@@ -331,7 +332,7 @@ def curves(segmenter: Segmenter, dataset: Dataset, n: int) -> dict[str, np.ndarr
 def abdomen(args: argparse.Namespace, n: int = 8) -> dict[str, Any]:
     """Reliability before and after, presence by organ, and strange or absent targets, for a model of abdominal CT."""
     dataset = open_dataset(args.data / "btcv_ct")
-    segmenter = load_model(args.btcv_model, args.device).uncalibrated()
+    segmenter = Segmenter.load(args.btcv_model, args.device).uncalibrated()
     patients = (*dataset.split("val"), *dataset.split("test"))
     names = [name for name in dataset.labels if name in segmenter.vocabulary.names]
     slabs: dict[str, list[tuple[float, bool]]] = {name: [] for name in names}

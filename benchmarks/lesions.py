@@ -33,14 +33,15 @@ from delineate.data.dataset import Dataset
 from delineate.data.folds import Fold, fold_of
 from delineate.data.lidc import write_lidc
 from delineate.data.slices import SliceBank
-from delineate.evaluation import Row, evaluate, summarise
-from delineate.files import write_json
-from delineate.metrics import paired_bootstrap
-from delineate.model_folder import load_model
-from delineate.running import Nobody, read_bank, train_on
+from delineate.evaluation.evaluation import Row, evaluate, summarise
+from delineate.jobs.opening import read_bank
+from delineate.jobs.train import train_on
+from delineate.jobs.watch import Nobody
+from delineate.metrics.overlap import paired_bootstrap
 from delineate.segmenter import Segmenter
+from delineate.storage.files import write_json
 from delineate.systems import SYSTEMS
-from delineate.training import Budget
+from delineate.training.loop import Budget
 
 RESULT = Path(__file__).parent / "results" / "lesions.json"
 SETS = {
@@ -203,7 +204,7 @@ def train_one(args: argparse.Namespace, name: str, system: str, sets: list[str],
 
 def score_one(args: argparse.Namespace, name: str, system: str, sets: list[str], datasets: dict[str, Dataset]) -> None:
     """All proposals of one model on its sets; for UniSegDiff also its condition network alone."""
-    segmenter = load_model(model_path(args, name), args.device)
+    segmenter = Segmenter.load(model_path(args, name), args.device)
     n = PROPOSALS.get(system, args.proposals)
     score(args, name, segmenter, n, sets, datasets)
     if system == "unisegdiff":

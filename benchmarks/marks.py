@@ -37,14 +37,14 @@ from scipy.sparse.csgraph import dijkstra
 
 from delineate import Prompt, Scan, Segmenter, open_dataset
 from delineate.data.slices import build_slices
-from delineate.files import write_json
-from delineate.grid import stack_of
-from delineate.marking import house_marker
-from delineate.marking_simulated import next_click
-from delineate.marks import Marks
-from delineate.metrics import bootstrap_mean, dice
+from delineate.interaction.marker import house_marker
+from delineate.interaction.simulated_user import next_click
+from delineate.metrics.overlap import bootstrap_mean, dice
 from delineate.pictures import contour
-from delineate.scan import FLAT_AFFINE
+from delineate.prompts.marks import Marks
+from delineate.scans.geometry import FLAT_AFFINE
+from delineate.scans.grid import stack_of
+from delineate.storage.files import write_json
 
 RESULT = Path(__file__).parent / "results" / "marks.json"
 PICTURE = Path(__file__).parents[1] / "docs" / "pictures" / "marks.png"

@@ -24,16 +24,16 @@ from cost import SIZE, macs
 from lesions import gather
 from monai.networks.nets import BasicUNet
 
-from delineate.evaluation import evaluate, summarise
-from delineate.files import write_json
-from delineate.fusion import FUSIONS
-from delineate.model_folder import load_model
-from delineate.prompt import Vocabulary
+from delineate.diffusion.stages import Stages, Strategy
+from delineate.evaluation.evaluation import evaluate, summarise
+from delineate.prompts.vocabulary import Vocabulary
+from delineate.proposals.fusion import FUSIONS
 from delineate.segmenter import Segmenter
-from delineate.stages import Stages, Strategy
-from delineate.systems import plain, unisegdiff
+from delineate.storage.files import write_json
+from delineate.systems import plain
+from delineate.systems.diffusion import unisegdiff
+from delineate.systems.diffusion.unisegdiff import UniSegDiff, UniSegDiffConfig
 from delineate.systems.system import Target
-from delineate.systems.unisegdiff import UniSegDiff, UniSegDiffConfig
 
 RESULT = Path(__file__).parent / "results" / "paths.json"
 N = 20
@@ -118,7 +118,7 @@ def cost(rounds: int, device: str) -> dict[str, Any]:
 
 def quality(args: argparse.Namespace) -> dict[str, Any]:
     """Means over the five sets by every path, and of posteriors drawn without the denoiser's networks."""
-    segmenter = load_model(args.work / f"seed{args.seed}" / "unisegdiff", args.device)
+    segmenter = Segmenter.load(args.work / f"seed{args.seed}" / "unisegdiff", args.device)
     trained: Any = segmenter.system
     idle = copy.deepcopy(trained.denoiser)
     idle.answer_nothing()

@@ -19,9 +19,11 @@ from pathlib import Path
 import httpx
 import numpy as np
 
-from delineate.files import write_json
 from delineate.review.runs import decode_runs, mask_of
-from delineate.scan import Scan, read_scan, write_scan
+from delineate.scans.reading import read_scan
+from delineate.scans.scan import Scan
+from delineate.scans.writing import write_scan
+from delineate.storage.files import write_json
 
 CLICKS, STROKES, SLICES = 12, 40, 24
 

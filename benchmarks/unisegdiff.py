@@ -23,14 +23,14 @@ import torch
 from lesions import gather
 
 from delineate.data.slices import build_slices
-from delineate.evaluation import evaluate, summarise
-from delineate.files import write_json
+from delineate.diffusion.stages import Clamp, Stages, Strategy
+from delineate.evaluation.evaluation import evaluate, summarise
 from delineate.segmenter import Segmenter
-from delineate.stages import Clamp, Stages, Strategy
-from delineate.systems import unisegdiff
-from delineate.systems.unisegdiff import UniSegDiffConfig
-from delineate.training import Budget
-from delineate.weights import load_weights, save_weights
+from delineate.storage.files import write_json
+from delineate.storage.weights import load_weights, save_weights
+from delineate.systems.diffusion import unisegdiff
+from delineate.systems.diffusion.unisegdiff import UniSegDiffConfig
+from delineate.training.loop import Budget
 
 RESULT = Path(__file__).parent / "results" / "unisegdiff.json"
 LETTER = UniSegDiffConfig(

@@ -15,16 +15,18 @@ from dataclasses import replace
 from pathlib import Path
 
 from delineate import open_dataset
-from delineate.calibrating import calibrate_model
 from delineate.data.dataset import Dataset
 from delineate.data.lidc import write_lidc
 from delineate.data.phantom import write_phantom_dataset
-from delineate.evaluation import evaluate, summarise
-from delineate.model_folder import house_folder, load_model, save_model
-from delineate.running import read_bank, train_on
+from delineate.evaluation.evaluation import evaluate, summarise
+from delineate.jobs.calibrate import calibrate_model
+from delineate.jobs.opening import read_bank
+from delineate.jobs.train import train_on
+from delineate.model_folder import save_model
 from delineate.segmenter import Segmenter
+from delineate.storage.shipped import house_folder
 from delineate.systems import PRESETS
-from delineate.systems.progidiff import ProGiDiffConfig
+from delineate.systems.diffusion.progidiff import ProGiDiffConfig
 
 LICENCES = {
     "btcv_ct": "BTCV (Synapse syn3193805), usually quoted CC BY 4.0",
@@ -69,7 +71,7 @@ def main() -> None:
         work = args.work / "model-training"
         work.mkdir(parents=True, exist_ok=True)
         train_on("progidiff", bank, model, work, settings, [d.name for d in datasets], watch=Lines())
-    segmenter = load_model(model)
+    segmenter = Segmenter.load(model)
     segmenter.system.config = replace(segmenter.system.config, steps=ProGiDiffConfig().steps)
     figures = {}
     for dataset in datasets:

@@ -3,12 +3,12 @@
     python recipes/house_marks.py --data ../shared/data --minutes 72
 
 Learns from the train splits of BTCV CT, MSD hippocampus (MR), ISIC 2018, BUSI, DSB 2018 H&E and LIDC, whose terms allow
-shipping weights, with people who are simulated (`delineate.marking_simulated`): a target that is a label, a part of one
-or something nobody labelled; a first mark, or many strokes at once; then one to two more where its own answer was
-wrong, at times where words would have been. Nothing of the sets that it is measured on (`benchmarks/marks.py`) is read.
-Chooses how fine to look on the val splits, and writes src/delineate/house_marks/ in half precision with its card. Run
-again, it goes on. What ships saw nobody draw many strokes at once in its first 50 minutes (docs/lab, "Clicks and
-scribbles").
+shipping weights, with people who are simulated (`delineate.interaction.simulated_user`): a target that is a label, a
+part of one or something nobody labelled; a first mark, or many strokes at once; then one to two more where its own
+answer was wrong, at times where words would have been. Nothing of the sets that it is measured on
+(`benchmarks/marks.py`) is read. Chooses how fine to look on the val splits, and writes src/delineate/house_marks/ in
+half precision with its card. Run again, it goes on. What ships saw nobody draw many strokes at once in its first 50
+minutes (docs/lab, "Clicks and scribbles").
 """
 
 import argparse
@@ -23,15 +23,15 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from delineate import open_dataset
-from delineate.checkpoint import TrainState, new_state
 from delineate.data.dataset import Dataset
 from delineate.data.lidc import write_lidc
 from delineate.data.slices import SliceBank, build_slices
-from delineate.files import write_json
-from delineate.marking import MarkerConfig, build, house_marks_folder, save_marker
-from delineate.marking_simulated import believed, draw_target, marks_at_once, marks_of_a_round, next_click
-from delineate.networks.marks import MarksNetwork
-from delineate.training import Budget, train, use_average
+from delineate.interaction.marker import MarkerConfig, build, house_marks_folder, save_marker
+from delineate.interaction.network import MarksNetwork
+from delineate.interaction.simulated_user import believed, draw_target, marks_at_once, marks_of_a_round, next_click
+from delineate.storage.files import write_json
+from delineate.training.checkpoint import TrainState, new_state
+from delineate.training.loop import Budget, train, use_average
 
 SETS = {  # how often each is drawn, and its terms
     "btcv_ct": (0.35, "BTCV (Synapse syn3193805), usually quoted CC BY 4.0"),
@@ -209,7 +209,7 @@ def soft_dice(p: Tensor, truth: Tensor) -> Tensor:
 
 def dice_of_clicks(config: MarkerConfig, network: MarksNetwork, bank: SliceBank, cases: int) -> dict[str, list[float]]:
     """The mean Dice after 1, 2, … clicks of the standard protocol, a set at a time, on one label of some slices."""
-    from delineate.marking import Marker
+    from delineate.interaction.marker import Marker
 
     marker, figures = Marker(config, network.eval()), {}
     for of, name in enumerate(SETS):

@@ -15,10 +15,10 @@ import shutil
 from pathlib import Path
 
 from delineate.data.lidc import write_lidc
-from delineate.files import write_json, write_text
-from delineate.model_folder import HOUSE_SYNTHESIS, house_folder
-from delineate.running import HELD_OUT, pretrain_foundation
-from delineate.synthesis import Synthesizer
+from delineate.jobs.pretrain import HELD_OUT, pretrain_foundation
+from delineate.storage.files import write_json, write_text
+from delineate.storage.shipped import HOUSE_SYNTHESIS, house_folder
+from delineate.synthesis.synthesizer import Synthesizer
 
 FEW = {"btcv_ct": 2, "busi": 10}
 SETS = {  # what the masks show, the share of the drawings, and the terms

@@ -15,13 +15,13 @@ from PIL import Image
 from delineate.data.dataset import open_dataset
 from delineate.data.phantom import write_phantom_dataset
 from delineate.data.slices import SliceBank, build_slices
-from delineate.files import write_json
-from delineate.networks.foundation import Foundation
-from delineate.pretraining import caption_corpus, pretrain
-from delineate.running import pretrain_foundation
+from delineate.foundation.foundation import Foundation
+from delineate.foundation.pretraining import caption_corpus, pretrain
+from delineate.jobs.pretrain import pretrain_foundation
 from delineate.segmenter import Segmenter
+from delineate.storage.files import write_json
 from delineate.systems import SYSTEMS
-from delineate.training import Budget
+from delineate.training.loop import Budget
 
 PROJECT = Path(__file__).resolve().parents[1]
 

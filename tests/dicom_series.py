@@ -159,8 +159,8 @@ def write_enhanced(
 
 def answer_here(job, folder, *, size, array_bytes, name):
     """In place of `dicom_limits.ask_child`: the same job in this process, without limits, for tests of what is read."""
-    from delineate.dicom.child import answer
     from delineate.errors import ScanError
+    from delineate.scans.dicom.child import answer
 
     class Free:
         allowed = 0

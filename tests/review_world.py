@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from starlette.testclient import TestClient
 
-from delineate.prompt import Vocabulary
+from delineate.prompts.vocabulary import Vocabulary
 from delineate.review.app import create_app
 from delineate.review.asking import Answering
 from delineate.review.cases import find_cases

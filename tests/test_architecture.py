@@ -69,9 +69,9 @@ def ours_imported_by(name: str, nodes=None) -> set[str]:
 
 def test_the_import_graph_is_really_read():
     assert len(FILES) > 25
-    assert {"schedule"} <= ours_imported_by("delineate.sampling")
-    assert "anatomy" in ours_imported_by("delineate.vocabulary")  # from delineate import anatomy
-    assert "segmenter" in ours_imported_by("delineate.cli_segment")  # inside a function
+    assert {"schedule"} <= ours_imported_by("delineate.diffusion.sampling")
+    assert "anatomy" in ours_imported_by("delineate.prompts.matching")  # from delineate import anatomy
+    assert "segmenter" in ours_imported_by("delineate.cli.segment")  # inside a function
 
 
 @pytest.mark.parametrize("name", MAY_IMPORT)

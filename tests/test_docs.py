@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from typer.main import get_command
 
-from delineate.cli import app
-from delineate.model_folder import house_folder
+from delineate.cli.app import app
+from delineate.storage.shipped import house_folder
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import pytest
 
-from delineate import sealed
 from delineate.errors import ModelError
-from delineate.files import sha256_of, write_json
-from delineate.model_folder import check_free, check_model, fingerprint, load_model, read_vocabulary, save_model
-from delineate.prompt import Vocabulary
+from delineate.model_folder import check_free, check_model, fingerprint, read_vocabulary, save_model
+from delineate.prompts.vocabulary import Vocabulary
 from delineate.segmenter import Segmenter
+from delineate.storage import sealed
+from delineate.storage.files import sha256_of, write_json
 from delineate.systems import SYSTEMS
 from delineate.systems.plain import PlainConfig, build
 
@@ -37,7 +37,7 @@ def sign(folder):
 
 def refused(folder, match):
     with pytest.raises(ModelError, match=match) as caught:
-        load_model(folder)
+        Segmenter.load(folder)
     assert "\n" not in str(caught.value)
     assert str(folder) in str(caught.value)
 
@@ -83,7 +83,7 @@ def test_a_file_too_many_is_named(model, file):
 
 def test_what_file_browsers_leave_behind_does_no_harm(model):
     (model / ".DS_Store").write_text("")
-    load_model(model)
+    Segmenter.load(model)
 
 
 def test_the_format_of_a_newer_release_is_refused_with_what_to_do(model):
@@ -170,7 +170,7 @@ def test_a_save_that_is_interrupted_leaves_the_old_model(model, monkeypatch, mom
         save(model, seed=1)
     monkeypatch.undo()
     assert fingerprint(model) == before
-    load_model(model)
+    Segmenter.load(model)
     assert [p.name for p in model.parent.iterdir()] == ["model"]
 
 

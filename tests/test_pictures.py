@@ -7,9 +7,10 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from delineate.pictures import adaptation_chart, contour, dice_chart, montage, training_curves, write_figure
-from delineate.prompt import Prompt
-from delineate.proposals import Outcome, Proposals, TargetProposals
-from delineate.scan import FLAT_AFFINE, Scan
+from delineate.prompts.prompt import Prompt
+from delineate.proposals.proposals import Outcome, Proposals, TargetProposals
+from delineate.scans.geometry import FLAT_AFFINE
+from delineate.scans.scan import Scan
 
 VOLUME = Scan(np.random.default_rng(0).normal(size=(6, 30, 40)).astype(np.float32), np.diag([3.0, 1, 1, 1]))
 FLAT = Scan(np.arange(600, dtype=np.float32).reshape(1, 20, 30), FLAT_AFFINE)

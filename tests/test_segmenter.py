@@ -5,13 +5,16 @@ import numpy as np
 import pytest
 import torch
 
-from delineate.captions import captions
 from delineate.data.dataset import open_dataset
 from delineate.errors import PromptError, ScanError
 from delineate.model_folder import save_model
-from delineate.prompt import Concept, Prompt, Vocabulary
-from delineate.proposals import Outcome
-from delineate.scan import FLAT_AFFINE, Scan
+from delineate.prompts.captions import captions
+from delineate.prompts.concept import Concept
+from delineate.prompts.prompt import Prompt
+from delineate.prompts.vocabulary import Vocabulary
+from delineate.proposals.proposals import Outcome
+from delineate.scans.geometry import FLAT_AFFINE
+from delineate.scans.scan import Scan
 from delineate.segmenter import Segmenter, caption_for
 from delineate.systems import SYSTEMS
 from delineate.systems.system import Target

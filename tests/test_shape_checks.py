@@ -2,7 +2,7 @@ import pytest
 import torch
 from jaxtyping import TypeCheckError
 
-from delineate.objectives import grouped_dice_loss
+from delineate.training.losses import grouped_dice_loss
 
 
 def test_a_wrong_shape_is_caught_while_testing():

@@ -15,15 +15,15 @@ __version__ = "0.1.0"
 
 _HOME = {
     "DelineateError": "delineate.errors",
-    "Outcome": "delineate.proposals",
-    "Prompt": "delineate.prompt",
-    "Proposals": "delineate.proposals",
-    "Scan": "delineate.scan",
+    "Outcome": "delineate.proposals.proposals",
+    "Prompt": "delineate.prompts.vocabulary",
+    "Proposals": "delineate.proposals.proposals",
+    "Scan": "delineate.scans.scan",
     "Segmenter": "delineate.segmenter",
-    "TargetProposals": "delineate.proposals",
-    "Vocabulary": "delineate.prompt",
+    "TargetProposals": "delineate.proposals.proposals",
+    "Vocabulary": "delineate.prompts.vocabulary",
     "open_dataset": "delineate.data.dataset",
-    "read_scan": "delineate.scan",
+    "read_scan": "delineate.scans.scan",
 }
 
 __all__ = ["__version__", *_HOME]

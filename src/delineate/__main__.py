@@ -1,6 +1,6 @@
 """`python -m delineate` is the command line."""
 
-from delineate.cli import main
+from delineate.cli.app import main
 
 if __name__ == "__main__":
     main()

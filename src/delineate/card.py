@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from delineate.merging import Merging
 from delineate.segmenter import Segmenter
 from delineate.systems import SYSTEMS
+from delineate.training.merging import Merging
 
 
 def plain_card(system: str, training: dict[str, Any], segmenter: Segmenter) -> str:

@@ -3,36 +3,47 @@
 config.json       system, versions, modalities, how it was trained
 vocabulary.json   what can be asked
 *.safetensors     weights; foundation/ holds a Stable Diffusion folder where the system has one
-calibration.*     what held-out subjects say about its answers (`delineate.calibrated`); not in every folder
+calibration.*     what held-out subjects say about its answers (`delineate.calibration.guarantees`); not in every folder
 card.md           for people: data, licences, figures, limits
 manifest.json     SHA-256 of every file above
 """
 
 import json
-from importlib.resources import files
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from delineate import sealed
+from delineate import __version__
 from delineate.errors import ModelError
-from delineate.files import sha256_of_json, write_json, write_text
-from delineate.prompt import Vocabulary
-from delineate.sealed import sealing
+from delineate.prompts.vocabulary import Vocabulary
+from delineate.storage import sealed
+from delineate.storage.files import sha256_of_json, write_json, write_text
+from delineate.storage.sealed import sealing
+from delineate.storage.shipped import house_folder
+from delineate.systems import SYSTEMS
 
-if TYPE_CHECKING:
-    from delineate.segmenter import Segmenter
+if TYPE_CHECKING:  # which import torch and SciPy
+    from delineate.calibration.guarantees import Calibration
+    from delineate.systems.system import System
 
 FORMAT = 1
-HOUSE = "house"
-HOUSE_SYNTHESIS = "house_synthesis"  # a foundation with an edge control, for `delineate synthesize`
 
 
-def house_folder() -> Path:
-    """Where the model that ships with the package lies."""
-    return Path(str(files("delineate"))) / HOUSE
+class Trained(Protocol):
+    """What can be saved: a segmenter."""
+
+    @property
+    def system(self) -> "System":
+        """With its weights."""
+        ...
+
+    @property
+    def modalities(self) -> tuple[str | None, ...]:
+        """Of the scans it was trained on."""
+        ...
 
 
-def save_model(folder: Path, segmenter: "Segmenter", system_name: str, *, training: dict[str, Any], card: str) -> None:
+def save_model(folder: Path, segmenter: Trained, system_name: str, *, training: dict[str, Any], card: str) -> None:
     """Write a model folder, whole or not at all; an older model of the same name is replaced.
 
     Args:
@@ -45,9 +56,7 @@ def save_model(folder: Path, segmenter: "Segmenter", system_name: str, *, traini
     Raises:
         ModelError: `folder` exists and is something other than a model folder, or an adapter is on.
     """
-    from delineate import __version__
     from delineate.adapters.adapter import is_adapted
-    from delineate.systems import SYSTEMS
 
     if is_adapted(segmenter.system):
         raise ModelError(f"{folder}: a model with an adapter on cannot be saved; merge it first (`Adapted.merged`)")
@@ -63,7 +72,7 @@ def save_model(folder: Path, segmenter: "Segmenter", system_name: str, *, traini
             "training": training,
         }
         write_json(building / "config.json", config)
-        write_json(building / "vocabulary.json", segmenter.vocabulary.to_json())
+        write_json(building / "vocabulary.json", segmenter.system.vocabulary.to_json())
         write_text(building / "card.md", card)
 
 
@@ -98,18 +107,36 @@ def check_model(folder: Path | str | None) -> tuple[Path, dict[str, Any]]:
     return folder, config
 
 
-def load_model(folder: Path | str | None, device: str = "cpu") -> "Segmenter":
-    """The segmenter of a checked model folder, on `device`; the house model for None."""
-    from delineate.calibrated import Calibration
-    from delineate.segmenter import Segmenter
-    from delineate.systems import SYSTEMS
+@dataclass(frozen=True, eq=False)
+class Model:
+    """What a model folder holds, read.
+
+    Attributes:
+        system: with its weights.
+        modalities: of the scans it was trained on.
+        fingerprint: of the folder (`fingerprint`).
+        calibration: what held-out subjects taught about its answers; None where nobody calibrated it.
+    """
+
+    system: "System"
+    modalities: tuple[str | None, ...]
+    fingerprint: str
+    calibration: "Calibration | None"
+
+
+def read_model(folder: Path | str | None, device: str = "cpu") -> Model:
+    """A checked model folder, its system on `device`; the house model for None.
+
+    Raises:
+        ModelError: as `check_model`, or of a system that is not known here.
+    """
+    from delineate.calibration.guarantees import Calibration
 
     folder, config = check_model(folder)
     if config["system"] not in SYSTEMS:
         raise ModelError(f"{folder}: system '{config['system']}' is not known here; known: {', '.join(SYSTEMS)}")
     system = SYSTEMS[config["system"]].load(folder, config["system_config"], read_vocabulary(folder))
-    about = {"fingerprint": fingerprint(folder), "calibration": Calibration.load(folder)}
-    return Segmenter(system.to(device), tuple(config["modalities"]), **about)
+    return Model(system.to(device), tuple(config["modalities"]), fingerprint(folder), Calibration.load(folder))
 
 
 def read_vocabulary(folder: Path | str | None) -> Vocabulary:

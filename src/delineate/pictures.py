@@ -9,10 +9,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from delineate.files import replacing
-from delineate.geometry import canonical_spacing, orientation_of, to_canonical
-from delineate.grid import normalise
-from delineate.proposals import Outcome, Proposals, TargetProposals
+from delineate.proposals.proposals import Outcome, Proposals, TargetProposals
+from delineate.scans.geometry import canonical_spacing, orientation_of, to_canonical
+from delineate.scans.grid import normalise
+from delineate.storage.files import replacing
 
 # Okabe and Ito's colours: told apart by the colour-blind.
 COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
@@ -23,9 +23,9 @@ DISTINCT = ("#56B4E9", "#F0E442")  # on grey, on skin and beside the consensus t
 def montage(proposals: Proposals, path: Path, *, how: str = "mean") -> Path:
     """One row a target: the consensus, the first two distinct proposals, the doubt.
 
-    A proposal's title says what share of all it stands for and what Dice it can expect (`delineate.ordering`). Where
-    one stands for all, the bare scan takes the second one's place. The slice shown is the one where the consensus is
-    largest, or most probable where there is none.
+    A proposal's title says what share of all it stands for and what Dice it can expect
+    (`delineate.proposals.ordering`). Where one stands for all, the bare scan takes the second one's place. The slice
+    shown is the one where the consensus is largest, or most probable where there is none.
     """
     scan = proposals.scan
     orientation = orientation_of(scan.affine)

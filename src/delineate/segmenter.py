@@ -1,65 +1,28 @@
 """The door: a scan and prompts in, proposals out. It has no memory; what is worth keeping is a value (`Seen`)."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from delineate.calibrated import Calibration
-from delineate.captions import captions
+from delineate.adapters.adapter import Adapted
+from delineate.adapters.folder import load_adapter
+from delineate.calibration.guarantees import Calibration
 from delineate.errors import ScanError
-from delineate.fusion import fuse_mean
-from delineate.grid import stack_of, to_scan_grid
-from delineate.marking import Marker, house_marker
-from delineate.marking_answers import answer_with_marks
-from delineate.preparation import Preparation
-from delineate.prompt import Concept, Prompt, Vocabulary
-from delineate.proposals import Outcome, Proposals, TargetProposals, presence
-from delineate.scan import Scan
-from delineate.systems.system import System, Target
+from delineate.interaction.answer import answer_with_marks
+from delineate.interaction.marker import Marker, house_marker
+from delineate.model_folder import read_model
+from delineate.prompts.captions import captions
+from delineate.prompts.concept import Concept
+from delineate.prompts.prompt import Prompt
+from delineate.prompts.vocabulary import Vocabulary
+from delineate.proposals.fusion import fuse_mean
+from delineate.proposals.proposals import Outcome, Proposals, TargetProposals, presence
+from delineate.scans.grid import stack_of, to_scan_grid
+from delineate.scans.preparation import Habits
+from delineate.scans.scan import Scan
+from delineate.systems.system import Seen, System, Target
 
 FOUND_FROM = 0.6  # presence score from which a target counts as found, where the model is not calibrated for it
-
-
-@dataclass(frozen=True)
-class Habits:
-    """How a segmenter treats scans, where that is not what every segmenter does.
-
-    Attributes:
-        preparation: what is done to the grey values first.
-        modality: of a scan that does not tell its own.
-        usual_doubt: for each target, the doubt (`TargetProposals.doubt`) above which a scan is unlike those that the
-            model was checked on; none is known by default.
-    """
-
-    preparation: Preparation = field(default_factory=Preparation)
-    modality: str | None = None
-    usual_doubt: Mapping[str, float] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        """As plain JSON values."""
-        told = {"modality": self.modality, "usual_doubt": dict(self.usual_doubt)}
-        return {"preparation": self.preparation.to_json(), **told}
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> "Habits":
-        """What `to_json` wrote."""
-        return cls(Preparation.from_json(value["preparation"]), value["modality"], value["usual_doubt"])
-
-
-@dataclass(frozen=True, eq=False)
-class Seen:
-    """A scan that a segmenter has looked at: ask it as many prompts as you like.
-
-    Attributes:
-        scan: as it was given.
-        features: what the system saw.
-        prepared: the scan with its grey values prepared, as marks are read beside it.
-    """
-
-    scan: Scan
-    features: Any
-    prepared: Scan
 
 
 class Segmenter:
@@ -109,9 +72,8 @@ class Segmenter:
             ModelError: the folder is missing, damaged, or of a system that is not known here; or the `adapter`'s
                 folder is, or belongs to another model.
         """
-        from delineate.model_folder import load_model
-
-        base = load_model(folder, device)
+        model = read_model(folder, device)
+        base = cls(model.system, model.modalities, fingerprint=model.fingerprint, calibration=model.calibration)
         return base if adapter is None else base.with_adapter(adapter)
 
     def with_adapter(self, folder: Path | str) -> "Segmenter":
@@ -122,9 +84,20 @@ class Segmenter:
         Raises:
             ModelError: no adapter, a damaged one, or one of another model.
         """
-        from delineate.adapters.folder import load_adapter
+        adapted, about = load_adapter(folder, self.system, self.fingerprint)
+        return self.adapted(adapted, about.habits, merge=adapted.can_merge)
 
-        return load_adapter(folder, self)[1]
+    def adapted(self, adapted: Adapted, habits: Habits, *, merge: bool = False) -> "Segmenter":
+        """The segmenter of this one's system, adapted; it has no model folder of its own.
+
+        Args:
+            adapted: this one's system with an adapter in it.
+            habits: how it treats scans.
+            merge: whether the adapter is merged into layers of its own: then it is as fast as the base.
+        """
+        modalities = dict.fromkeys((*self.modalities, habits.modality))
+        system = adapted.merged(share=True) if merge else adapted.system
+        return Segmenter(system, tuple(modalities), habits=habits, marker=self.marker)
 
     def uncalibrated(self) -> "Segmenter":
         """The same without its calibration."""
@@ -162,7 +135,7 @@ class Segmenter:
         """Proposals for every prompt, in the order asked.
 
         A prompt with marks is answered in words first; then the slices that have marks are drawn anew
-        (`delineate.marking_answers`). One with a positive mark is answered even if nobody knows the words.
+        (`delineate.interaction.answer`). One with a positive mark is answered even if nobody knows the words.
 
         Args:
             scan: a scan, or one that was looked at.

@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
-from delineate.scan import Scan, read_labels, read_scan, write_scan
+from delineate.scans.reading import read_labels, read_scan
+from delineate.scans.scan import Scan
+from delineate.scans.writing import write_scan
 
 FLAGS = ["--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--no-sandbox"]
 SECONDS = 120  # for anything on the page; two shared cores and WebGL in software are slow

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Page, expect
 
-from delineate.scan import Scan, write_scan
+from delineate.scans.scan import Scan
+from delineate.scans.writing import write_scan
 
 pytestmark = pytest.mark.browser
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from delineate.adapters import ADAPTERS, AdapterConfig
 from delineate.adapters.salt import Salt
 from delineate.errors import DelineateError, ModelError
-from delineate.prompt import Vocabulary
+from delineate.prompts.vocabulary import Vocabulary
 from delineate.systems.system import System
 
 

@@ -17,13 +17,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from delineate import sealed
 from delineate.adapters import ADAPTERS, AdapterConfig
 from delineate.adapters.adapter import Adapted, attach
 from delineate.errors import ModelError
-from delineate.files import sha256_of, write_json, write_text
-from delineate.prompt import Vocabulary
-from delineate.segmenter import Habits, Segmenter
+from delineate.prompts.vocabulary import Vocabulary
+from delineate.scans.preparation import Habits
+from delineate.storage import sealed
+from delineate.storage.files import sha256_of, write_json, write_text
+from delineate.systems.system import System
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -123,38 +124,34 @@ def read_adapter(folder: Path) -> AdapterFolder:
     )
 
 
-def load_adapter(folder: Path | str, base: Segmenter) -> tuple[Adapted, Segmenter]:
-    """The base with the adapter on, as a segmenter of its own; `base` is left as it is and shares its weights.
+def load_adapter(folder: Path | str, base: System, base_fingerprint: str | None) -> tuple[Adapted, AdapterFolder]:
+    """The base with the adapter on, and what the adapter says of itself; `base` stays as it is and shares its weights.
 
-    In the segmenter the adapter is merged into layers of its own where that can be: it is then as fast as the base.
+    Args:
+        folder: of the adapter.
+        base: the system it was made for.
+        base_fingerprint: of the model folder that the system came from.
 
     Raises:
         ModelError: as `read_adapter`, or the adapter belongs to another base.
     """
     folder = Path(folder)
     about = read_adapter(folder)
-    if base.fingerprint is None:
+    if base_fingerprint is None:
         raise ModelError(f"{folder}: an adapter needs a base that was loaded from a model folder; save the model first")
-    if about.base["sha256"] != base.fingerprint:
+    if about.base["sha256"] != base_fingerprint:
         raise ModelError(
             f"{folder}: was made for the model '{about.base['name']}' ({about.base['sha256'][:12]}…), this one is "
-            f"{base.fingerprint[:12]}…; give that model with --model"
+            f"{base_fingerprint[:12]}…; give that model with --model"
         )
     vocabulary = Vocabulary.from_json(json.loads((folder / "vocabulary.json").read_text()))
-    adapted = attach(base.system, about.config, vocabulary)
+    adapted = attach(base, about.config, vocabulary)
     try:
         weights: dict[str, Tensor] = load_file(folder / "adapter.safetensors")
     except SafetensorError as error:
         raise ModelError(f"{folder}/adapter.safetensors: cannot be read ({error}); copy the adapter again") from error
     adapted.load({name: value.float() for name, value in weights.items()})
-    return adapted, adapted_segmenter(base, adapted, about.habits, merge=adapted.can_merge)
-
-
-def adapted_segmenter(base: Segmenter, adapted: Adapted, habits: Habits, *, merge: bool = False) -> Segmenter:
-    """The segmenter of an adapted system, its layers merged if asked for; it has no model folder of its own."""
-    modalities = dict.fromkeys((*base.modalities, habits.modality))
-    system = adapted.merged(share=True) if merge else adapted.system
-    return Segmenter(system, tuple(modalities), habits=habits, marker=base.marker)
+    return adapted, about
 
 
 def is_adapter(folder: Path) -> bool:

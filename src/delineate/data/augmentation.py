@@ -220,8 +220,8 @@ def _low_resolution(grey: Tensor, generator: Generator) -> Tensor:
 def bias_fields(count: int, side: int, most: float, generator: Generator) -> Tensor:
     """Smooth random fields to multiply slices by, (B, 1, S, S), of a strength drawn from 0 to `most`.
 
-    As in `delineate.bias`: the geometric mean is 1 and the greatest value (1 + strength) / (1 - strength) times the
-    smallest. The logarithm is a 4×4 grid of normal numbers, interpolated by cubics.
+    As in `delineate.scans.bias`: the geometric mean is 1 and the greatest value (1 + strength) / (1 - strength) times
+    the smallest. The logarithm is a 4×4 grid of normal numbers, interpolated by cubics.
     """
     coarse = torch.randn(count, 1, 4, 4, generator=generator)
     pattern = F.interpolate(coarse, side, mode="bicubic", align_corners=True)

@@ -17,8 +17,10 @@ import numpy as np
 from delineate.data.dataset import Case, Dataset
 from delineate.data.synthetic import PROVENANCE
 from delineate.errors import DatasetError
-from delineate.files import write_json
-from delineate.scan import Scan, from_canonical, orientation_of, stem_of, to_canonical, write_labels
+from delineate.scans.geometry import from_canonical, orientation_of, to_canonical
+from delineate.scans.scan import Scan, stem_of
+from delineate.scans.writing import write_labels
+from delineate.storage.files import write_json
 
 
 def slab_of(scan: Scan, first: int, end: int) -> tuple[slice, slice, slice]:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from delineate.data.dataset import open_dataset, write_splits
 from delineate.errors import DatasetError
-from delineate.files import write_json
+from delineate.storage.files import write_json
 
 TARGET = "retinal vessels"
 OBSERVERS = ("1stHO", "2ndHO")

@@ -22,8 +22,9 @@ from delineate.data.layout import (
     summary,
 )
 from delineate.errors import DatasetError, ScanError
-from delineate.files import sha256_of
-from delineate.scan import Scan, read_labels, read_scan
+from delineate.scans.reading import read_labels, read_scan
+from delineate.scans.scan import Scan
+from delineate.storage.files import sha256_of
 
 OUTLIER_FACTOR = 3.0  # a spacing this many times the median of its axis, or a third of it, is remarked on
 

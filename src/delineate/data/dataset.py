@@ -20,9 +20,10 @@ from delineate.data.layout import (
 )
 from delineate.data.synthetic import Origin, read_origins
 from delineate.errors import DatasetError
-from delineate.files import write_json
-from delineate.prompt import Vocabulary
-from delineate.scan import SCAN_SUFFIXES, Scan, read_labels, read_scan
+from delineate.prompts.vocabulary import Vocabulary
+from delineate.scans.reading import read_labels, read_scan
+from delineate.scans.scan import SCAN_SUFFIXES, Scan
+from delineate.storage.files import write_json
 
 
 @dataclass(frozen=True)

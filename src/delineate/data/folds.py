@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from delineate.data.dataset import Dataset
 from delineate.data.synthetic import held_out_by_source
 from delineate.errors import DatasetError, DelineateError
-from delineate.files import sha256_of
+from delineate.storage.files import sha256_of
 
 
 class Fold(NamedTuple):

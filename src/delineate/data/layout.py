@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from delineate.errors import DatasetError
-from delineate.prompt import canonical_name
-from delineate.scan import is_scan_file, stem_of
+from delineate.prompts.vocabulary import canonical_name
+from delineate.scans.scan import is_scan_file, stem_of
 
 SPLITS = ("train", "val", "test")
 _LAYOUTS = (("imagesTr", "labelsTr"), ("images", "masks"))

@@ -15,7 +15,7 @@ from PIL import Image
 
 from delineate.data.layout import read_splits
 from delineate.errors import DatasetError
-from delineate.files import write_json
+from delineate.storage.files import write_json
 
 TARGET = "lung nodule"
 

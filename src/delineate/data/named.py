@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from delineate.anatomy import MODALITY_CODES
 from delineate.data.dataset import Dataset, open_dataset
 from delineate.errors import DelineateError
+from delineate.prompts.anatomy import MODALITY_CODES
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from scipy import ndimage
 
 from delineate.data.abdomen import CODES, draw_abdomen, ellipsoid, render, waves
 from delineate.errors import DatasetError
-from delineate.files import write_json
+from delineate.storage.files import write_json
 
 PHANTOM_LABELS: dict[str, int] = {
     "spleen": 1,

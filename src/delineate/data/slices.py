@@ -8,14 +8,15 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from delineate import anatomy
 from delineate.data.augmentation import AUGMENTATIONS, Augmentation, moved_labels
 from delineate.data.dataset import Case, Dataset
 from delineate.data.synthetic import PROVENANCE
 from delineate.errors import DatasetError
-from delineate.grid import canonical_fit, stack_of
-from delineate.prompt import Vocabulary
-from delineate.scan import Scan, orientation_of, to_canonical
+from delineate.prompts import anatomy
+from delineate.prompts.vocabulary import Vocabulary
+from delineate.scans.geometry import orientation_of, to_canonical
+from delineate.scans.grid import canonical_fit, stack_of
+from delineate.scans.scan import Scan
 
 RATINGS = ("consensus", "random", "all")
 NOBODY = 255  # the label of every pixel of a rater who is not there; a vocabulary has fewer names

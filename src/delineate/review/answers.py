@@ -18,15 +18,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from delineate.errors import ScanError
-from delineate.files import replacing, safe_name, write_json
-from delineate.proposals import entropy
+from delineate.proposals.proposals import entropy
 from delineate.review.runs import mask_of, toggles_of
 from delineate.review.schema import AnswerInfo, Mark
 from delineate.review.work import NotHere
-from delineate.scan import Scan, read_labels, read_scan
+from delineate.scans.reading import read_labels, read_scan
+from delineate.scans.scan import Scan
+from delineate.storage.files import replacing, safe_name, write_json
 
 if TYPE_CHECKING:
-    from delineate.proposals import Proposals, TargetProposals
+    from delineate.proposals.proposals import Proposals, TargetProposals
 
 ANSWER = "answer.json"
 MASKS = "masks.npz"  # toggles of "consensus" and "proposal_00", ..., uint32; "doubt" in 255 steps, uint8 (I, J, K)
@@ -211,7 +212,7 @@ def save_answer(
         started: when the asking began, by `time.monotonic`.
         asked: see `Answer`.
     """
-    from delineate.cohort import describe
+    from delineate.proposals.description import describe
 
     target = proposals.targets[0]
     if target.probabilities is not None:

@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from delineate.errors import DelineateError
-from delineate.marks import Marks
-from delineate.prompt import Prompt, Vocabulary
+from delineate.prompts.marks import Marks
+from delineate.prompts.prompt import Prompt
+from delineate.prompts.vocabulary import Vocabulary
 from delineate.review.answers import Answer, save_answer
 from delineate.review.schema import Ask, AskRequest, Model
 
 if TYPE_CHECKING:
-    from delineate.proposals import Proposals, TargetProposals
-    from delineate.scan import Scan
-    from delineate.segmenter import Seen, Segmenter
+    from delineate.proposals.proposals import Proposals, TargetProposals
+    from delineate.scans.scan import Scan
+    from delineate.segmenter import Segmenter
+    from delineate.systems.system import Seen
 
 DRAWN = 0.9  # of the work is done when all proposals are drawn; then they are looked through and written
 MOST_KEPT = 2**30  # bytes of the last answer in words, kept for marks that follow; as many of the last with marks

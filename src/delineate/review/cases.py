@@ -12,15 +12,16 @@ from typing import Any
 import nibabel
 import numpy as np
 
-from delineate.cohort import case_name, digest_of, find_scans
-from delineate.dicom.source import is_dicom
 from delineate.errors import ScanError
-from delineate.files import safe_name
-from delineate.intensity import intensity_range, is_in_hounsfield_units
 from delineate.review.answers import Answer, answers_of_run
 from delineate.review.schema import Case as CaseInfo
 from delineate.review.schema import Window
-from delineate.scan import Scan, read_scan
+from delineate.scans.dicom.source import is_dicom
+from delineate.scans.finding import case_name, digest_of, find_scans
+from delineate.scans.intensity import intensity_range, is_in_hounsfield_units
+from delineate.scans.reading import read_scan
+from delineate.scans.scan import Scan
+from delineate.storage.files import safe_name
 
 CT_WINDOWS = {  # (black, white) in HU, as radiologists set them: level -+ half the width
     "abdomen": (-125.0, 275.0),

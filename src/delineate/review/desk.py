@@ -8,7 +8,6 @@ from threading import Lock, RLock
 
 from delineate import __version__
 from delineate.errors import DelineateError
-from delineate.files import safe_name
 from delineate.review import schema
 from delineate.review.actions import event_of
 from delineate.review.answers import ANSWER, Answer, read_answer
@@ -17,6 +16,7 @@ from delineate.review.cases import Case
 from delineate.review.log import Log
 from delineate.review.saving import Source, save_layers
 from delineate.review.work import Layer, NotHere, Work
+from delineate.storage.files import safe_name
 
 HISTORY = 50
 PATIENCE = 5.0  # seconds that a question gets to stop in

@@ -19,18 +19,20 @@ from pydantic import BaseModel, Field, ValidationError
 
 from delineate import __version__
 from delineate.errors import DelineateError, PromptError, ScanError
-from delineate.files import safe_name
-from delineate.marks import Marks
-from delineate.prompt import LONGEST_PROMPT, Prompt, unknown_prompt_message
+from delineate.prompts.marks import Marks
+from delineate.prompts.prompt import LONGEST_PROMPT, Prompt
+from delineate.prompts.vocabulary import unknown_prompt_message
 from delineate.review import schema
 from delineate.review.desk import Busy, Desk, Place
 from delineate.review.runs import pack, toggles_of, xor
 from delineate.review.uploads import Sessions
 from delineate.review.work import NotHere
-from delineate.scan import Scan, write_labels
+from delineate.scans.scan import Scan
+from delineate.scans.writing import write_labels
+from delineate.storage.files import safe_name
 
 if TYPE_CHECKING:
-    from delineate.proposals import TargetProposals
+    from delineate.proposals.proposals import TargetProposals
 
 WORDS, CLICKS = "delineate", "delineate-clicks"  # models: all names at once; one name with clicks
 TOOL = "MONAI Label client"  # what history calls the tool that drew a label map
@@ -245,7 +247,7 @@ def seg_file(labels: np.ndarray, scan: Scan, names: dict[str, int]) -> bytes:
     masks = {name: labels == value for name, value in names.items() if (labels == value).any()}
     if getattr(scan, "dicom", None) is None or not masks:
         raise MonaiError("a DICOM SEG needs a DICOM series and something found in it; ask for output=image")
-    from delineate.dicom.seg import write_seg
+    from delineate.scans.dicom.seg import write_seg
 
     folder = Path(tempfile.mkdtemp(prefix="delineate-"))
     try:

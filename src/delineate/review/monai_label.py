@@ -15,7 +15,6 @@ from fastapi import APIRouter, Body, Depends, Form, Request, UploadFile
 from fastapi.responses import JSONResponse, Response
 
 from delineate import __version__
-from delineate.files import safe_name
 from delineate.review import schema
 from delineate.review.cases import scan_as_nifti
 from delineate.review.desk import Desk
@@ -32,7 +31,8 @@ from delineate.review.monai_desk import (
 )
 from delineate.review.uploads import SESSION_SECONDS, Session, labels_sent, scan_sent
 from delineate.review.work import NotHere
-from delineate.scan import Scan
+from delineate.scans.scan import Scan
+from delineate.storage.files import safe_name
 
 FOLDER = "/monai"  # clients are given http://127.0.0.1:PORT/monai/TOKEN; see `safety.guard`
 MAX_UPLOAD = 1024**3  # bytes of a request below it

@@ -10,12 +10,12 @@ import numpy as np
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
-from delineate.files import safe_name
 from delineate.review import schema
 from delineate.review.cases import doubt_as_nifti, scan_as_nifti
 from delineate.review.desk import Desk, Place, Stale
 from delineate.review.runs import encode_runs
 from delineate.review.saving import SUFFIXES, Source, file_of
+from delineate.storage.files import safe_name
 
 NIFTI = "application/gzip"
 RUNS = "application/octet-stream"

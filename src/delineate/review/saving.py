@@ -11,14 +11,15 @@ import numpy as np
 
 from delineate import __version__
 from delineate.errors import DelineateError
-from delineate.files import safe_name, sha256_of, write_json
 from delineate.review.answers import Answer
 from delineate.review.cases import Case
 from delineate.review.log import now
 from delineate.review.runs import mask_of
 from delineate.review.schema import Format, SavedFile
 from delineate.review.work import Layer, Past, Work
-from delineate.scan import Scan, write_labels
+from delineate.scans.scan import Scan
+from delineate.scans.writing import write_labels
+from delineate.storage.files import safe_name, sha256_of, write_json
 
 TAKEN = ("pick", "combine", "rename_layer")  # kinds of events that leave a mask as a model drew it
 SUFFIXES: Mapping[Format, str] = {"nifti": ".nii.gz", "png": ".png", "seg": ".dcm"}
@@ -66,7 +67,7 @@ def write_mask(path: Path, mask: np.ndarray, layer: Layer, work: Work, source: S
     if format_ != "seg":
         write_labels(path, mask, source.scan)
         return
-    from delineate.dicom.seg import write_seg
+    from delineate.scans.dicom.seg import write_seg
 
     if not mask.any():
         raise SavingError(f"'{layer.name}' is empty; a DICOM SEG needs a voxel at least: save it as NIfTI")

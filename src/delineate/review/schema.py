@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from delineate.prompt import LONGEST_PROMPT
+from delineate.prompts.prompt import LONGEST_PROMPT
 
 MOST_RUNS = 500_000  # of one stroke
 MOST_MARKS = 10_000

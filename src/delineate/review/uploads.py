@@ -13,10 +13,11 @@ from typing import BinaryIO, TypeVar
 import numpy as np
 
 from delineate.errors import DelineateError, ScanError
-from delineate.flat_images import PICTURE_SUFFIXES, TIFF_SUFFIXES
-from delineate.nifti import NIFTI_SUFFIXES
 from delineate.review.work import NotHere
-from delineate.scan import Scan, read_labels, read_scan
+from delineate.scans.flat_images import PICTURE_SUFFIXES, TIFF_SUFFIXES
+from delineate.scans.nifti import NIFTI_SUFFIXES
+from delineate.scans.reading import read_labels, read_scan
+from delineate.scans.scan import Scan
 
 SUFFIXES = (*NIFTI_SUFFIXES, *PICTURE_SUFFIXES, *TIFF_SUFFIXES)  # files that are whole in themselves
 MOST_VOXELS = 200_000_000  # 512 x 512 x 763; 0.8 GB as float32

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from delineate.data.slices import SliceBank
-    from delineate.prompt import Vocabulary
+    from delineate.prompts.vocabulary import Vocabulary
     from delineate.systems.system import System
 
 
@@ -23,7 +23,7 @@ class Entry:
         summary: one line for `delineate systems`.
         source: the paper or library it follows.
         train: (bank, preset, **how) to a trained system; `how` is budget, folder, seed, foundation, device,
-            on_step and should_stop, and `delineate.merging.Merging` as merging where it `merges`.
+            on_step and should_stop, and `delineate.training.merging.Merging` as merging where it `merges`.
         save: (system, folder) writes its weights and returns its configuration.
         load: (folder, configuration, vocabulary) to the system.
         presets: sizes it can be trained in; each is the largest working grid, in pixels.
@@ -55,15 +55,15 @@ def _train_plain(
 
 
 def _save_plain(system: Any, folder: Path) -> dict[str, Any]:
-    from delineate.weights import save_weights
+    from delineate.storage.weights import save_weights
 
     save_weights(system.network, folder / "weights.safetensors")
     return asdict(system.config)
 
 
 def _load_plain(folder: Path, config: Mapping[str, Any], vocabulary: "Vocabulary") -> "System":
+    from delineate.storage.weights import load_weights
     from delineate.systems import plain
-    from delineate.weights import load_weights
 
     system = plain.build(plain.PlainConfig.from_json(config), vocabulary)
     load_weights(system.network, folder / "weights.safetensors")
@@ -74,7 +74,7 @@ def _train_ensemble(
     bank: "SliceBank", preset: str, *, device: str, foundation: Path | None = None, **how: Any
 ) -> "System":
     from delineate.systems import ensemble, plain
-    from delineate.training import train_stages
+    from delineate.training.loop import train_stages
 
     config = ensemble.EnsembleConfig(plain.PlainConfig.preset("unet", preset, bank.size))
     system = ensemble.build(config, bank.vocabulary, seed=how["seed"]).to(device)
@@ -93,7 +93,7 @@ def _train_mcdropout(
     bank: "SliceBank", preset: str, *, device: str, foundation: Path | None = None, **how: Any
 ) -> "System":
     from delineate.systems import dropout, plain
-    from delineate.training import train_stages
+    from delineate.training.loop import train_stages
 
     config = dropout.DropoutConfig(plain.PlainConfig.preset("unet", preset, bank.size))
     system = dropout.build(config, bank.vocabulary, seed=how["seed"]).to(device)
@@ -111,7 +111,7 @@ def _load_mcdropout(folder: Path, config: Mapping[str, Any], vocabulary: "Vocabu
 def _train_probunet(
     bank: "SliceBank", preset: str, *, device: str, objective: str, foundation: Path | None = None, **how: Any
 ) -> "System":
-    from delineate.systems import probunet
+    from delineate.systems.latent import probunet
 
     config = probunet.ProbUNetConfig.preset(objective, preset, bank.size)
     system = probunet.build(config, bank.vocabulary, seed=how["seed"])
@@ -119,13 +119,13 @@ def _train_probunet(
 
 
 def _load_probunet(folder: Path, config: Mapping[str, Any], vocabulary: "Vocabulary") -> "System":
-    from delineate.systems import probunet
+    from delineate.systems.latent import probunet
 
     return _filled(probunet.build(probunet.ProbUNetConfig.from_json(config), vocabulary), folder)
 
 
 def _save_parts(system: Any, folder: Path) -> dict[str, Any]:
-    from delineate.weights import save_weights
+    from delineate.storage.weights import save_weights
 
     for name, part in system.parts.items():
         save_weights(part, folder / f"{name}.safetensors")
@@ -134,7 +134,7 @@ def _save_parts(system: Any, folder: Path) -> dict[str, Any]:
 
 def _filled(system: "System", folder: Path) -> "System":
     """The system with the weights that `_save_parts` wrote."""
-    from delineate.weights import load_weights
+    from delineate.storage.weights import load_weights
 
     for name, part in system.parts.items():
         load_weights(part, folder / f"{name}.safetensors")
@@ -144,9 +144,9 @@ def _filled(system: "System", folder: Path) -> "System":
 def _train_progidiff(
     bank: "SliceBank", preset: str, *, device: str, foundation: Path | None = None, **how: Any
 ) -> "System":
-    from delineate.networks.foundation import Foundation
-    from delineate.pretraining import PRETRAIN_SHARE, caption_corpus, pretrain
-    from delineate.systems import progidiff
+    from delineate.foundation.foundation import Foundation
+    from delineate.foundation.pretraining import PRETRAIN_SHARE, caption_corpus, pretrain
+    from delineate.systems.diffusion import progidiff
 
     budget = how.pop("budget")
     if foundation is None:
@@ -164,7 +164,7 @@ def _train_progidiff(
 
 
 def _save_progidiff(system: Any, folder: Path) -> dict[str, Any]:
-    from delineate.weights import save_weights
+    from delineate.storage.weights import save_weights
 
     system.foundation.save(folder / "foundation")
     save_weights(system.control, folder / "control.safetensors")
@@ -172,9 +172,9 @@ def _save_progidiff(system: Any, folder: Path) -> dict[str, Any]:
 
 
 def _load_progidiff(folder: Path, config: Mapping[str, Any], vocabulary: "Vocabulary") -> "System":
-    from delineate.networks.foundation import Foundation
-    from delineate.systems import progidiff
-    from delineate.weights import load_weights
+    from delineate.foundation.foundation import Foundation
+    from delineate.storage.weights import load_weights
+    from delineate.systems.diffusion import progidiff
 
     base = Foundation.load(folder / "foundation")
     system = progidiff.build(progidiff.ProGiDiffConfig(**config), base, vocabulary)
@@ -185,8 +185,8 @@ def _load_progidiff(folder: Path, config: Mapping[str, Any], vocabulary: "Vocabu
 def _train_unisegdiff(
     bank: "SliceBank", preset: str, *, device: str, foundation: Path | None = None, uniform: bool = False, **how: Any
 ) -> "System":
-    from delineate.stages import Stages, Strategy
-    from delineate.systems import unisegdiff
+    from delineate.diffusion.stages import Stages, Strategy
+    from delineate.systems.diffusion import unisegdiff
 
     config = unisegdiff.UniSegDiffConfig(bank.size, preset)
     if uniform:
@@ -196,7 +196,7 @@ def _train_unisegdiff(
 
 
 def _save_unisegdiff(system: Any, folder: Path) -> dict[str, Any]:
-    from delineate.weights import save_weights
+    from delineate.storage.weights import save_weights
 
     save_weights(system.condition, folder / "condition.safetensors")
     save_weights(system.denoiser, folder / "denoiser.safetensors")
@@ -204,9 +204,9 @@ def _save_unisegdiff(system: Any, folder: Path) -> dict[str, Any]:
 
 
 def _load_unisegdiff(folder: Path, config: Mapping[str, Any], vocabulary: "Vocabulary") -> "System":
-    from delineate.prompt import Vocabulary
-    from delineate.systems import unisegdiff
-    from delineate.weights import load_weights
+    from delineate.prompts.vocabulary import Vocabulary
+    from delineate.storage.weights import load_weights
+    from delineate.systems.diffusion import unisegdiff
 
     known = {k: v for k, v in config.items() if k != "targets"}
     learnt = Vocabulary(tuple(c for c in vocabulary.concepts if c.name in config["targets"]))
@@ -219,9 +219,9 @@ def _load_unisegdiff(folder: Path, config: Mapping[str, Any], vocabulary: "Vocab
 def _train_sdseg(
     bank: "SliceBank", preset: str, *, device: str, foundation: Path | None = None, **how: Any
 ) -> "System":
-    from delineate.codec import CODECS
-    from delineate.networks.foundation import Foundation
-    from delineate.systems import sdseg
+    from delineate.diffusion.codec import CODECS
+    from delineate.foundation.foundation import Foundation
+    from delineate.systems.diffusion import sdseg
 
     name, codec = "unshuffle", CODECS["unshuffle"](None)
     if foundation is not None:
@@ -232,7 +232,7 @@ def _train_sdseg(
 
 
 def _save_sdseg(system: Any, folder: Path) -> dict[str, Any]:
-    from delineate.weights import save_weights
+    from delineate.storage.weights import save_weights
 
     save_weights(system.network, folder / "weights.safetensors")
     if system.config.codec == "vae":
@@ -244,9 +244,9 @@ def _save_sdseg(system: Any, folder: Path) -> dict[str, Any]:
 def _load_sdseg(folder: Path, config: Mapping[str, Any], vocabulary: "Vocabulary") -> "System":
     from diffusers import AutoencoderKL
 
-    from delineate.codec import CODECS
-    from delineate.systems import sdseg
-    from delineate.weights import load_weights
+    from delineate.diffusion.codec import CODECS
+    from delineate.storage.weights import load_weights
+    from delineate.systems.diffusion import sdseg
 
     known = sdseg.SDSegConfig(**{k: v for k, v in config.items() if k != "codec_config"})
     vae: Any = None

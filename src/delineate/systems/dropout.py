@@ -24,11 +24,11 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from delineate.data.slices import SliceBank
-from delineate.prompt import Vocabulary
+from delineate.prompts.vocabulary import Vocabulary
 from delineate.systems import plain
 from delineate.systems.plain import Plain, PlainConfig
 from delineate.systems.system import Target
-from delineate.training import Stage
+from delineate.training.loop import Stage
 
 Mask = Callable[[Tensor, float], Tensor]  # activations and the chance to keep one, to which are kept; broadcastable
 

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from delineate.data.slices import SliceBank
-from delineate.prompt import Vocabulary
+from delineate.prompts.vocabulary import Vocabulary
 from delineate.systems import plain
 from delineate.systems.plain import Plain, PlainConfig
 from delineate.systems.system import Target
-from delineate.training import Stage
+from delineate.training.loop import Stage
 
 
 @dataclass(frozen=True)

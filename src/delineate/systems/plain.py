@@ -19,11 +19,12 @@ from monai.networks.nets import MedNeXt, UNet
 from torch import Generator, Tensor, nn
 
 from delineate.data.slices import SliceBank
-from delineate.merging import Merging, merged_loss
-from delineate.objectives import lumped
-from delineate.prompt import Concept, Vocabulary
+from delineate.prompts.concept import Concept
+from delineate.prompts.vocabulary import Vocabulary
 from delineate.systems.system import Target
-from delineate.training import Budget, OnStep, Stage, train_stages
+from delineate.training.loop import Budget, OnStep, Stage, train_stages
+from delineate.training.losses import lumped
+from delineate.training.merging import Merging, merged_loss
 
 SIZES = {  # widths and blocks of each network's presets
     "unet": {"tiny": ((32, 64, 128, 256), 2), "base": ((64, 128, 256, 512, 512), 2)},

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from delineate.data.slices import SliceBank
-from delineate.prompt import Concept, Vocabulary
-from delineate.training import Stage
+from delineate.prompts.concept import Concept
+from delineate.prompts.vocabulary import Vocabulary
+from delineate.scans.scan import Scan
+from delineate.training.loop import Stage
 
 
 @dataclass(frozen=True)
@@ -112,3 +114,18 @@ class Redraws(Protocol):
         What is known is told to the denoiser at every step, where the codec is one of pixels.
         """
         ...
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """A scan that a segmenter has looked at: ask it as many prompts as you like.
+
+    Attributes:
+        scan: as it was given.
+        features: what the system saw.
+        prepared: the scan with its grey values prepared, as marks are read beside it.
+    """
+
+    scan: Scan
+    features: Any
+    prepared: Scan

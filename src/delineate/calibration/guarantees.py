@@ -1,0 +1,304 @@
+"""What held-out subjects taught about a segmenter: do its probabilities hold, when is a target absent, what is missed.
+
+A `Calibration` lies in the model folder. `delineate.jobs.calibrate` makes one.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from safetensors.numpy import load_file, save_file
+
+from delineate.calibration.calibrators import Calibrator, Identity, from_json, to_json
+from delineate.calibration.conformal import RiskControl, risk_control
+from delineate.errors import DelineateError, ModelError
+from delineate.storage.files import write_json
+
+FILES = ("calibration.json", "calibration.safetensors")
+REACHED = 1e-3  # probabilities below are left as they are: nearly all voxels, and nothing that a map could sharpen
+LEVEL = 0.9  # of volume intervals
+# Rising; below the least of them lies only the whole scan, above the last only the empty mask.
+THRESHOLDS = np.concatenate([[0.0], 1 / (1 + np.exp(-np.linspace(-6.9, 6.9, 139))), [1.001]])
+
+
+class GuaranteeError(DelineateError):
+    """A mask with a guarantee was asked for and cannot be given."""
+
+    exit_code = 8
+
+
+@dataclass(frozen=True)
+class Presence:
+    """From which score on a target counts as found, and how often an absent one does.
+
+    By split conformal prediction the chance that a new scan without the target is called found is at most `rate`, over
+    the draw of the scans that `threshold` was set on; the scans counted here were cropped to where the target is not.
+
+    Attributes:
+        threshold: a target is found where its score (`delineate.proposals.proposals.presence`) is at least this.
+        rate: the false-alarm rate that holds for it, in (0, 1).
+        asked: the rate that was asked for; less than `rate` where there were too few absent ones to have it.
+        absent: how many scans without the target it was set on.
+        present: how many scans with it there were.
+        sensitivity: the share of those that are found.
+        calibrator: from a score to the probability of presence, as common as it was there; the score itself where
+            there were fewer than five of either kind.
+    """
+
+    threshold: float
+    rate: float
+    asked: float
+    absent: int
+    present: int
+    sensitivity: float
+    calibrator: Calibrator = field(default_factory=Identity)
+
+
+def presence_from(
+    absent: Float[np.ndarray, " scans"], present: Float[np.ndarray, " scans"], rate: float, calibrator: Calibrator
+) -> Presence | None:
+    """The least threshold whose false-alarm rate is `rate`; with fewer than 1 / rate - 1 absent scans, what they allow.
+
+    None where that is more than one in five, or where no scan shows a target.
+    """
+    n = len(absent)
+    if n < 4 or not len(present):
+        return None
+    allowed = max(rate, 1 / (n + 1))
+    at = math.ceil((n + 1) * (1 - allowed) - 1e-9)  # the rank, from 1, of the absent score that is not yet found
+    threshold = float(np.nextafter(np.float32(np.sort(absent)[at - 1]), np.float32(2)))
+    return Presence(threshold, allowed, rate, n, len(present), float((present >= threshold).mean()), calibrator)
+
+
+@dataclass(frozen=True)
+class Guarantee:
+    """A mask with a guarantee: where the mean probability is `threshold` or more; or why there is none.
+
+    Attributes:
+        kind: "missed", the share of the target that the mask leaves out, or "false", the share of the mask that is
+            something else.
+        alpha: that share of a new subject is at most this, in expectation.
+        threshold: None where nothing can be guaranteed.
+        subjects: held-out ones by which it was set.
+        subjects_needed: the fewest by which `alpha` could be guaranteed at all.
+        why_not: what to do, where nothing can be guaranteed.
+    """
+
+    kind: str
+    alpha: float
+    threshold: float | None
+    subjects: int
+    subjects_needed: int
+    why_not: str | None = None
+
+    @property
+    def name(self) -> str:
+        """As in file names: "missed_at_most_5pct"."""
+        return f"{self.kind}_at_most_{100 * self.alpha:g}pct"
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """What one segmenter's held-out subjects say about its answers.
+
+    Attributes:
+        proposals: N, as drawn; all of it holds for means of the first N proposals.
+        voxel: mends the mean probability of a voxel where it reaches `REACHED`.
+        presence: when a target is found; None where too few held-out scans lack one.
+        missed: for each target (subjects, thresholds), the share of the truth below each of `THRESHOLDS`.
+        false: likewise the share of what is above that is not truth (`conformal.false_fraction`).
+        volume_errors: for each target (subjects,), |ln(true volume / predicted volume)|.
+        about: datasets, figures, whatever tells how it came about; JSON values.
+    """
+
+    proposals: int
+    voxel: Calibrator = field(default_factory=Identity)
+    presence: Presence | None = None
+    missed: Mapping[str, np.ndarray] = field(default_factory=dict)
+    false: Mapping[str, np.ndarray] = field(default_factory=dict)
+    volume_errors: Mapping[str, np.ndarray] = field(default_factory=dict)
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    def calibrated(self, probability: Float[np.ndarray, "*space"]) -> Float[np.ndarray, "*space"]:
+        """The mean probability of voxels, mended; in [0, 1]."""
+        reached = probability >= REACHED
+        out = probability.copy()
+        out[reached] = self.voxel(probability[reached])
+        return out
+
+    def guarantees(
+        self, target: str, *, missed_at_most: float | None = None, false_at_most: float | None = None
+    ) -> tuple[Guarantee, ...]:
+        """Thresholds by conformal risk control (`conformal`), in the order of the arguments given.
+
+        With both the masks are an outer and an inner one. Should they cross, a threshold between serves both.
+        """
+        missed = false = None
+        if missed_at_most is not None:
+            missed = self._control(self.missed, target, missed_at_most, step=-1)
+        if false_at_most is not None:
+            false = self._control(self.false, target, false_at_most, step=1)
+        values = {"missed": missed and missed.value, "false": false and false.value}
+        if missed and false and missed.index is not None and false.index is not None:
+            outer, inner = len(THRESHOLDS) - 1 - missed.index, false.index
+            if outer > inner:
+                values = dict.fromkeys(values, float(THRESHOLDS[(outer + inner) // 2]))
+        return tuple(
+            Guarantee(kind, control.alpha, values[kind], control.subjects, control.subjects_needed, control.why_not)
+            for kind, control in (("missed", missed), ("false", false))
+            if control is not None
+        )
+
+    def _control(self, curves: Mapping[str, np.ndarray], target: str, alpha: float, step: int) -> RiskControl:
+        if target in curves:
+            control = risk_control(curves[target][:, ::step], THRESHOLDS[::step], alpha)
+            if control.index != len(THRESHOLDS) - 1:
+                return control
+            useless = "the whole scan" if step < 0 else "an empty mask"
+            why = f"by {control.subjects} subjects nothing but {useless} would do: the model misses or adds too much."
+            return replace(control, index=None, value=None, why_not=why)
+        needed = math.ceil(1 / alpha - 1 - 1e-9)
+        why = f"the model was calibrated on no subject with this target: needs at least {needed}."
+        return RiskControl(None, None, None, alpha, 0, needed, why)
+
+    def volume_interval(self, target: str, volume: float, level: float = LEVEL) -> tuple[float, float] | None:
+        """Where the true volume of a new subject lies with a chance of `level` or more, in the unit of `volume`.
+
+        Split conformal prediction with |ln(true / predicted)| as the score; None with fewer than level / (1 - level)
+        subjects, or where too many predictions were empty.
+        """
+        errors = np.sort(self.volume_errors.get(target, np.zeros(0)))
+        at = math.ceil((len(errors) + 1) * level - 1e-9)
+        if not 1 <= at <= len(errors) or not np.isfinite(errors[at - 1]):
+            return None
+        factor = math.exp(float(errors[at - 1]))
+        return volume / factor, volume * factor
+
+    def summary(self, shares: Sequence[float] = (0.01, 0.05, 0.1)) -> dict[str, Any]:
+        """What people want to know, as JSON: for each target its subjects and thresholds, and the rest in `lines`."""
+        targets = {}
+        for name, losses in self.missed.items():
+            values = [self.guarantees(name, missed_at_most=share)[0].threshold for share in shares]
+            targets[name] = {"subjects": len(losses), "missed": values}
+        known = self.presence
+        if known is None:
+            said = "too few held-out scans without a target: likely absent stays uncalibrated"
+        else:
+            said = f"found from a score of {known.threshold:.3g}: false alarms at most {known.rate:.1%}"
+            said += (
+                f" ({known.absent} scans without a target), {known.sensitivity:.1%} of {known.present} present found"
+            )
+            if known.rate > known.asked + 1e-9:
+                said += f"; {known.asked:.1%} needs {math.ceil(1 / known.asked - 1 - 1e-9)} scans without a target"
+        voxel = to_json(self.voxel)
+        numbers = ", ".join(f"{key} {value:.3g}" for key, value in voxel.items() if key != "kind")
+        lines = [said, f"probability of a voxel: {voxel['kind']} {numbers}".strip()]
+        return {
+            "proposals": self.proposals,
+            "voxel": voxel,
+            "presence": None if known is None else {**known.__dict__, "calibrator": to_json(known.calibrator)},
+            "shares": list(shares),
+            "targets": targets,
+            "lines": lines,
+            "about": dict(self.about),
+        }
+
+    def save(self, folder: Path) -> None:
+        """Write calibration.json and calibration.safetensors into a model folder that is being written."""
+        presence = self.presence
+        write_json(
+            folder / FILES[0],
+            {
+                "proposals": self.proposals,
+                "voxel": to_json(self.voxel),
+                "presence": None
+                if presence is None
+                else {**presence.__dict__, "calibrator": to_json(presence.calibrator)},
+                "about": dict(self.about),
+            },
+        )
+        curves = {"missed": self.missed, "false": self.false, "volume_errors": self.volume_errors}
+        arrays = {f"{kind}/{name}": a for kind, targets in curves.items() for name, a in targets.items()}
+        arrays = {name: np.ascontiguousarray(a, np.float32) for name, a in arrays.items()}
+        save_file({"thresholds": THRESHOLDS.astype(np.float32), **arrays}, folder / FILES[1])
+
+    @classmethod
+    def load(cls, folder: Path) -> "Calibration | None":
+        """That of a checked model folder; None where it has none.
+
+        Raises:
+            ModelError: it is not as `save` writes it.
+        """
+        if not (folder / FILES[0]).is_file():
+            return None
+        try:
+            told = json.loads((folder / FILES[0]).read_text())
+            arrays = load_file(folder / FILES[1])
+            if not np.allclose(arrays.pop("thresholds"), THRESHOLDS):
+                raise ModelError(f"{folder}: was calibrated by another release; run: delineate calibrate {folder}")
+            presence = told["presence"]
+            if presence is not None:
+                presence = Presence(**{**presence, "calibrator": from_json(presence["calibrator"])})
+            kinds: dict[str, dict[str, np.ndarray]] = {"missed": {}, "false": {}, "volume_errors": {}}
+            for name, array in arrays.items():
+                kind, _, target = name.partition("/")
+                kinds[kind][target] = array.astype(np.float64)
+            return cls(told["proposals"], from_json(told["voxel"]), presence, about=told["about"], **kinds)
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            raise ModelError(f"{folder}: its calibration cannot be read; run: delineate calibrate {folder}") from error
+
+
+def refused_guarantees(
+    folder: Path,
+    targets: Sequence[str],
+    n: int,
+    adapted: bool = False,
+    *,
+    missed_at_most: float | None = None,
+    false_at_most: float | None = None,
+) -> list[str]:
+    """For a model folder, which of the guarantees cannot be given, a line each with the reason; before any work.
+
+    Args:
+        folder: of a checked model.
+        targets: names of its vocabulary.
+        n: proposals that shall be drawn.
+        adapted: whether an adapter is on, for which no held-out subject of the model speaks.
+        missed_at_most: as in `Calibration.guarantees`.
+        false_at_most: likewise.
+
+    Raises:
+        GuaranteeError: none of them can be given.
+    """
+    asked = {"missed_at_most": missed_at_most, "false_at_most": false_at_most}
+    asked = {name: share for name, share in asked.items() if share is not None}
+    if not asked:
+        return []
+    option = "--" + next(iter(asked)).replace("_", "-")
+    if adapted:
+        raise GuaranteeError(
+            f"{option}: the model's calibration does not hold with an adapter on; leave one of them out"
+        )
+    calibration = Calibration.load(folder)
+    if calibration is None:
+        raise GuaranteeError(f"{option}: {folder} is not calibrated; run: delineate calibrate {folder} DATASET")
+    if n < calibration.proposals:
+        raise GuaranteeError(
+            f"{option}: the model was calibrated with {calibration.proposals} proposals; ask for -n "
+            f"{calibration.proposals} or more"
+        )
+    found = {target: calibration.guarantees(target, **asked) for target in targets}
+    lines = [
+        f"{target}, --{one.kind}-at-most {100 * one.alpha:g}%: {one.why_not}"
+        for target, every in found.items()
+        for one in every
+        if one.threshold is None
+    ]
+    if len(lines) == len(asked) * len(targets):
+        raise GuaranteeError(" ".join(lines))
+    return lines

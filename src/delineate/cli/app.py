@@ -1,0 +1,186 @@
+"""The command line. Everything heavy is imported inside the command that needs it."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from delineate import __version__
+from delineate.cli import adapt as cli_adapt
+from delineate.cli import calibrate as cli_calibrate
+from delineate.cli import evaluate as cli_evaluate
+from delineate.cli import pretrain as cli_pretrain
+from delineate.cli import review as cli_review
+from delineate.cli import segment as cli_segment
+from delineate.cli import synthesize as cli_synthesis
+from delineate.cli import train as cli_train
+from delineate.cli.options import (
+    DatasetArgument,
+    DeviceOption,
+    JsonOption,
+    ModalityOption,
+    ModelOption,
+    TargetOption,
+    ThreadsOption,
+    compute,
+    err,
+    out,
+    print_json,
+    say,
+)
+from delineate.cli.progress import progress_bar
+from delineate.errors import DelineateError
+from delineate.systems import SYSTEMS
+
+EXIT_CODES = """Exit codes: 0 done; 1 some cases failed, or `check` found errors; 2 wrong usage; 3 unreadable scan;
+4 unknown prompt; 5 dataset not as it should be; 6 model missing or damaged; 7 training cannot go on;
+8 a guarantee that was asked for cannot be given; 75 stopped on request, the same command goes on."""
+
+app = typer.Typer(
+    help="Name a target in a medical image; get several plausible masks, their consensus, and where they disagree. "
+    "A research tool, not a medical device.\n\n" + EXIT_CODES,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+
+def main() -> None:
+    """Run the command line; problems of the user's end in one line and an exit code.
+
+    Threads that wait for one another give up their core soon (`GOMP_SPINCOUNT`, unless it is set). By default they spin
+    for milliseconds, and where another program wants a core too, each of thousands of small steps waits for it: a click
+    on the review page took 10 s instead of 0.4 (docs/lab/2026-11-22-review.md). On an idle machine it costs nothing.
+    """
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # read when torch is loaded
+    try:
+        app()
+    except DelineateError as error:
+        say(f"delineate: {' '.join(str(error).split())}")
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        sys.exit(0)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        out.print(__version__, highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def _top(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+app.command()(cli_segment.segment)
+
+
+@app.command()
+def prompts(model: ModelOption = None, as_json: JsonOption = False) -> None:
+    """List what a model can be asked for: names, synonyms and modalities."""
+    from delineate.model_folder import read_vocabulary
+
+    vocabulary = read_vocabulary(model)
+    if as_json:
+        print_json(vocabulary.to_json())
+        return
+    table = Table("name", "modality", "also", box=None, pad_edge=False)
+    for concept in vocabulary.concepts:
+        table.add_row(concept.name, ", ".join(concept.modalities), ", ".join(concept.synonyms))
+    out.print(table)
+
+
+@app.command()
+def systems(as_json: JsonOption = False) -> None:
+    """List the named systems that can be trained."""
+    if as_json:
+        print_json({n: {"summary": e.summary, "source": e.source, "presets": e.presets} for n, e in SYSTEMS.items()})
+        return
+    table = Table("system", "what it is", "after", "presets", box=None, pad_edge=False)
+    for name, entry in SYSTEMS.items():
+        table.add_row(name, entry.summary, entry.source, ", ".join(entry.presets))
+    out.print(table)
+
+
+@app.command()
+def check(
+    dataset: DatasetArgument, target: TargetOption = None, modality: ModalityOption = None, as_json: JsonOption = False
+) -> None:
+    """Look at every file of a dataset and say what is wrong, why, and what to do."""
+    from delineate.data.check import check_dataset
+    from delineate.data.named import parse_named
+    from delineate.evaluation.report import print_check
+
+    named = parse_named(dataset, target, modality)
+    with progress_bar(err, quiet=as_json) as bar:
+        bar.start("checking")
+        report = check_dataset(
+            named.folder,
+            targets=named.targets or None,
+            modality=named.modality,
+            progress=lambda done, total: bar.update(done / total),
+        )
+    if as_json:
+        print_json(report.to_json())
+    else:
+        print_check(report, out, say)
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+app.command()(cli_pretrain.pretrain)
+app.command()(cli_train.train)
+app.command()(cli_evaluate.evaluate)
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write to.")] = Path("demo"),
+    data: Annotated[
+        Path | None, typer.Option(help="Dataset to show; without it a phantom is made. Its test split is used.")
+    ] = None,
+    minutes: Annotated[float, typer.Option(help="Length of each of the two short trainings.")] = 1.2,
+    threads: ThreadsOption = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """See it work: segment with the house model, train a small model, compare both with a U-Net."""
+    from delineate.jobs.demo import run_demo
+
+    chosen = compute(threads, device)
+    with progress_bar(err) as bar:
+        lines = run_demo(output, data, minutes=minutes, device=chosen, watch=bar, console=out)
+    for line in lines:
+        out.print(line, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def doctor(as_json: JsonOption = False) -> None:
+    """Say whether this installation is sound: versions, threads, the house model, a trial write."""
+    from delineate.jobs.doctor import examine
+
+    findings = examine()
+    if as_json:
+        print_json([finding.__dict__ for finding in findings])
+    else:
+        for finding in findings:
+            mark = "ok  " if finding.ok else "BAD "
+            out.print(f"{mark} {finding.what}", highlight=False, soft_wrap=True)
+    if not all(finding.ok for finding in findings):
+        raise typer.Exit(1)
+
+
+app.command()(cli_adapt.adapt)
+app.command()(cli_adapt.merge)
+app.command()(cli_calibrate.calibrate)
+app.command()(cli_review.review)
+app.command()(cli_synthesis.synthesize)
+app.command()(cli_synthesis.distance)

@@ -1,0 +1,82 @@
+"""`delineate calibrate`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from delineate.cli.options import (
+    DatasetsArgument,
+    DeviceOption,
+    FoldOption,
+    JsonOption,
+    ModalityOption,
+    TargetOption,
+    ThreadsOption,
+    compute,
+    err,
+    fraction,
+    out,
+    print_json,
+    say,
+)
+from delineate.cli.progress import progress_bar
+
+
+def calibrate(
+    model: Annotated[Path, typer.Argument(help="Model folder; what is found is kept in it.")],
+    datasets: DatasetsArgument,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write a calibrated copy there and leave the model as it is.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Whose subjects: val, test or all; not those it was trained on.")] = "val",
+    proposals: Annotated[
+        int, typer.Option("--proposals", "-n", min=1, max=64, help="Masks a target; guarantees hold for this many.")
+    ] = 8,
+    false_alarms: Annotated[
+        str,
+        typer.Option(
+            callback=fraction, metavar="SHARE", help="How often a target that is not there may be called found."
+        ),
+    ] = "5%",
+    target: TargetOption = None,
+    modality: ModalityOption = None,
+    fold: FoldOption = None,
+    threads: ThreadsOption = None,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Let held-out subjects say how far a model can be believed: probabilities, likely absent, guarantees."""
+    from delineate.data.folds import Fold
+    from delineate.jobs.calibrate import calibrate_model
+    from delineate.jobs.opening import open_all
+
+    chosen, part = compute(threads, device), None if fold is None else Fold.parse(fold)
+    opened = open_all(datasets, target, modality, part)
+    with progress_bar(err, quiet=as_json) as bar:
+        bar.start(f"segmenting the {split} split")
+        found = calibrate_model(
+            model,
+            opened,
+            fold=part,
+            split=split,
+            n=proposals,
+            false_alarms=false_alarms,  # type: ignore[arg-type]  # a float by `fraction`
+            device=chosen,
+            output=output,
+            on_step=bar.update,
+        )
+    summary = found.summary()
+    if as_json:
+        print_json(summary)
+        return
+    table = Table(
+        "target", "subjects", *(f"misses ≤ {100 * a:g}%" for a in summary["shares"]), box=None, pad_edge=False
+    )
+    for name, row in summary["targets"].items():
+        table.add_row(name, str(row["subjects"]), *(f"p ≥ {t:.3g}" if t is not None else "-" for t in row["missed"]))
+    out.print(table)
+    for line in summary["lines"]:
+        say(line)
+    out.print(f"{output or model}", highlight=False, soft_wrap=True)

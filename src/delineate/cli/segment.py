@@ -1,0 +1,165 @@
+"""`delineate segment`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from delineate.cli.options import (
+    AdapterOption,
+    DeviceOption,
+    JsonOption,
+    ModelOption,
+    SeedOption,
+    ThreadsOption,
+    compute,
+    err,
+    fraction,
+    modality_code,
+    out,
+    print_json,
+    say,
+)
+from delineate.cli.progress import progress_bar
+from delineate.errors import PromptError
+
+SEGS = {"binary": "binary", "fractional": "fractional", "none": None}
+
+
+def segment(
+    path: Annotated[Path, typer.Argument(help="A scan (NIfTI, DICOM, PNG, JPEG, TIFF), or a folder of scans.")],
+    prompt: Annotated[list[str], typer.Option("--prompt", "-p", help="A target in words; repeat for several.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write to; a subfolder for each case.")],
+    proposals: Annotated[int, typer.Option("--proposals", "-n", min=1, max=64, help="Masks for each target.")] = 8,
+    model: ModelOption = None,
+    adapter: AdapterOption = None,
+    seed: SeedOption = 0,
+    consensus: Annotated[str, typer.Option(help="How proposals are fused: mean, majority or staple.")] = "mean",
+    maps: Annotated[bool, typer.Option("--maps", help="Also write probability and doubt maps.")] = False,
+    missed_at_most: Annotated[
+        str | None,
+        typer.Option(
+            callback=fraction,
+            metavar="SHARE",
+            help="Also write a mask that misses at most this share of the target, on average over patients: 5%. "
+            "For calibrated models (delineate calibrate).",
+        ),
+    ] = None,
+    false_at_most: Annotated[
+        str | None,
+        typer.Option(
+            callback=fraction,
+            metavar="SHARE",
+            help="Also write a mask of which at most this share is not the target, on average over patients.",
+        ),
+    ] = None,
+    modality: Annotated[
+        str | None, typer.Option(callback=modality_code, help="CT, MR, US, …; CT in HU is windowed if you say so.")
+    ] = None,
+    volume: Annotated[int | None, typer.Option(min=0, help="Which volume of a 4-D file or DICOM series.")] = None,
+    series: Annotated[
+        str | None, typer.Option(metavar="NUMBER|UID", help="Which series of a DICOM folder that holds several.")
+    ] = None,
+    fill_gaps: Annotated[
+        bool, typer.Option("--fill-gaps", help="Make up missing DICOM slices from their neighbours.")
+    ] = False,
+    seg: Annotated[
+        str, typer.Option(help="For DICOM, segmentation.dcm: binary (consensus), fractional (probabilities) or none.")
+    ] = "binary",
+    pictures: Annotated[bool, typer.Option(help="Write montage.png for each case.")] = True,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Skip cases that are finished with the same request.")
+    ] = False,
+    threads: ThreadsOption = None,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Outline what you name in a scan, or in every scan of a folder."""
+    from delineate.evaluation.report import print_run
+    from delineate.jobs.segment import Request
+    from delineate.model_folder import calibration_hash, check_model, fingerprint, read_vocabulary
+    from delineate.prompts.prompt import Prompt
+    from delineate.prompts.vocabulary import unknown_prompt_message
+    from delineate.proposals.fusion import FUSIONS
+    from delineate.scans.dicom.source import is_dicom
+    from delineate.scans.finding import find_scans
+
+    if consensus not in FUSIONS:
+        raise typer.BadParameter(f"--consensus is one of {', '.join(FUSIONS)}")
+    if seg not in SEGS:
+        raise typer.BadParameter(f"--seg is one of {', '.join(SEGS)}; got '{seg}'")
+    scans = find_scans(path)
+    if (series is not None or fill_gaps) and not any(is_dicom(scan) for scan in scans):
+        raise typer.BadParameter("--series and --fill-gaps are for DICOM, and there is none")
+    folder, _ = check_model(model)
+    vocabulary, adapter_hash, where = read_vocabulary(folder), None, f"--model {model}" if model else ""
+    if adapter is not None:
+        from delineate.adapters.folder import fingerprint as adapter_fingerprint
+        from delineate.adapters.folder import read_adapter
+
+        read_adapter(adapter)
+        vocabulary, adapter_hash, where = read_vocabulary(adapter), adapter_fingerprint(adapter), f"--model {adapter}"
+    matches = {p: vocabulary.match(Prompt(p).text) for p in prompt}
+    unknown = [unknown_prompt_message(p, m.nearest, where) for p, m in matches.items() if m.concept is None]
+    if len(unknown) == len(matches):
+        raise PromptError(" ".join(unknown))
+
+    from delineate.calibration.guarantees import GuaranteeError, refused_guarantees
+    from delineate.jobs.segment import run_cohort
+    from delineate.segmenter import Segmenter
+
+    chosen = compute(threads, device)
+    shares: dict[str, Any] = {"missed_at_most": missed_at_most, "false_at_most": false_at_most}  # floats by `fraction`
+    names = [match.concept.name for match in matches.values() if match.concept is not None]
+    refused = refused_guarantees(folder, names, proposals, adapter is not None, **shares)
+    shares |= {"series": series, "fill_gaps": fill_gaps, "seg": SEGS[seg]}
+    request = Request(tuple(prompt), proposals, seed, consensus, maps, modality, volume, pictures, **shares)
+    with progress_bar(err, quiet=as_json) as bar:
+        bar.start("loading the model")
+        segmenter = Segmenter.load(folder, chosen, adapter)
+        number = 0
+
+        def on_case(index: int, scan: Path) -> None:
+            nonlocal number
+            number = index
+            bar.start(f"{scan.name} ({index + 1} of {len(scans)})", done=index / len(scans))
+
+        report = run_cohort(
+            segmenter,
+            scans,
+            request,
+            output,
+            model_hash=fingerprint(folder),
+            adapter_hash=adapter_hash,
+            calibration_hash=calibration_hash(folder) if adapter is None else None,
+            device=chosen,
+            resume=resume,
+            on_case=on_case,
+            on_step=lambda share: bar.update((number + share) / len(scans)),
+        )
+    if as_json:
+        print_json(report)
+    else:
+        print_run(report, output, out)
+    for line in unknown:
+        say(f"delineate: {line}")
+    for case in report["cases"]:
+        for told in (target for target in case.get("targets", ()) if target.get("unusual")):
+            say(
+                f"delineate: {case['case']}: the doubt about '{told['target']}', {told['doubt']:.2f}, is above what "
+                f"was usual when the adapter was checked ({told['usual_doubt']:.2f}); look at this one"
+            )
+    failed = [c for c in report["cases"] if c["status"] == "failed"]
+    for case in failed:
+        say(f"delineate: {case['reason']}")
+    for case in report["cases"]:
+        for note in (note for note in case.get("notes", ()) if note.startswith("no DICOM SEG")):
+            say(f"delineate: {case['case']}: {note}")
+    for line in refused:
+        say(f"delineate: {line}")
+    if failed:
+        raise typer.Exit(3 if len(scans) == 1 else 1)
+    if unknown:
+        raise typer.Exit(PromptError.exit_code)
+    if refused:
+        raise typer.Exit(GuaranteeError.exit_code)

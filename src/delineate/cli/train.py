@@ -1,0 +1,87 @@
+"""`delineate train`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from delineate.cli.options import (
+    AugmentationOption,
+    CellOption,
+    DatasetsArgument,
+    DeviceOption,
+    FoldOption,
+    ImagesOption,
+    KeepRealOption,
+    MergeOption,
+    MinutesOption,
+    ModalityOption,
+    PresetOption,
+    RatersOption,
+    SystemArgument,
+    TargetOption,
+    ThreadsOption,
+    budget_of,
+    compute,
+    err,
+    out,
+    preset_of,
+)
+from delineate.cli.progress import progress_bar
+from delineate.systems import SYSTEMS
+
+
+def train(
+    system: SystemArgument,
+    datasets: DatasetsArgument,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Model folder to write.")],
+    preset: PresetOption = "tiny",
+    minutes: MinutesOption = None,
+    images: ImagesOption = None,
+    foundation: Annotated[
+        Path | None,
+        typer.Option(help="Stable Diffusion folder, for progidiff (else one is pre-trained first) and sdseg."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the whole training.")] = 0,
+    target: TargetOption = None,
+    modality: ModalityOption = None,
+    fold: FoldOption = None,
+    augmentation: AugmentationOption = None,
+    raters: RatersOption = None,
+    merge: MergeOption = None,
+    keep_real: KeepRealOption = None,
+    cell: CellOption = None,
+    calibrate: Annotated[
+        bool, typer.Option(help="Afterwards let the val subjects say how far the model can be believed.")
+    ] = True,
+    threads: ThreadsOption = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Train a system on the train split of one or several datasets; run again to go on after a stop."""
+    from delineate.jobs.train import train_system
+
+    if system not in SYSTEMS:
+        raise typer.BadParameter(f"SYSTEM is one of {', '.join(SYSTEMS)}; got '{system}'")
+    if foundation and not SYSTEMS[system].takes_foundation:
+        able = ", ".join(name for name, entry in SYSTEMS.items() if entry.takes_foundation)
+        raise typer.BadParameter(f"--foundation is for {able}; {system} is trained without one")
+    chosen = compute(threads, device)
+    settings = {
+        "preset": preset_of(preset, SYSTEMS[system].presets),
+        "foundation": foundation,
+        "seed": seed,
+        "target": target,
+        "modality": modality,
+        "fold": fold,
+        "augmentation": augmentation,
+        "raters": raters,
+        "merge": merge,
+        "keep_real": keep_real,
+        "cell": cell,
+        "calibrate": calibrate,
+    }
+    with progress_bar(err) as bar:
+        curves = train_system(
+            system, datasets, output, **settings, **budget_of(minutes, images), device=chosen, watch=bar
+        )
+    out.print(f"model:  {output}\ncurves: {curves}", highlight=False, soft_wrap=True)

@@ -1,0 +1,1 @@
+"""Held-out subjects: figures, tables, protocols."""

@@ -1,0 +1,1 @@
+"""A trained system adapted by a few labelled scans."""

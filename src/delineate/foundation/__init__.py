@@ -1,0 +1,1 @@
+"""A text-to-image model and the control that steers it."""

@@ -1,0 +1,268 @@
+"""The whole job of calibrating: held-out subjects are segmented, compared with their labels, and the model remembers.
+
+Nothing is learnt by the networks. What is found (`delineate.calibration.guarantees.Calibration`) goes into the model
+folder beside the weights; the model's fingerprint stays, so that adapters made for it still fit.
+"""
+
+import math
+import shutil
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from delineate.calibration.calibrators import (
+    CALIBRATORS,
+    Calibrator,
+    Identity,
+    Temperature,
+    histogram,
+    nll,
+    reliability,
+)
+from delineate.calibration.conformal import false_fraction, missed_fraction
+from delineate.calibration.guarantees import FILES, REACHED, THRESHOLDS, Calibration, presence_from
+from delineate.data.dataset import Dataset
+from delineate.data.folds import Fold, is_of, refuse_seen, trained_on
+from delineate.errors import DatasetError, ModelError
+from delineate.evaluation.protocols.lines import Answered, answers
+from delineate.model_folder import check_model, is_model
+from delineate.proposals.proposals import presence
+from delineate.scans.geometry import canonical_spacing, orientation_of, to_canonical
+from delineate.segmenter import Segmenter
+from delineate.storage import sealed
+
+FALSE_ALARMS = 0.05
+MARGIN_MM = 20.0  # along the body: a mask that goes on a little beyond the end of its target is no false alarm
+FOLDS = 5  # of subjects, to choose a calibrator by
+Histogram = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What one target in one case says.
+
+    Attributes:
+        subject: of the case, with its dataset.
+        target: the vocabulary's name.
+        drawn: how many proposals there were; a system may give fewer than asked.
+        missed: (thresholds,) as in `Calibration`; None where the case does not have the target.
+        false: (thresholds,); likewise.
+        volume_error: |ln(true volume / volume of the consensus)|, infinite for an empty consensus; likewise.
+        voxels: probabilities, truths and weights, each rater's reading counting once among M.
+        score_present: of the whole scan; None where it does not have the target.
+        score_absent: of the scan cropped to the slices that are `MARGIN_MM` or more from the target; None without any.
+    """
+
+    subject: str
+    target: str
+    drawn: int
+    missed: np.ndarray | None
+    false: np.ndarray | None
+    volume_error: float | None
+    voxels: Histogram
+    score_present: float | None
+    score_absent: float | None
+
+
+def calibrate(
+    segmenter: Segmenter,
+    datasets: Sequence[Dataset],
+    *,
+    split: str = "val",
+    n: int = 8,
+    seed: int = 0,
+    false_alarms: float = FALSE_ALARMS,
+    on_step: Callable[[float], None] = lambda share: None,
+) -> Calibration:
+    """Segment every case of a split and see how far the answers can be believed.
+
+    A subject counts once: its losses are means over its cases. A target is what the label file says; for the
+    calibration of voxels alone every rater's reading counts. Held-out subjects only, or all of it means nothing.
+
+    Args:
+        segmenter: as trained.
+        datasets: labelled.
+        split: whose subjects; not one that was trained on.
+        n: proposals a target.
+        seed: of the proposals.
+        false_alarms: the chance, asked for, that a target which is not there is called found.
+        on_step: told the share of the work that is done.
+
+    Raises:
+        DatasetError: no case in the split, or no target that the model knows.
+    """
+    cases = [(dataset, case) for dataset in datasets for case in dataset.split(split)]
+    if not cases:
+        roots = ", ".join(str(dataset.root) for dataset in datasets)
+        raise DatasetError(
+            f"{roots}: the {split} split is empty; calibrate on another (--split), or correct splits.json"
+        )
+    evidence: list[Evidence] = []
+    for done, (dataset, case) in enumerate(cases):
+        names = [name for name in dataset.labels if name in segmenter.vocabulary.names]
+        evidence += [evidence_from(dataset, one) for one in answers(segmenter, dataset, [case], names, n, seed)]
+        on_step((done + 1) / len(cases))
+    if not evidence:
+        raise DatasetError(f"{datasets[0].root}: the model knows none of its targets; see: delineate prompts")
+    return calibration_from(evidence, false_alarms, {"datasets": [d.name for d in datasets], "split": split})
+
+
+def evidence_from(dataset: Dataset, answered: Answered) -> Evidence:
+    """What the answer for one target in one case says."""
+    truth, readings, p = answered.truth, answered.readings, answered.probability()
+    orientation = orientation_of(answered.scan.affine)
+    holds = to_canonical(truth, orientation).sum(axis=(1, 2)) > 0
+    far = ~_near(holds, canonical_spacing(answered.scan.affine, orientation)[0])
+    cropped = to_canonical(p, orientation)[far]
+    there, consensus = bool(truth.any()), int((p >= 0.5).sum())
+    error = abs(float(np.log(truth.sum() / consensus))) if there and consensus else float("inf")
+    return Evidence(
+        subject=f"{dataset.name}/{answered.case.subject}",
+        target=str(answered.answer.name),
+        drawn=len(answered.answer),
+        missed=missed_fraction(p, truth, THRESHOLDS) if there else None,
+        false=false_fraction(p, truth, THRESHOLDS) if there else None,
+        volume_error=error if there else None,
+        voxels=_voxels(p, readings),
+        score_present=presence(p) if there else None,
+        score_absent=presence(cropped) if len(cropped) else None,
+    )
+
+
+def _near(holds: np.ndarray, step_mm: float) -> np.ndarray:
+    """Which slices hold the target or lie within `MARGIN_MM` of one that does; `holds` bool (slices,)."""
+    reach = math.ceil(MARGIN_MM / step_mm)
+    return np.convolve(holds, np.ones(2 * reach + 1), mode="full")[reach : reach + len(holds)] > 0
+
+
+def _voxels(p: np.ndarray, readings: np.ndarray) -> Histogram:
+    reached = p >= REACHED
+    if not reached.any():
+        return np.zeros(0), np.zeros(0, bool), np.zeros(0)
+    parts = [histogram(p[reached], drawn[reached]) for drawn in readings]
+    joined = _joined(parts)
+    return joined[0], joined[1], joined[2] / len(readings)
+
+
+def calibration_from(
+    evidence: Sequence[Evidence], false_alarms: float = FALSE_ALARMS, about: dict[str, Any] | None = None
+) -> Calibration:
+    """A calibration from what cases said; arguments as for `calibrate`."""
+    subjects: dict[str, list[Histogram]] = defaultdict(list)
+    for entry in evidence:
+        subjects[entry.subject].append(entry.voxels)
+    voxel, figures = choose_calibrator([_joined(parts) for parts in subjects.values()])
+    absent = np.array([e.score_absent for e in evidence if e.score_absent is not None])
+    present = np.array([e.score_present for e in evidence if e.score_present is not None])
+    scores, truths = np.concatenate([absent, present]), np.arange(len(absent) + len(present)) >= len(absent)
+    scored = CALIBRATORS["beta"].fit(scores, truths) if min(len(absent), len(present)) >= 5 else Identity()
+    held: dict[str, dict[str, list[Evidence]]] = defaultdict(lambda: defaultdict(list))
+    for entry in (e for e in evidence if e.missed is not None):
+        held[entry.target][entry.subject].append(entry)
+
+    def by_subject(field: str) -> dict[str, np.ndarray]:
+        return {
+            target: np.stack([np.mean([getattr(e, field) for e in own], axis=0) for own in of_each.values()])
+            for target, of_each in held.items()
+        }
+
+    told = {"subjects": len(subjects), "voxels": figures, "of_each": {t: len(s) for t, s in held.items()}}
+    return Calibration(
+        max(entry.drawn for entry in evidence),
+        voxel,
+        presence_from(absent, present, false_alarms, scored),
+        by_subject("missed"),
+        by_subject("false"),
+        by_subject("volume_error"),
+        {**(about or {}), **told},
+    )
+
+
+def choose_calibrator(subjects: Sequence[Histogram]) -> tuple[Calibrator, dict[str, Any]]:
+    """The calibrator with the least NLL on subjects left out in turn, fitted on all; and what was measured.
+
+    With a single subject there is nothing to choose by: a temperature. With one kind of voxel only: none.
+    """
+    subjects = [one for one in subjects if len(one[0])]
+    if not subjects:
+        return Identity(), {}
+    everyone = _joined(subjects)
+    if everyone[1].all() or not everyone[1].any():
+        return Identity(), {}
+    folds = min(FOLDS, len(subjects))
+    figures: dict[str, Any] = {"ece": reliability(everyone[0], everyone[1], weight=everyone[2]).ece}
+    if folds == 1:
+        return Temperature.fit(*everyone), figures
+    left_out: dict[str, tuple[list[np.ndarray], list[np.ndarray]]] = {kind: ([], []) for kind in CALIBRATORS}
+    for fold in range(folds):
+        rest = _joined([one for i, one in enumerate(subjects) if i % folds != fold])
+        out = _joined(subjects[fold::folds])
+        for kind, made in CALIBRATORS.items():
+            both = rest[1].any() and not rest[1].all()
+            left_out[kind][0].append((made.fit(*rest) if both else Identity())(out[0]))
+            left_out[kind][1].append(out[2])
+    truths = np.concatenate([_joined(subjects[fold::folds])[1] for fold in range(folds)])
+    scores = {}
+    for kind, (parts, weights) in left_out.items():
+        p, w = np.concatenate(parts), np.concatenate(weights)
+        scores[kind] = nll(p, truths, w)
+        figures[kind] = {"left_out_nll": scores[kind], "left_out_ece": reliability(p, truths, weight=w).ece}
+    best = min(scores, key=lambda kind: scores[kind])
+    return CALIBRATORS[best].fit(*everyone), figures
+
+
+def _joined(parts: Sequence[Histogram]) -> Histogram:
+    p, y, w = (np.concatenate([part[i] for part in parts]) for i in range(3))
+    return p, y, w
+
+
+def calibrate_model(
+    model: Path,
+    datasets: Sequence[Dataset],
+    *,
+    fold: Fold | None = None,
+    split: str = "val",
+    n: int = 8,
+    false_alarms: float = FALSE_ALARMS,
+    device: str = "cpu",
+    output: Path | None = None,
+    on_step: Callable[[float], None] = lambda share: None,
+) -> Calibration:
+    """Calibrate the model in a folder, which is replaced as a whole (or written to `output`).
+
+    Raises:
+        ModelError: no model there.
+        DelineateError: the model was trained on the subjects of the split.
+        DatasetError: as `calibrate`.
+    """
+    seen = trained_on(check_model(model)[1]["training"])
+    for dataset in datasets:
+        refuse_seen(seen, dataset, fold, "the model")
+        if split in ("train", "all") and any(is_of(entry, dataset) for entry in seen):
+            raise DatasetError(
+                f"{dataset.root}: the model was trained on its train split; calibrate on another (--split)"
+            )
+    segmenter = Segmenter.load(model, device).uncalibrated()
+    found = calibrate(segmenter, datasets, split=split, n=n, false_alarms=false_alarms, on_step=on_step)
+    save_calibration(Path(model), found, output)
+    return found
+
+
+def save_calibration(model: Path, calibration: Calibration, output: Path | None = None) -> None:
+    """Put a calibration into a model folder, whole or not at all; into a copy at `output` where one is named.
+
+    Raises:
+        ModelError: `model` is no sound model folder, or `output` is something else.
+    """
+    check_model(model)
+    if output is None and model.is_symlink():
+        raise ModelError(f"{model}: is a link; name the folder itself")
+    with sealed.sealing(output or model, is_model, "model") as building:
+        shutil.copytree(
+            model, building, dirs_exist_ok=True, ignore=shutil.ignore_patterns(sealed.MANIFEST, ".*", *FILES)
+        )
+        calibration.save(building)

@@ -1,0 +1,50 @@
+"""Datasets opened for a job, and read as slices."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from delineate.data.dataset import Dataset
+from delineate.data.folds import Fold, fold_of
+from delineate.data.named import open_named
+from delineate.data.slices import SliceBank, build_slices
+from delineate.errors import DatasetError
+from delineate.jobs.watch import Watch
+
+
+def open_all(
+    paths: Sequence[Path | str], target: Sequence[str] | None, modality: str | None, fold: Fold | None = None
+) -> list[Dataset]:
+    """The datasets at `paths`, each as in `data.named`, with the splits of `fold` or their own.
+
+    Those without a train split are refused with the way out.
+    """
+    datasets = [open_named(path, target, modality) for path in paths]
+    if fold is not None:
+        return [fold_of(dataset, *fold) for dataset in datasets]
+    for dataset in datasets:
+        if not dataset.splits:
+            raise DatasetError(
+                f"{dataset.root}: no splits.json, so nothing says which subjects are held out; write one as "
+                '{"train": [...], "val": [...], "test": [...]}, call delineate.data.dataset.write_splits, or use --fold'
+            )
+    return datasets
+
+
+def read_bank(
+    datasets: Sequence[Dataset],
+    size: int,
+    watch: Watch,
+    shares: Sequence[float] | None = None,
+    synthetic: str = "extra",
+    rating: str = "consensus",
+) -> SliceBank:
+    """The train split of every dataset, with progress; `shares`, `synthetic` and `rating` as in `build_slices`."""
+
+    def progress(items: Any, total: int) -> Iterator[Any]:
+        for done, item in enumerate(items):
+            watch.update(done / total)
+            yield item
+
+    watch.start("reading the training scans")
+    return build_slices(datasets, "train", size, shares=shares, synthetic=synthetic, rating=rating, progress=progress)

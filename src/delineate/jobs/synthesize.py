@@ -1,0 +1,270 @@
+"""A small labelled dataset made larger: the whole job behind `delineate synthesize`.
+
+Fine-tune a synthesizer on the train split (stage b of DiffBoost), train a first segmenter for the gate, draw K variants
+of every training case, judge them, and write a dataset that holds the real cases and what passed.
+"""
+
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from delineate.data.augmented import AugmentedDataset
+from delineate.data.dataset import Case, Dataset
+from delineate.data.folds import Fold, held_out
+from delineate.data.named import parse_named
+from delineate.data.slices import slices_of
+from delineate.data.synthetic import PROVENANCE
+from delineate.errors import DatasetError, DelineateError
+from delineate.jobs.opening import open_all, read_bank
+from delineate.jobs.pretrain import HELD_OUT, seen_by_foundation
+from delineate.jobs.watch import Nobody, Watch, finished_before, reporter, work_folder
+from delineate.pictures import training_curves
+from delineate.scans.grid import stack_of
+from delineate.scans.reading import read_scan
+from delineate.storage.files import write_json
+from delineate.storage.shipped import HOUSE_SYNTHESIS, house_folder
+from delineate.synthesis.artist import Artist, Drawing
+from delineate.synthesis.contact_sheet import contact_sheet
+from delineate.synthesis.edges import EDGES, Extractor, hint
+from delineate.synthesis.synthesizer import Synthesizer, train_synthesizer
+from delineate.systems import PRESETS
+from delineate.systems.plain import SIZES, PlainConfig, build, train_plain
+from delineate.training.loop import Budget, Interrupted, polite_stop
+from delineate.training.planning import make_plan
+
+SEGMENTER_SHARE = 0.2  # of the training budget goes to the gate's first segmenter
+TUNING_RATE = 5e-4  # half of the first stage's; DiffBoost takes a tenth, of a rate that is a hundredth
+
+
+def synthesize(
+    path: Path | str,
+    output: Path,
+    drawing: Drawing = Drawing(),
+    *,
+    foundation: Path | None = None,
+    hed: Path | None = None,
+    preset: str = "tiny",
+    minutes: float | None = None,
+    images: int | None = None,
+    seed: int = 0,
+    target: Sequence[str] | None = None,
+    modality: str | None = None,
+    fold: str | None = None,
+    device: str = "cpu",
+    watch: Watch = Nobody(),
+) -> dict[str, Any]:
+    """Write an enlarged dataset to `output` and return what `provenance.json` says in short.
+
+    Until it is done, checkpoints and drawn scans live in `<output>-training/`; the fine-tuned synthesizer and the
+    curves stay there. After a stop the same call goes on; a call with other settings is refused.
+
+    Args:
+        path: a dataset with splits, named as in `delineate.data.named`.
+        output: a new folder.
+        drawing: how many, and how.
+        foundation: a Stable Diffusion folder, with or without an edge control (`pretrain_foundation(edges=True)` makes
+            one with); None takes the one that ships with the package.
+        hed: a folder with the weights of HED, for `drawing.edges` "hed".
+        preset: size of a new edge control, where the foundation has none.
+        minutes: of fine-tuning and of the first segmenter together.
+        images: the same in images seen, which repeats to the bit.
+        seed: of everything.
+        target: as in `train_system`.
+        modality: as in `train_system`.
+        fold: as in `train_system`; the folder then holds this fold's train and val cases.
+        device: where to compute.
+        watch: told how far it is.
+    """
+    output, named = Path(output), parse_named(path, target, modality)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise DelineateError(f"{output}: exists and is not empty; choose another folder")
+    if (named.folder / PROVENANCE).exists():
+        raise DatasetError(f"{named.folder}: holds synthetic scans already; synthesize from the real dataset")
+    extractor = _extractor(drawing.edges, hed)
+    base = house_folder().with_name(HOUSE_SYNTHESIS) if foundation is None else Path(foundation)
+    part = None if fold is None else Fold.parse(fold)
+    settings = {
+        "dataset": str(named),
+        "drawing": asdict(drawing),
+        "foundation": None if foundation is None else str(base.resolve()),
+        "preset": preset,
+        "minutes": minutes,
+        "images": images,
+        "seed": seed,
+        "fold": None if part is None else str(part),
+        **({} if hed is None else {"hed": str(Path(hed).resolve())}),
+    }
+    work = work_folder(output, settings)
+    (dataset,) = open_all([path], target, modality, part)
+    held = held_out([dataset], part) + seen_by_foundation(base, [dataset], part)
+    synthesizer = Synthesizer.load(base, preset, seed=seed).to(device)
+    if synthesizer.colours == 1 and any(dataset.read(case)[0].is_colour for case in dataset.split("train")[:8]):
+        raise DelineateError(f"{base}: draws grey scans and {dataset.root} is in colour; pretrain one with --edges")
+    plan = make_plan([dataset], PRESETS[synthesizer.preset])
+    bank = read_bank([dataset], plan.size, watch)
+    with polite_stop() as should_stop:
+        how = {"seed": seed, "should_stop": should_stop, "on_step": reporter(logs := {}, watch)}
+        budget = Budget(images, minutes)
+        tuned = work / "tuned"
+        if tuned.is_dir():
+            synthesizer = Synthesizer.load(tuned).to(device)
+        else:
+            train_synthesizer(
+                synthesizer,
+                bank,
+                budget=budget.share(1 - SEGMENTER_SHARE),
+                folder=work,
+                edges=(extractor,),
+                label_boundary=drawing.label_boundary,
+                unlocked=(base / "delineate.json").is_file(),  # a real Stable Diffusion stays as it is
+                learning_rate=TUNING_RATE,
+                **how,
+            )
+            _save(synthesizer, tuned, held)
+        widths, blocks = SIZES["unet"]["tiny"]
+        judge = build(PlainConfig(bank.size, widths, "unet", blocks), bank.vocabulary, seed=seed).to(
+            torch.device(device)
+        )
+        train_plain(judge, bank, budget=budget.share(SEGMENTER_SHARE), folder=work / "judge", **how)
+        if logs := finished_before(work, logs) | logs:
+            training_curves(logs, work / "curves.png")
+        artist = Artist(synthesizer, judge, bank, dataset, drawing, extractor, seed, work / "drawn")
+        cases = dataset.split("train")
+        total = len(cases) * drawing.variants
+        watch.start(f"drawing {drawing.variants} variants of {len(cases)} cases")
+        for done, (case, variant) in enumerate((c, k) for c in cases for k in range(drawing.variants)):
+            if should_stop():
+                raise Interrupted(f"stopped after {done} of {total} scans; the same command goes on from there")
+            artist.draw(case, variant)
+            watch.update((done + 1) / total)
+    records = artist.records(cases)
+    summary = _assemble(output, dataset, records, settings, synthesizer, drawing, extractor, bank.size, held)
+    shutil.rmtree(work / "synthesizer", ignore_errors=True)
+    tuned.rename(work / "synthesizer")
+    for part in ("drawn", "judge", "estimate", "edges"):
+        shutil.rmtree(work / part, ignore_errors=True)
+    (work / "settings.json").unlink(missing_ok=True)
+    return summary
+
+
+def _extractor(name: str, hed: Path | None) -> Extractor | None:
+    if name == "hed":
+        if hed is None:
+            raise DelineateError("edges 'hed' need the folder with its weights; name it with --hed")
+        from delineate.synthesis.hed import Hed
+
+        return Hed.load(hed)
+    if hed is not None:
+        raise DelineateError(f"--hed is for edges 'hed'; edges are '{name}'")
+    if name not in (*EDGES, "none"):
+        raise DelineateError(f"edges are one of {', '.join(EDGES)}, hed, none; got '{name}'")
+    return EDGES.get(name)
+
+
+def _save(synthesizer: Synthesizer, folder: Path, record: Any) -> None:
+    building = folder.with_name(f".writing-{folder.name}")
+    shutil.rmtree(building, ignore_errors=True)
+    synthesizer.save(building)
+    write_json(building / HELD_OUT, record)
+    building.rename(folder)
+
+
+def _assemble(
+    output: Path,
+    dataset: Dataset,
+    records: dict[str, dict[str, Any]],
+    settings: dict[str, Any],
+    synthesizer: Synthesizer,
+    drawing: Drawing,
+    extractor: Extractor | None,
+    size: int,
+    held: list[dict[str, Any]],
+) -> dict[str, Any]:
+    """The folder, whole or not at all, from what was drawn."""
+    from delineate import __version__
+
+    drawn = Path(f"{output}-training") / "drawn"
+    building = output.with_name(f".writing-{output.name}")
+    shutil.rmtree(building, ignore_errors=True)
+    train, by_name = dataset.split("train"), {case.name: case for case in dataset.cases}
+    flat = dataset.read(train[0])[0].is_flat
+    written = AugmentedDataset(building, dataset, flat=flat)
+    for case in (*train, *(dataset.split("val") if "val" in dataset.splits else ())):
+        written.add_real(case)
+    synthetic, rejected = {}, {}
+    for name, record in records.items():
+        about = {k: v for k, v in record.items() if k not in ("file", "kept")}
+        if record["kept"]:
+            first, end = record["slices"]
+            written.add_synthetic(name, by_name[record["source"]], drawn / record["file"], (first, end))
+            synthetic[name] = about
+        else:
+            rejected[name] = about
+    reasons = [record["verdict"]["reason"] for record in rejected.values()]
+    summary = {
+        "cases": len(train),
+        "drawn": len(records),
+        "kept": len(synthetic),
+        "rejected": {reason: reasons.count(reason) for reason in sorted(set(reasons))},
+        "segmenter_on_real": round(fmean(record["verdict"]["mask_of_real"] for record in records.values()), 3),
+    }
+    written.finish(
+        {
+            "made_by": f"delineate {__version__}, DiffBoost (arXiv 2310.12868)",
+            "source": {"name": dataset.name, "fold": settings["fold"]},
+            "model_sha256": synthesizer.fingerprint(),
+            "foundation": synthesizer.foundation.pretraining,
+            "settings": {k: v for k, v in settings.items() if k not in ("dataset", "foundation", "hed")},
+            "held_out": held,
+            "summary": summary,
+            "synthetic": synthetic,
+            "rejected": rejected,
+        },
+        dataset.modality,
+    )
+    contact_sheet(list(_rows(dataset, train, records, drawn, drawing, extractor, size)), building / "contact_sheet.png")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    if output.exists():
+        output.rmdir()
+    building.rename(output)
+    return summary
+
+
+def _rows(
+    dataset: Dataset,
+    cases: Sequence[Case],
+    records: dict[str, dict[str, Any]],
+    drawn: Path,
+    drawing: Drawing,
+    extractor: Extractor | None,
+    size: int,
+    most: int = 8,
+    variants: int = 5,
+) -> Iterator[tuple[str, list[np.ndarray]]]:
+    """Of up to `most` cases the slice with the largest target: real, edges, and the first variants that were kept."""
+    picked = sorted({int(i) for i in np.linspace(0, len(cases) - 1, min(most, len(cases)))})
+    for case in (cases[i] for i in picked):
+        stack, labels, flat = slices_of(dataset, case, dataset.vocabulary(), size)
+        k = int((labels > 0).flatten(1).sum(1).argmax())
+        real = stack[k : k + 1] if flat else stack[k : k + 1, 1:2]
+        asked = hint(real, labels[k : k + 1], extractor, label_boundary=drawing.label_boundary)
+        row = [_shown(real), _shown(2 * asked - 1)]
+        kept = [r for r in records.values() if r["source"] == case.name and r["kept"]][:variants]
+        for record in kept:
+            scan = read_scan(drawn / record["file"], modality=dataset.modality)
+            picture = stack_of(scan, size)[k - record["slices"][0]][None]
+            row.append(_shown(picture if flat else picture[:, 1:2]))
+        yield case.name, row
+
+
+def _shown(picture: Tensor) -> np.ndarray:
+    """(1, 1 or 3, size, size) in [-1, 1] as (size, size, 3) in [0, 1]."""
+    picture = picture.expand(-1, 3, -1, -1)[0]
+    return ((picture.permute(1, 2, 0) + 1) / 2).clamp(0, 1).numpy()

@@ -1,0 +1,63 @@
+"""What jobs that train have in common: progress told, checkpoints found again."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from delineate.errors import DelineateError
+from delineate.storage.files import write_json
+from delineate.training.checkpoint import TrainState
+
+
+class Watch(Protocol):
+    """Who is told how far a job is: a progress bar, or nobody."""
+
+    def start(self, what: str, done: float = 0.0) -> None: ...  # noqa: D102
+    def update(self, done: float, note: str = "") -> None: ...  # noqa: D102
+
+
+class Nobody:
+    """A `Watch` that looks away."""
+
+    def start(self, what: str, done: float = 0.0) -> None:
+        """Ignored."""
+
+    def update(self, done: float, note: str = "") -> None:
+        """Ignored."""
+
+
+def reporter(logs: dict[str, list], watch: Watch) -> Callable[[str, TrainState, float], None]:
+    """An `on_step` that keeps every stage's log and tells `watch`."""
+
+    def on_step(stage: str, state: TrainState, spent: float) -> None:
+        if stage not in logs:
+            watch.start(f"training: {stage}")
+        logs[stage] = state.log
+        recent = state.log[-20:]
+        watch.update(min(1.0, spent), f"loss {sum(e['loss'] for e in recent) / len(recent):.3f}")
+
+    return on_step
+
+
+def finished_before(work: Path, logs: dict[str, list]) -> dict[str, list]:
+    """The logs of stages that an earlier, stopped run had finished: this one never came by them."""
+    states = sorted(work.rglob("checkpoint-*/state.json"), key=lambda path: path.parent.name)
+    newest = {path.parent.parent: path for path in states}
+    earlier = sorted(newest.values(), key=lambda path: path.stat().st_mtime)
+    named = {path.parent.parent.name: path for path in earlier if path.parent.parent.name not in logs}
+    return {stage: json.loads(path.read_text())["log"] for stage, path in named.items()}
+
+
+def work_folder(output: Path, settings: dict[str, Any]) -> Path:
+    """The folder of an unfinished training's checkpoints; made, or found with the same settings."""
+    work = Path(f"{output}-training")
+    written = work / "settings.json"
+    begun = any(work.rglob("checkpoint-*"))  # else the earlier call failed at the door, and nothing can be lost
+    if begun and written.exists() and json.loads(written.read_text()) != settings:
+        raise DelineateError(
+            f"{work}: holds an unfinished training with other settings; repeat those to go on, or remove the folder"
+        )
+    work.mkdir(parents=True, exist_ok=True)
+    write_json(written, settings)
+    return work

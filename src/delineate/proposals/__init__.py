@@ -1,0 +1,1 @@
+"""Several masks of a target: fused, ordered, described."""

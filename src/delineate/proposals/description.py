@@ -1,0 +1,115 @@
+"""Proposals as JSON: volumes, what to look at first, how far it can be believed."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from delineate.calibration.guarantees import LEVEL
+from delineate.prompts.vocabulary import unknown_prompt_message
+from delineate.proposals.ordering import doubtful_slices
+from delineate.proposals.proposals import Outcome, Proposals, TargetProposals
+from delineate.scans.scan import Scan
+
+if TYPE_CHECKING:  # which imports torch
+    pass
+
+
+def describe(
+    proposals: Proposals,
+    how: str,
+    usual_doubt: Mapping[str, float] = MappingProxyType({}),
+    shares: Mapping[str, float | None] = MappingProxyType({}),
+) -> list[dict[str, Any]]:
+    """Each target as JSON: outcome, score, doubt, volume of the consensus and of each proposal (ml; pixels if flat).
+
+    A found target whose doubt is above `usual_doubt` is marked as unusual. What to look at first: `seen_first`. How
+    far it can be believed: `believed`.
+    """
+    scan = proposals.scan
+    unit = 1.0 if scan.is_flat else float(abs(scan.spacing_mm[0] * scan.spacing_mm[1] * scan.spacing_mm[2])) / 1000
+    key = "pixels" if scan.is_flat else "ml"
+    out = []
+    for target in proposals:
+        entry: dict[str, Any] = {"prompt": target.prompt.text, "target": target.name, "outcome": target.outcome.value}
+        if target.outcome is Outcome.UNKNOWN_PROMPT:
+            entry["nearest"] = list(target.nearest)
+            entry["message"] = unknown_prompt_message(target.prompt.text, target.nearest)
+        else:
+            volumes = [float(target.choose(k).sum() * unit) for k in range(len(target))]
+            entry["score"] = round(target.score, 4)
+            entry["doubt"] = round(target.doubt, 4)
+            if (usual := usual_doubt.get(str(target.name))) is not None:
+                entry |= {"usual_doubt": usual, "unusual": target.outcome is Outcome.FOUND and target.doubt > usual}
+            entry[f"consensus_{key}"] = round(float(target.consensus(how).sum() * unit), 3)
+            entry[f"proposals_{key}"] = [round(v, 3) for v in volumes]
+            entry |= seen_first(target, how, scan, key, volumes) | believed(target, unit, key, shares)
+        out.append(entry)
+    return out
+
+
+def seen_first(target: TargetProposals, how: str, scan: Scan, key: str, volumes: Sequence[float]) -> dict[str, Any]:
+    """What a person looks at first, as JSON: `quality` of the consensus, the `distinct` proposals, `doubtful_slices`.
+
+    `quality` is the Dice that a mask can expect, `weight` the share of all proposals that one stands for, `spread` how
+    far those lie from one another (mean 1 - IoU); see `delineate.proposals.ordering`. Slices are those of the file,
+    counted from 0 along its own array `axis`, each with its share of all doubt; flat images have none.
+
+    Args:
+        target: a known one.
+        how: the fusion.
+        scan: the one that was asked about.
+        key: the unit of the volumes, "ml" or "pixels".
+        volumes: of each proposal.
+    """
+    quality = target.quality()
+    entry: dict[str, Any] = {"quality": round(target.expected_dice(how), 4), "distinct": []}
+    for one in target.distinct():
+        told = {"proposal": one.k, "weight": round(one.weight, 4), "quality": round(float(quality[one.k]), 4)}
+        entry["distinct"].append({**told, "spread": round(one.spread, 4), key: round(volumes[one.k], 3)})
+    if not scan.is_flat:
+        axis, slices = doubtful_slices(target.disagreement(), scan.affine)
+        shares = [round(share, 4) for _, share in slices]
+        entry["doubtful_slices"] = {"axis": axis, "slices": [index for index, _ in slices], "shares": shares}
+    return entry
+
+
+def believed(
+    target: TargetProposals, unit: float, key: str, shares: Mapping[str, float | None] = MappingProxyType({})
+) -> dict[str, Any]:
+    """How far the answer for a known target can be believed, as JSON: `presence`, `interval_<key>`, `guarantees`.
+
+    `presence` says by which score the outcome was decided and how often that calls an absent target found; None where
+    nobody knows. The interval is of the volume: where the truth lies with a chance of 90 % by held-out subjects, or,
+    `calibrated` false, from the fifth to the ninety-fifth percentile of the proposals, which promises nothing.
+
+    Args:
+        target: a known one.
+        unit: of a voxel, in `key`.
+        key: "ml" or "pixels".
+        shares: what is to be guaranteed, as `TargetProposals.guarantees` takes it.
+    """
+    calibration, volume = target.calibration, float(target.consensus("mean").sum()) * unit  # as it was calibrated
+    drawn = [float(target.choose(k).sum()) * unit for k in range(len(target))]
+    ends = None if calibration is None else calibration.volume_interval(str(target.name), volume)
+    low, high = (float(v) for v in (ends or np.percentile(drawn, (5, 95))))
+    interval = {"low": round(low, 3), "high": round(high, 3), "level": LEVEL, "calibrated": ends is not None}
+    entry: dict[str, Any] = {"presence": None, f"interval_{key}": interval}
+    if calibration is not None and (known := calibration.presence) is not None:
+        entry["presence"] = {
+            "found_from": round(known.threshold, 4),
+            "false_alarms_at_most": round(known.rate, 4),
+            "absent_scans": known.absent,
+            "probability": round(float(known.calibrator(np.array([target.score]))[0]), 4),
+        }
+    if any(share is not None for share in shares.values()):
+        entry["guarantees"] = [
+            {
+                **asdict(one),
+                key: None if one.threshold is None else round(float(target.guaranteed(one).sum()) * unit, 3),
+            }
+            for one in target.guarantees(**shares)
+        ]
+    return entry

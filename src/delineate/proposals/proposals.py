@@ -1,0 +1,277 @@
+"""What comes out: for every target several masks, a consensus, where they disagree, and an honest outcome."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from delineate.calibration.guarantees import Calibration, Guarantee, GuaranteeError
+from delineate.prompts.prompt import Prompt
+from delineate.proposals import ordering
+from delineate.proposals.fusion import FUSIONS, foreground, fuse_mean
+from delineate.scans.scan import Scan
+from delineate.scans.writing import write_labels, write_map
+from delineate.storage.files import safe_name
+
+
+class Outcome(StrEnum):
+    """What can be said of a target."""
+
+    FOUND = "found"
+    LIKELY_ABSENT = "likely absent"
+    UNKNOWN_PROMPT = "unknown prompt"
+
+
+@dataclass(frozen=True, eq=False)
+class TargetProposals:
+    """The proposals of one target.
+
+    Attributes:
+        prompt: as it was asked.
+        name: the vocabulary's name of the target; None for an unknown prompt.
+        outcome: found, likely absent or unknown prompt.
+        score: in [0, 1], how firmly the proposals agree that the target is there: the mean probability of the
+            surest tenth of the consensus (of its surest 8 voxels where it is smaller), 0 where it is empty.
+        probabilities: float16 (N, I, J, K) in [0, 1] on the scan's own voxels; None for an unknown prompt.
+        nearest: for an unknown prompt, the names that resemble it.
+        calibration: what held-out subjects taught about such proposals; None where nobody asked them.
+        weights: float64 (N,) that sum to 1, how far each proposal agreed with the marks before it was made to; None
+            without marks, or with one proposal.
+    """
+
+    prompt: Prompt
+    name: str | None
+    outcome: Outcome
+    score: float = 0.0
+    probabilities: np.ndarray | None = None
+    nearest: tuple[str, ...] = ()
+    calibration: Calibration | None = None
+    weights: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return 0 if self.probabilities is None else len(self.probabilities)
+
+    def mean(self) -> np.ndarray:
+        """The mean of the proposals as drawn, by their weights where they have some: float32 (I, J, K) in [0, 1].
+
+        Made once and kept, so it is read-only.
+        """
+        return self._mean
+
+    def probability(self) -> np.ndarray:
+        """The probability of the target, float32 (I, J, K) in [0, 1]: the mean, calibrated where that can be.
+
+        The consensus is made of the proposals themselves: calibration does not move it.
+        """
+        return self._probability
+
+    def guarantees(
+        self, *, missed_at_most: float | None = None, false_at_most: float | None = None
+    ) -> tuple[Guarantee, ...]:
+        """Which masks with a guarantee there are, or why not; one for each share given. `guaranteed` draws them.
+
+        Raises:
+            GuaranteeError: the model is not calibrated, or fewer proposals were drawn than it was calibrated with.
+        """
+        drawn, calibration = self._drawn(), self.calibration
+        if calibration is None or self.name is None:
+            raise GuaranteeError("the model is not calibrated, so nothing can be guaranteed; run: delineate calibrate")
+        if len(drawn) < calibration.proposals:
+            raise GuaranteeError(
+                f"the model was calibrated with {calibration.proposals} proposals, {len(drawn)} were drawn; "
+                f"ask for -n {calibration.proposals} or more"
+            )
+        return calibration.guarantees(self.name, missed_at_most=missed_at_most, false_at_most=false_at_most)
+
+    def guaranteed(self, guarantee: Guarantee) -> np.ndarray:
+        """The mask of one of `guarantees`, bool (I, J, K).
+
+        Raises:
+            GuaranteeError: nothing can be guaranteed.
+        """
+        if guarantee.threshold is None or self.calibration is None:
+            raise GuaranteeError(guarantee.why_not or "the model is not calibrated; run: delineate calibrate")
+        return FUSIONS["mean"](self._drawn()[: self.calibration.proposals]) >= guarantee.threshold
+
+    def consensus(self, how: str = "mean") -> np.ndarray:
+        """One mask, bool (I, J, K), by one of `FUSIONS`; only the mean heeds weights."""
+        if how not in FUSIONS:
+            raise ValueError(f"consensus is one of {', '.join(FUSIONS)}; got '{how}'")
+        return (self.mean() if how == "mean" else FUSIONS[how](self._drawn())) >= 0.5
+
+    def disagreement(self) -> np.ndarray:
+        """Doubt, float32 (I, J, K) in [0, 1]: the entropy of the mean probability in bits."""
+        return entropy(self.probability())
+
+    @property
+    def doubt(self) -> float:
+        """How little the consensus would overlap with the truth if the probabilities were right, in [0, 1].
+
+        One minus 2 Σ_M p / (|M| + Σ p) for the consensus M and the mean probability p: about one minus the Dice that
+        the model itself expects. 0 where there is no voxel of either.
+        """
+        return 1 - ordering.probable_dice(self.mean() >= 0.5, self.probability())
+
+    def distinct(self, apart: float = ordering.APART, most: int = ordering.MOST) -> tuple[ordering.Distinct, ...]:
+        """The few proposals that stand for all, the one with the largest group first; see `ordering.distinct`.
+
+        Where proposals have weights, a group weighs what its members do together.
+        """
+        groups = ordering.distinct(self._overlaps, apart, most)
+        if self.weights is None:
+            return groups
+        weighed = (replace(group, weight=float(self.weights[list(group.members)].sum())) for group in groups)
+        return tuple(sorted(weighed, key=lambda group: (-group.weight, group.k)))
+
+    def quality(self) -> np.ndarray:
+        """What Dice each proposal can expect, float64 (N,) in [0, 1]: its mean Dice with the others.
+
+        A single one is held against its own probability. See `ordering.expected_dice`.
+        """
+        if len(self) == 1:
+            return ordering.expected_dice(self.choose(0)[None], self.probability())
+        return ordering.expected_dice(self._overlaps)
+
+    def expected_dice(self, how: str = "mean") -> float:
+        """What Dice the consensus can expect, in [0, 1]: its mean Dice with the proposals.
+
+        That of a single one is held against its own probability, as in `quality`.
+        """
+        masks = (foreground(drawn) for drawn in self._drawn())
+        probability = self.probability() if len(self) == 1 else None
+        return ordering.expected_dice_of(self.consensus(how), masks, probability)
+
+    @cached_property
+    def _mean(self) -> np.ndarray:
+        return _kept(fuse_mean(self._drawn(), self.weights))
+
+    @cached_property
+    def _probability(self) -> np.ndarray:
+        return self._mean if self.calibration is None else _kept(self.calibration.calibrated(self._mean))
+
+    @cached_property
+    def _overlaps(self) -> ordering.Overlaps:
+        return ordering.overlaps(foreground(drawn) for drawn in self._drawn())
+
+    def choose(self, k: int) -> np.ndarray:
+        """Proposal k as a mask, bool (I, J, K)."""
+        drawn = self._drawn()
+        if not 0 <= k < len(drawn):
+            raise ValueError(f"there are proposals 0 to {len(drawn) - 1}, not {k}")
+        return foreground(drawn[k])
+
+    def _drawn(self) -> np.ndarray:
+        if self.probabilities is None:
+            raise ValueError(f"'{self.prompt.text}' is an unknown prompt: there are no proposals to look at")
+        return self.probabilities
+
+
+def entropy(probability: np.ndarray) -> np.ndarray:
+    """Of probabilities in [0, 1], in bits, float32; what is below 1e-4 counts as none."""
+    bits = np.zeros(probability.shape, np.float32)
+    unsettled = (probability > 1e-6) & (probability < 1 - 1e-6)  # most of a scan is settled
+    p = probability[unsettled]
+    bits[unsettled] = -(p * np.log2(p) + (1 - p) * np.log2(1 - p))
+    bits[bits < 1e-4] = 0
+    return bits
+
+
+def _kept(values: np.ndarray) -> np.ndarray:
+    values.setflags(write=False)
+    return values
+
+
+def presence(mean: np.ndarray) -> float:
+    """The score of `TargetProposals` from a mean probability map."""
+    inside = mean[mean >= 0.5]
+    if inside.size == 0:
+        return 0.0
+    surest = min(inside.size, max(8, inside.size // 10))
+    return float(np.partition(inside, inside.size - surest)[-surest:].mean())
+
+
+@dataclass(frozen=True, eq=False)
+class Proposals:
+    """The proposals of all targets that were asked of one scan."""
+
+    scan: Scan
+    targets: tuple[TargetProposals, ...]
+
+    def __iter__(self) -> Iterator[TargetProposals]:
+        return iter(self.targets)
+
+    def __getitem__(self, text: str) -> TargetProposals:
+        for target in self.targets:
+            if text in (target.name, target.prompt.text):
+                return target
+        raise KeyError(f"'{text}' was not asked; asked were: {', '.join(t.prompt.text for t in self.targets)}")
+
+    def label_map(self, how: str = "mean") -> tuple[np.ndarray, dict[str, int]]:
+        """All found targets in one map of ids, and which id is whose.
+
+        A voxel claimed by several consensus masks goes to the target with the highest mean probability there, and
+        to the one asked first where they tie; `save` also keeps the masks one by one, overlaps included. A target
+        asked twice in different words has two ids, the second under its name with a number behind it.
+        """
+        found = [t for t in self.targets if t.outcome is Outcome.FOUND]
+        labels = np.zeros(self.scan.shape, dtype=np.uint16)
+        best = np.zeros(self.scan.shape, dtype=np.float32)
+        for number, target in enumerate(found, start=1):
+            probability = target.probability()
+            wins = target.consensus(how) & (probability > best)
+            labels[wins], best[wins] = number, probability[wins]
+        ids: dict[str, int] = {}
+        asked: Counter[str] = Counter()
+        for number, target in enumerate(found, start=1):
+            name = target.name or ""
+            asked[name] += 1
+            ids[name if asked[name] == 1 else f"{name} {asked[name]}"] = number
+        return labels, ids
+
+    def save(
+        self,
+        folder: Path,
+        *,
+        how: str = "mean",
+        maps: bool = False,
+        missed_at_most: float | None = None,
+        false_at_most: float | None = None,
+    ) -> list[Path]:
+        """Write masks into `folder`, on the scan's own grid: PNG for flat images, NIfTI for volumes.
+
+        For every known target: `<target>.…`, the consensus, and `<target>_proposal_<k>.…`; with `maps` also
+        `<target>_probability.…` and `<target>_doubt.…`. With two or more found targets, `labels.…` holds them all
+        (rule of overlaps: `label_map`). Where `missed_at_most` or `false_at_most` can be guaranteed, so is
+        `<target>_missed_at_most_5pct.…` or `<target>_false_at_most_5pct.…`. A target asked twice in different words
+        gets a number behind its name.
+        """
+        suffix = ".png" if self.scan.is_flat else ".nii.gz"
+        written = []
+        stems: Counter[str] = Counter()
+        for target in self.targets:
+            if target.probabilities is None:
+                continue
+            stem = safe_name(target.name or target.prompt.text)
+            stems[stem] += 1
+            if stems[stem] > 1:
+                stem = f"{stem}_{stems[stem]}"
+            written.append(write_labels(folder / f"{stem}{suffix}", target.consensus(how), self.scan))
+            for k in range(len(target)):
+                path = folder / f"{stem}_proposal_{k:02d}{suffix}"
+                written.append(write_labels(path, target.choose(k), self.scan))
+            if missed_at_most is not None or false_at_most is not None:
+                for one in target.guarantees(missed_at_most=missed_at_most, false_at_most=false_at_most):
+                    if one.threshold is not None:
+                        path = folder / f"{stem}_{one.name}{suffix}"
+                        written.append(write_labels(path, target.guaranteed(one), self.scan))
+            if maps:
+                written.append(write_map(folder / f"{stem}_probability{suffix}", target.probability(), self.scan))
+                written.append(write_map(folder / f"{stem}_doubt{suffix}", target.disagreement(), self.scan))
+        labels, ids = self.label_map(how)
+        if len(ids) > 1:
+            written.append(write_labels(folder / f"labels{suffix}", labels, self.scan))
+        return written

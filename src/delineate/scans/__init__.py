@@ -1,0 +1,1 @@
+"""Images with their geometry: read, prepared, put on the working grid, written."""

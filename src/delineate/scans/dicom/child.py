@@ -1,0 +1,71 @@
+"""The child process that `delineate.scans.dicom.limits` starts: `python -m delineate.scans.dicom.child FOLDER`.
+
+It reads `job.json`, sets its own limits before it imports a library, does the job, and leaves `answer.json`:
+{"done": …}, {"refused": one line} or {"memory": bytes allowed}.
+"""
+
+import errno
+import json
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+
+class Limits:
+    """The memory, time and disk that this process may use; none where the system has no such limits."""
+
+    def __init__(self, told: dict[str, int]):
+        """Set them: computing time at once, memory to what headers need."""
+        self.allowed, self.most = told["memory"], told["most_memory"]
+        try:
+            import resource
+        except ImportError:  # Windows
+            self.resource = None
+            return
+        self.resource = resource
+        resource.setrlimit(resource.RLIMIT_CPU, (told["seconds"], told["seconds"] + 5))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (self.most, self.most))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        self._set()
+
+    def allow(self, more: int) -> None:
+        """Allow `more` bytes, for arrays whose size is known and was checked."""
+        self.allowed = min(self.allowed + more, self.most)
+        self._set()
+
+    def _set(self) -> None:
+        if self.resource is not None:
+            self.resource.setrlimit(self.resource.RLIMIT_AS, (self.allowed, self.most))
+
+
+def main(folder: Path) -> None:
+    """Do the job in `folder`."""
+    job: dict[str, Any] = json.loads((folder / "job.json").read_text())
+    limits = Limits(job["limits"])
+    (folder / "answer.json").write_text(json.dumps(answer(job, folder, limits)))
+
+
+def answer(job: dict[str, Any], folder: Path, limits: Limits) -> dict[str, Any]:
+    """The answer to a job."""
+    from delineate.errors import ScanError
+
+    warnings.simplefilter("ignore")
+    try:
+        if job["job"] == "read":
+            from delineate.scans.dicom.reading import read
+
+            return {"done": read(job, folder, limits.allow)}
+        from delineate.scans.dicom.segments import write
+
+        return {"done": write(job, folder, limits.allow)}
+    except ScanError as error:
+        return {"refused": " ".join(str(error).split())}
+    except (MemoryError, OSError) as error:
+        if isinstance(error, OSError) and error.errno != errno.ENOMEM:  # what mapping a file says of too little memory
+            raise
+        return {"memory": limits.allowed}
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

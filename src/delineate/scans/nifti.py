@@ -1,0 +1,189 @@
+"""NIfTI volumes in and out: every header is checked against the file's size before any voxel is allocated."""
+
+import gzip
+import zlib
+from collections.abc import Sequence
+from io import BufferedReader
+from math import prod
+from pathlib import Path
+from typing import NamedTuple
+
+import nibabel
+import numpy as np
+from nibabel.volumeutils import array_from_file
+
+from delineate.errors import ScanError
+from delineate.scans.geometry import affine_of_header, check_size
+
+NIFTI_SUFFIXES = (".nii.gz", ".nii")
+DAMAGE = (OSError, EOFError, ValueError, zlib.error)
+"""What reading a damaged file may raise. Not MemoryError: sizes are checked before."""
+
+_DEFLATE_LIMIT = 1032  # no deflate stream expands further: 258 bytes a 2 bits (zlib.net/zlib_tech.html)
+_NUMBERS = {2, 4, 8, 16, 64, 256, 512, 768, 1024, 1280}  # NIfTI datatype codes of plain integers and floats
+_REFUSED_KINDS = {
+    32: "complex numbers; save the magnitude",
+    1792: "complex numbers; save the magnitude",
+    2048: "complex numbers; save the magnitude",
+    128: "RGB colours; save one channel, or 2-D colour images as PNG",
+    2304: "RGBA colours; save one channel, or 2-D colour images as PNG",
+    1536: "128-bit floats; convert them to float32",
+}
+
+
+class Stored(NamedTuple):
+    """What a file holds, before the values are scaled to their meaning: value * slope + inter."""
+
+    values: np.ndarray
+    affine: np.ndarray
+    notes: tuple[str, ...]
+    has_spacing: bool = True
+    space_code: int = 1
+    slope: float = 1.0
+    inter: float = 0.0
+
+
+def read_nifti(path: Path, volume: int | None, assume_spacing_mm: Sequence[float] | None, max_voxels: int) -> Stored:
+    """One volume of a NIfTI file, as `delineate.scans.reading.read_scan` documents it.
+
+    Raises:
+        ScanError: If the header asks for what cannot be, or must not be, read.
+    """
+    header = _header(path)
+    kind = int(header["datatype"])
+    if kind not in _NUMBERS:
+        found = _REFUSED_KINDS.get(kind, f"datatype code {kind}; convert it to float32 or an integer type")
+        raise ScanError(f"{path}: voxels must be plain integers or floats, found {found}")
+    shape, index, notes = _shape(path, header, volume)
+    check_size(path, shape, max_voxels)
+    needed = _checked_bytes(path, header)
+    slope, inter = _scaling(path, header)
+    affine, space_code, decisions = affine_of_header(path, header, shape, assume_spacing_mm)
+    values = _voxels(path, header, shape, index, needed)
+    return Stored(values, affine, (*notes, *decisions), True, space_code, slope, inter)
+
+
+def write_nifti(path: Path, array: np.ndarray, affine: np.ndarray, space_code: int) -> None:
+    """Write `array` in mm with the same sform and qform; without a qform where the grid is sheared."""
+    kind = nibabel.Nifti1Image if max(array.shape) <= np.iinfo(np.int16).max else nibabel.Nifti2Image
+    image = kind(array, affine)
+    image.set_sform(affine, space_code)
+    image.set_qform(affine, space_code)
+    if not np.allclose(image.get_qform(), affine, rtol=1e-4, atol=1e-3):
+        image.set_qform(None, 0)  # a qform holds no shear: better none than one that contradicts the sform
+    image.header.set_xyzt_units("mm")
+    nibabel.save(image, path)
+
+
+def _is_zipped(path: Path) -> bool:
+    return path.name.lower().endswith(".gz")
+
+
+def _open(path: Path) -> gzip.GzipFile | BufferedReader:
+    return gzip.open(path) if _is_zipped(path) else path.open("rb")
+
+
+def _header(path: Path) -> nibabel.Nifti1Header:
+    try:
+        with _open(path) as file:
+            block = file.read(540)
+    except gzip.BadGzipFile as error:
+        raise ScanError(
+            f"{path}: a name ending in .gz must hold gzip data, found none; rename it to .nii if it is plain NIfTI"
+        ) from error
+    if block[:2] == b"\x1f\x8b":
+        raise ScanError(f"{path}: a .nii file must hold plain NIfTI, found gzip data; rename it to end in .nii.gz")
+    if block[344:348] == b"n+1\0":
+        return nibabel.Nifti1Header(block[:348], check=False)  # nibabel's check would mend in silence
+    if block[4:8] == b"n+2\0" and len(block) == 540:
+        return nibabel.Nifti2Header(block, check=False)
+    raise ScanError(
+        f"{path}: a NIfTI file must begin with a NIfTI header, found none in its first {len(block)} bytes; "
+        "copy or convert it again"
+    )
+
+
+def _shape(path: Path, header: nibabel.Nifti1Header, volume: int | None) -> tuple[tuple[int, int, int], int, list[str]]:
+    """The three spatial sizes, the index of the volume to read, and notes."""
+    dim = [int(size) for size in header["dim"]]
+    if not 1 <= dim[0] <= 7 or min(dim[1 : dim[0] + 1]) < 1:
+        raise ScanError(
+            f"{path}: every dimension must be at least 1, the header's dim is {dim}; convert the scan "
+            "again from its source"
+        )
+    sizes = dim[1 : dim[0] + 1]
+    later = sizes[3:]
+    i, j, k = [*sizes, 1, 1][:3]
+    notes = []
+    if len(sizes) < 3:
+        notes.append(f"a {len(sizes)}-D NIfTI read as one slice")
+    elif later and prod(later) == 1:
+        notes.append(f"{len(sizes)}-D with one volume: read as 3-D")
+    count = later[0] if later else 1
+    if prod(later) > count:
+        raise ScanError(f"{path}: a scan must be 3-D or 4-D, found sizes {sizes}; save one volume of it")
+    if count > 1 and volume is None:
+        raise ScanError(
+            f"{path}: a scan must be 3-D, found {count} volumes ({sizes}); choose one with volume=0 to "
+            f"{count - 1}, or save one as a file of its own"
+        )
+    index = volume or 0
+    if not 0 <= index < count:
+        raise ScanError(f"{path}: volume must be from 0 to {count - 1}, asked for {index}")
+    if count > 1:
+        notes.append(f"volume {index} of {count}")
+    return (i, j, k), index, notes
+
+
+def _checked_bytes(path: Path, header: nibabel.Nifti1Header) -> int:
+    """The bytes that the header asks for, or a `ScanError` if the file cannot hold them."""
+    offset, held = float(header["vox_offset"]), path.stat().st_size
+    volumes = prod(int(size) for size in header["dim"][1 : header["dim"][0] + 1])
+    needed = offset + header.get_data_dtype().itemsize * volumes
+    smallest = int(header["sizeof_hdr"]) + 4  # four bytes say whether extensions follow
+    possible = held * (_DEFLATE_LIMIT if _is_zipped(path) else 1)
+    if not (smallest <= offset and needed <= possible):  # so written, a NaN offset is refused too
+        holder = f"a gzip file of {held} bytes cannot hold them" if _is_zipped(path) else f"the file has {held} bytes"
+        raise ScanError(
+            f"{path}: the header asks for {needed:.0f} bytes with voxels from byte {offset:.0f} (at least "
+            f"{smallest}), but {holder}; it was cut short or its header is wrong: copy or convert it again"
+        )
+    return int(needed)
+
+
+def _scaling(path: Path, header: nibabel.Nifti1Header) -> tuple[float, float]:
+    slope, inter = float(header["scl_slope"]), float(header["scl_inter"])
+    if slope == 0 or not np.isfinite(slope):  # NIfTI: 0 means unset; nibabel treats NaN so too
+        return 1.0, 0.0
+    if not np.isfinite(inter):
+        raise ScanError(f"{path}: scl_inter must be finite where scl_slope is set, found {inter}; repair the header")
+    return slope, inter
+
+
+def _voxels(
+    path: Path, header: nibabel.Nifti1Header, shape: tuple[int, int, int], index: int, needed: int
+) -> np.ndarray:
+    dtype = header.get_data_dtype()
+    start = int(header["vox_offset"]) + index * prod(shape) * dtype.itemsize
+    try:
+        with _open(path) as file:
+            values = array_from_file(shape, dtype, file, start, mmap=False)
+            if _is_zipped(path):
+                file.read(1 << 20)  # only at the end of the stream does gzip compare its checksum
+    except EOFError as error:
+        raise ScanError(
+            f"{path}: the header asks for {needed} bytes, but the file was cut short after "
+            f"{_readable_bytes(path)}; copy it again"
+        ) from error
+    return values
+
+
+def _readable_bytes(path: Path) -> int:
+    count = 0
+    with _open(path) as file:
+        try:
+            while chunk := file.read(1 << 16):
+                count += len(chunk)
+        except DAMAGE:
+            pass
+    return count

@@ -1,0 +1,101 @@
+"""An image with its geometry, and which files are named like one."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from delineate.errors import ScanError
+from delineate.scans.dicom.source import DicomSource
+from delineate.scans.flat_images import PICTURE_SUFFIXES, TIFF_SUFFIXES
+from delineate.scans.geometry import (
+    Orientation,
+    axis_codes,
+    orientation_of,
+    spacing_of,
+)
+from delineate.scans.nifti import NIFTI_SUFFIXES
+
+SCAN_SUFFIXES = (*NIFTI_SUFFIXES, *PICTURE_SUFFIXES, *TIFF_SUFFIXES)
+
+
+@dataclass(frozen=True, eq=False)
+class Scan:
+    """An image with its geometry.
+
+    Attributes:
+        voxels: (I, J, K), or in colour (I, J, K, 3), in the file's own array order.
+            2-D images are (1, H, W) or (1, H, W, 3).
+        affine: (4, 4) float64, voxel index to world mm, RAS+.
+        modality: "CT", "MR", "US", ... as declared by who reads it.
+        source: The file it came from; of a DICOM series the folder.
+        has_spacing: False for PNG, JPEG and TIFF: a pixel is then 1 mm by convention only.
+        notes: One line for every decision taken while reading.
+        space_code: NIfTI's code of the world space (1 scanner, 2 aligned, 4 MNI), kept in what is written.
+        dicom: The instances it was read from, if it comes from DICOM.
+    """
+
+    voxels: np.ndarray
+    affine: np.ndarray
+    modality: str | None = None
+    source: Path | None = None
+    has_spacing: bool = True
+    notes: tuple[str, ...] = ()
+    space_code: int = 1
+    dicom: DicomSource | None = None
+
+    def __post_init__(self):
+        object.__setattr__(self, "affine", np.array(self.affine, dtype=np.float64))
+        if self.affine.shape != (4, 4):
+            raise ScanError(f"an affine must have shape (4, 4), got {self.affine.shape}")
+        if self.voxels.shape[3:] not in ((), (3,)) or self.voxels.ndim < 3:
+            raise ScanError(f"voxels must have shape (I, J, K) or (I, J, K, 3), got {self.voxels.shape}")
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(I, J, K): the size of the grid, without the colour axis."""
+        i, j, k = self.voxels.shape[:3]
+        return i, j, k
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """The distance in mm between neighbouring voxels along each array axis."""
+        return spacing_of(self.affine)
+
+    @property
+    def is_colour(self) -> bool:
+        """Whether a voxel holds red, green and blue."""
+        return self.voxels.ndim == 4
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether it is a 2-D image: DICOM without a place, or not NIfTI, one slice, oriented as `FLAT_AFFINE`."""
+        if self.dicom is not None:
+            return not self.dicom.placed
+        nifti = self.source is not None and suffix_of(self.source) in NIFTI_SUFFIXES
+        return not nifti and self.shape[0] == 1 and orientation_of(self.affine) == Orientation()
+
+    @property
+    def axis_codes(self) -> str:
+        """The direction in which each array axis grows, such as "LPS"."""
+        return axis_codes(self.affine)
+
+
+def is_scan_file(path: Path | str) -> bool:
+    """Whether `path` is named like a file that `read_scan` takes; hidden names ("._x") are not."""
+    return not Path(path).name.startswith(".") and suffix_of(path) in SCAN_SUFFIXES
+
+
+def stem_of(path: Path | str) -> str:
+    """The file's name without its suffix, ".nii.gz" being one.
+
+    >>> stem_of("scans/case_0000.nii.gz"), stem_of("polyp.v2.png")
+    ('case_0000', 'polyp.v2')
+    """
+    return Path(path).name[: -len(suffix)] if (suffix := suffix_of(path)) else Path(path).name
+
+
+def suffix_of(path: Path | str) -> str:
+    """The suffix in lower case, ".nii.gz" being one."""
+    name = Path(path).name.lower()
+    return ".nii.gz" if name.endswith(".nii.gz") else Path(name).suffix

@@ -1,0 +1,19 @@
+"""What ships with the package."""
+
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    pass
+
+
+HOUSE = "house"
+
+
+HOUSE_SYNTHESIS = "house_synthesis"  # a foundation with an edge control, for `delineate synthesize`
+
+
+def house_folder() -> Path:
+    """Where the model that ships with the package lies."""
+    return Path(str(files("delineate"))) / HOUSE

@@ -1,0 +1,1 @@
+"""Synthetic scans: drawn, judged, compared with real ones."""

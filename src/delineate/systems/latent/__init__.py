@@ -1,0 +1,1 @@
+"""Systems that draw masks from a small latent."""

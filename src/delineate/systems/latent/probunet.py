@@ -1,0 +1,284 @@
+"""Two systems that draw proposals from a latent of a few numbers: the Probabilistic U-Net, and PULASki.
+
+**Probabilistic U-Net** (Kohl et al. 2018, NeurIPS, arXiv 1806.05034). A prior network reads off a slice what the latent
+z could be, a posterior network does so off a slice and the labels that a rater drew, and 1×1 convolutions make logits
+of the U-Net's features and z. Trained by the evidence lower bound with one rater's labels at a time:
+
+    L = R(labels, U(x, z)) + β KL(q(z | x, labels) || p(z | x)),    z ~ q
+
+A proposal takes z from the prior: one pass of the U-Net a slice, then three 1×1 convolutions a proposal.
+
+**PULASki** (Chatterjee et al. 2025, Medical Image Analysis, arXiv 2312.15686). The same network; R is a distance
+between two *sets*, the maps of K latents and the masks of all raters, each map one point. The K latents are from q of a
+single rater's labels, as published: no latent stands for one rater alone. Its Fréchet distances (FID, FRD) compare
+features of another trained network and are not here.
+
+Decided:
+
+* **β** is in the units of the papers' code, where R is a sum over the pixels of a slice (ELBO, β = 10) or a distance of
+  maps that are not divided by the number of pixels (PULASki, β = 1). R here is a mean over pixels, so the divergence is
+  divided alike (`ProbUNetConfig.divergence_weight`) and the ratio is kept.
+* **R of the bound** is cross entropy plus Dice (`segmentation_loss`), as for every other system here.
+* **R of a set distance** has cross entropy of the mean of the K maps beside it, weighted by `pixel`. PULASki has the
+  distance alone. The best mean map of either is the raters' mean, so the two do not pull apart.
+* **A scan has one draw**: proposal k takes mean + σ ε_k with the same ε_k on every slice, whatever else is drawn.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn import functional as F
+
+from delineate.data.slices import Batch, SliceBank
+from delineate.prompts.vocabulary import Vocabulary
+from delineate.systems.latent.probabilistic import ProbabilisticUNet
+from delineate.systems.system import Target
+from delineate.training.loop import Budget, OnStep, Stage, train_stages
+from delineate.training.losses import (
+    energy_distance,
+    gaussian_divergence,
+    lumped,
+    segmentation_loss,
+    sinkhorn_divergence,
+)
+
+SIZES = {"tiny": ((32, 64, 128, 256), 16), "base": ((64, 128, 256, 512, 512), 32)}  # widths and features of a preset
+BETAS = {"elbo": 10.0, "energy": 1.0, "sinkhorn": 1.0}  # as published, in the units of `divergence_weight`
+DISTANCES = {"energy": energy_distance, "sinkhorn": sinkhorn_divergence}
+PAIRS_AT_ONCE = 16  # (slice, proposal) pairs in one go: bounds memory, changes nothing else
+
+
+@dataclass(frozen=True)
+class ProbUNetConfig:
+    """What a model folder must say beside its weights.
+
+    Attributes:
+        size: pixels along a side of the working grid, a multiple of 2^(levels - 1).
+        widths: channels at each level of the trunk, finest first.
+        features: channels of the trunk's answer, and of the layers that read the latent beside it.
+        latent: numbers in the latent.
+        objective: a key of `BETAS`: "elbo" is the Probabilistic U-Net's, the others are PULASki's.
+        beta: weight of the divergence of the posterior from the prior; see `divergence_weight`.
+        samples: K, the maps of a slice that a set distance compares with its raters.
+        pixel: weight of the cross entropy of their mean beside a set distance.
+    """
+
+    size: int = 128
+    widths: tuple[int, ...] = (32, 64, 128, 256)
+    features: int = 16
+    latent: int = 6
+    objective: str = "elbo"
+    beta: float = 10.0
+    samples: int = 4
+    pixel: float = 1.0
+
+    def __post_init__(self):
+        if self.objective not in BETAS:
+            raise ValueError(f"objective is one of {', '.join(BETAS)}; got '{self.objective}'")
+        if self.size % (multiple := 2 ** (len(self.widths) - 1)):
+            raise ValueError(f"{len(self.widths)} levels need a size that is a multiple of {multiple}; got {self.size}")
+        if any(width % 16 for width in self.widths):
+            raise ValueError(f"widths are multiples of 16; got {self.widths}")
+
+    @classmethod
+    def preset(cls, objective: str, preset: str, size: int) -> "ProbUNetConfig":
+        """That of a key of `BETAS` and one of `SIZES`, on a working grid of `size` pixels."""
+        widths, features = SIZES[preset]
+        return cls(size, widths, features, objective=objective, beta=BETAS[objective])
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "ProbUNetConfig":
+        """What `dataclasses.asdict` gave, read back from JSON."""
+        return cls(**{**value, "widths": tuple(value["widths"])})
+
+    @property
+    def divergence_weight(self) -> float:
+        """What KL in nats, a mean over slices, is multiplied with beside a reconstruction that is a mean over pixels.
+
+        β over what takes the published reconstruction to ours: the number of pixels P for a sum over them and for ½|·|²
+        of maps, ½ √P for geomloss's kernel norm, half the energy distance of maps that are not divided by √P.
+        """
+        return self.beta * (2 / self.size if self.objective == "energy" else 1 / self.size**2)
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What was seen of slices once: features (S, features, size, size), mean and sigma of the prior (S, latent)."""
+
+    features: Tensor
+    mean: Tensor
+    sigma: Tensor
+
+
+class ProbUNet:
+    """A network and its vocabulary: channel 0 is background, channel 1 + i is concept i."""
+
+    def __init__(self, config: ProbUNetConfig, vocabulary: Vocabulary, network: ProbabilisticUNet):
+        self.config = config
+        self.vocabulary = vocabulary
+        self.network = network.eval()
+
+    @property
+    def size(self) -> int:
+        """Pixels along a side of the working grid."""
+        return self.config.size
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.network.parameters()).device
+
+    def to(self, device: torch.device | str) -> "ProbUNet":
+        """Itself, moved."""
+        self.network.to(device)
+        return self
+
+    @torch.no_grad()
+    def see(self, stack: Tensor) -> Seen:
+        """Features and prior of slices (S, 3, size, size), made once for any number of prompts and proposals."""
+        chunks = [chunk.to(self.device) for chunk in stack.split(PAIRS_AT_ONCE)]
+        features = torch.cat([self.network.see(chunk) for chunk in chunks])
+        mean, log_sigma = (torch.cat(part) for part in zip(*map(self.network.prior, chunks), strict=True))
+        return Seen(features, mean, log_sigma.exp())
+
+    @torch.no_grad()
+    def propose(
+        self, seen: Seen, target: Target, n: int, seed: int, on_step: Callable[[float], None] = lambda share: None
+    ) -> Tensor:
+        """N probability volumes (N, S, size, size) of one target; proposal k depends on (seed, k) alone."""
+        channel = 1 + self.vocabulary.index(target.concept.name)
+        noise = latent_noise(n, self.config.latent, seed).to(self.device)
+        out = torch.zeros(n, len(seen.features), self.size, self.size)
+        done, slices_at_once = 0, max(1, PAIRS_AT_ONCE // n)
+        for slices in torch.arange(len(seen.features)).split(slices_at_once):
+            at = slice(int(slices[0]), int(slices[-1]) + 1)
+            for proposals in torch.arange(n).split(PAIRS_AT_ONCE):
+                z = seen.mean[at, None] + seen.sigma[at, None] * noise[proposals.to(self.device)]
+                logits = self.network.head(seen.features[at], z)
+                share = (logits[:, channel] - logits.logsumexp(dim=1)).exp()  # the target's part of the softmax
+                out[proposals, at] = share.unflatten(0, z.shape[:2]).transpose(0, 1).cpu()
+                done += len(slices) * len(proposals)
+                on_step(done / (n * len(seen.features)))
+        return out.clamp_(max=1)
+
+    @property
+    def learnt(self) -> Vocabulary:
+        """The vocabulary."""
+        return self.vocabulary
+
+    @property
+    def parts(self) -> dict[str, nn.Module]:
+        """The network."""
+        return {"network": self.network}
+
+    def with_parts(self, parts: Mapping[str, nn.Module], vocabulary: Vocabulary) -> "ProbUNet":
+        """The same with another network, one channel for each name of `vocabulary`."""
+        network = parts["network"]
+        assert isinstance(network, ProbabilisticUNet)
+        return ProbUNet(self.config, vocabulary, network)
+
+    def wider(self, count: int, *, seed: int = 0) -> tuple[str, nn.Module]:
+        """The path, within `parts`, of the layer that answers, and an untrained one like it for `count` more names."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return "network.head.out", nn.Conv2d(self.config.features, count, 1)
+
+    def stages(self, bank: SliceBank) -> list[Stage]:
+        """One: trunk, prior, posterior and head together."""
+        config, network = self.config, self.network
+        of_set = DISTANCES.get(config.objective)
+
+        def loss_of(size: int, generator: Generator) -> tuple[Tensor, dict[str, float]]:
+            batch = bank.draw(size, 1, generator).to(self.device)
+            prior, (mean, log_sigma) = network.prior(batch.image), network.read(batch.image, batch.labels)
+            divergence = gaussian_divergence(mean, log_sigma, *prior).mean()
+            noise = torch.randn(size, config.samples if of_set else 1, config.latent, generator=generator)
+            z = mean[:, None] + log_sigma.exp()[:, None] * noise.to(self.device)
+            logits = network.head(network.see(batch.image), z)
+            possible = (bank.annotated | bank.foreign).to(self.device)[batch.dataset]
+            log_probability = _log_probability(logits, possible, bank.lumped)
+            parts = {"divergence": divergence.item()}
+            if of_set is None:
+                rebuilt = segmentation_loss(log_probability, batch.labels, possible)
+            else:
+                readings = _readings(batch)
+                entropy = mixture_entropy(log_probability.unflatten(0, z.shape[:2]), readings)
+                distance = of_set(*as_sets(log_probability.unflatten(0, z.shape[:2]), readings)).mean()
+                parts |= {"distance": distance.item(), "entropy": entropy.item()}
+                rebuilt = distance + config.pixel * entropy
+            return rebuilt + config.divergence_weight * divergence, parts
+
+        return [Stage("network", network, loss_of)]
+
+
+def latent_noise(n: int, latent: int, seed: int) -> Tensor:
+    """Standard normal numbers (n, latent) for n proposals; row k depends on (seed, k) and on nothing else."""
+    seeds = [((seed * 1_000_003 + k) * 2018 + 1) % 2**63 for k in range(n)]
+    return torch.stack([torch.randn(latent, generator=Generator().manual_seed(s)) for s in seeds])
+
+
+def as_sets(log_probability: Tensor, readings: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What a set distance compares: maps (B, K, C, S, S), masks (B, M, C, S, S), and which masks there are (B, M).
+
+    Args:
+        log_probability: (B, K, 1 + C, S, S), background first, which is left out: it follows from the others.
+        readings: (B, M, S, S) labels, -1 throughout for a rater who is not there.
+    """
+    concepts = torch.arange(1, log_probability.shape[2], device=readings.device)
+    masks = (readings[:, :, None] == concepts[:, None, None]).to(log_probability.dtype)
+    return log_probability[:, :, 1:].exp(), masks, readings[:, :, 0, 0] >= 0
+
+
+def mixture_entropy(log_probability: Tensor, readings: Tensor) -> Tensor:
+    """Cross entropy of the mean of K maps against every rater's labels: the mean over pixels, then over all raters.
+
+    Unlike that of each map by itself, it does not mind how the maps differ. Shapes are those of `as_sets`.
+    """
+    mean = log_probability.logsumexp(dim=1) - log_probability.new_tensor(log_probability.shape[1]).log()
+    entropy = -mean.gather(1, readings.clamp(min=0))
+    return entropy[readings >= 0].mean()
+
+
+def _readings(batch: Batch) -> Tensor:
+    """What every rater drew, (B, M, S, S); the labels of a bank without raters are those of its only one."""
+    return batch.labels[:, None] if batch.readings is None else batch.readings
+
+
+def _log_probability(logits: Tensor, possible: Tensor, is_lumped: bool) -> Tensor:
+    """Of logits (B·K, 1 + C, S, S), where slices are not labelled for all concepts: `possible` is (B, C)."""
+    known = possible.repeat_interleave(len(logits) // len(possible), dim=0)
+    if is_lumped:
+        return lumped(logits, known).log_softmax(dim=1)
+    hidden = F.pad(~known, (1, 0))  # background is always possible
+    return logits.masked_fill(hidden[:, :, None, None], -1e4).log_softmax(dim=1)
+
+
+def build(config: ProbUNetConfig, vocabulary: Vocabulary, *, seed: int = 0) -> ProbUNet:
+    """An untrained system for this vocabulary."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = ProbabilisticUNet(config.widths, config.features, config.latent, len(vocabulary.concepts))
+    return ProbUNet(config, vocabulary, network)
+
+
+def train_probunet(
+    system: ProbUNet,
+    bank: SliceBank,
+    *,
+    budget: Budget,
+    folder: Path,
+    seed: int = 0,
+    on_step: OnStep = lambda stage, state, spent: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> ProbUNet:
+    """Train on the same slices, augmentation, optimiser and averaging as every other system, in one stage.
+
+    What a batch takes for its labels is the bank's to say: with `rating="random"` it is a random rater's, as both
+    papers have it. A set distance sees all raters in any case.
+    """
+    train_stages(system.stages(bank), budget=budget, folder=folder, seed=seed, on_step=on_step, should_stop=should_stop)
+    return system

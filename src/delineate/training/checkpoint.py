@@ -1,0 +1,133 @@
+"""Training state on disk: whole or absent, verified when read, the last two kept.
+
+A checkpoint is a folder `checkpoint-<images seen>` of safetensors and one `state.json` that holds the numbers, the
+SHA-256 of every other file, and a digest of itself. It is built under a temporary name and renamed, so a kill at any
+moment leaves the previous ones; a damaged newest one is passed over for the one before.
+"""
+
+import hashlib
+import json
+import shutil
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from delineate.storage.files import sha256_of, write_json
+
+KEPT = 2
+
+
+@dataclass(eq=False)
+class TrainState:
+    """All that changes during training, and exactly what a checkpoint holds.
+
+    Attributes:
+        module: what learns.
+        average: an exponential moving average of its weights; this is what is used afterwards.
+        optimizer: its optimiser.
+        images_seen: how far training is; together with `seed` it determines every random number of a step.
+        seconds: wall time spent so far, over all runs.
+        seed: of the whole training.
+        log: one entry for each logged step: images seen, seconds, and the loss with its parts.
+    """
+
+    module: nn.Module
+    average: dict[str, Tensor]
+    optimizer: torch.optim.Optimizer
+    seed: int
+    images_seen: int = 0
+    seconds: float = 0.0
+    log: list[dict[str, float]] = field(default_factory=list)
+
+
+def new_state(module: nn.Module, *, seed: int, weight_decay: float = 1e-2) -> TrainState:
+    """The state before the first step: AdamW, and the average at the weights themselves."""
+    optimizer = torch.optim.AdamW(module.parameters(), lr=0.0, weight_decay=weight_decay)
+    return TrainState(module, {k: v.clone() for k, v in module.state_dict().items()}, optimizer, seed)
+
+
+def save_checkpoint(state: TrainState, folder: Path) -> Path:
+    """Write the state as the newest checkpoint in `folder`, drop all but the last two, and return its path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"checkpoint-{state.images_seen:010d}"
+    building = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder))
+    try:
+        save_file(_contiguous(state.module.state_dict()), building / "weights.safetensors")
+        save_file(_contiguous(state.average), building / "average.safetensors")
+        moments = state.optimizer.state_dict()["state"]
+        flat = {f"{i}.{name}": torch.as_tensor(v) for i, entry in moments.items() for name, v in entry.items()}
+        save_file(_contiguous(flat), building / "optimizer.safetensors")
+        numbers = {
+            "images_seen": state.images_seen,
+            "seconds": state.seconds,
+            "seed": state.seed,
+            "threads": torch.get_num_threads(),  # other thread counts sum in another order
+            "log": state.log,
+            "sha256": {f.name: sha256_of(f) for f in sorted(building.iterdir())},
+        }
+        write_json(building / "state.json", {**numbers, "digest": _digest(numbers)})
+        if target.exists():
+            shutil.rmtree(target)
+        building.rename(target)
+    finally:
+        if building.exists():
+            shutil.rmtree(building)
+    for old in [*checkpoints(folder)[:-KEPT], *folder.glob(".writing-*")]:  # the latter: killed while writing
+        shutil.rmtree(old)
+    return target
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in `folder`, oldest first."""
+    return sorted(p for p in folder.glob("checkpoint-*") if p.is_dir())
+
+
+def load_checkpoint(state: TrainState, folder: Path) -> str | None:
+    """Bring `state` to the newest sound checkpoint in `folder`.
+
+    Returns:
+        A line that says what was resumed, or None where there is nothing to resume.
+    """
+    passed_over = []
+    for path in reversed(checkpoints(folder)):
+        numbers = _read_sound(path)
+        if numbers is None:
+            passed_over.append(path.name)
+            continue
+        state.module.load_state_dict(load_file(path / "weights.safetensors"))
+        loaded = load_file(path / "average.safetensors")
+        state.average = {k: v.to(state.average[k].device) for k, v in loaded.items()}
+        entries: dict[int, dict[str, Tensor]] = {}
+        for key, value in load_file(path / "optimizer.safetensors").items():
+            index, name = key.split(".", 1)
+            entries.setdefault(int(index), {})[name] = value
+        state.optimizer.load_state_dict({**state.optimizer.state_dict(), "state": entries})
+        state.images_seen, state.seconds = numbers["images_seen"], numbers["seconds"]
+        state.seed, state.log = numbers["seed"], numbers["log"]
+        damaged = f"; damaged and passed over: {', '.join(passed_over)}" if passed_over else ""
+        return f"resumed from {path.name}{damaged}"
+    return None
+
+
+def _read_sound(path: Path) -> dict | None:
+    """The numbers of a checkpoint whose files all have the hashes written down, else None."""
+    try:
+        numbers = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        sound = numbers.pop("digest") == _digest(numbers)
+        sound = sound and all(sha256_of(path / name) == digest for name, digest in numbers["sha256"].items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return numbers if sound else None
+
+
+def _digest(numbers: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(numbers, sort_keys=True).encode()).hexdigest()
+
+
+def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {k: v.detach().contiguous().clone() for k, v in tensors.items()}

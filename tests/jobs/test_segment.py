@@ -1,0 +1,365 @@
+import io
+import json
+import os
+import shutil
+import time
+from dataclasses import replace
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+
+from delineate.calibration.guarantees import THRESHOLDS, Calibration, Presence
+from delineate.data.phantom import make_phantom_image
+from delineate.errors import ScanError
+from delineate.evaluation.report import print_run
+from delineate.jobs.segment import Request, run_cohort
+from delineate.prompts.vocabulary import Vocabulary
+from delineate.scans.finding import case_name, find_scans
+from delineate.scans.reading import read_labels
+from delineate.segmenter import Segmenter
+from delineate.storage.files import sha256_of
+
+REQUEST = Request(("liver", "spleen", "livr3"), n=2, pictures=False)
+
+
+class Bright:
+    """Draws what is brighter than the middle: a truth that needs no training. Counts what it is asked."""
+
+    vocabulary = Vocabulary.from_names(["liver", "spleen"], "CT")
+    size = 32
+
+    def __init__(self):
+        self.asked = 0
+
+    def to(self, device):
+        return self
+
+    def see(self, stack):
+        return stack
+
+    def propose(self, seen, target, n, seed, on_step=lambda share: None):
+        self.asked += 1
+        sign = 1 if target.concept.name == "liver" else -1
+        bright = (sign * seen[:, 1] > 0).float()
+        return torch.stack([bright * (1 - 0.01 * k) for k in range(n)])
+
+
+@pytest.fixture
+def system():
+    return Bright()
+
+
+@pytest.fixture
+def scans(tmp_path):
+    """Three pictures, the second of them broken."""
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    for number in range(3):
+        voxels = make_phantom_image(number, shape=(40, 48)).voxels[0]
+        grey = np.interp(voxels, (-150, 250), (0, 255)).astype(np.uint8)
+        Image.fromarray(grey).save(folder / f"case{number}.png")
+    broken = folder / "case1.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    (folder / "notes.txt").write_text("not a scan")
+    return folder
+
+
+def run(system, scans, folder, request=REQUEST, **more):
+    return run_cohort(Segmenter(system), find_scans(scans), request, folder, model_hash="abc", **more)
+
+
+def statuses(report):
+    return [case["status"] for case in report["cases"]]
+
+
+def test_one_broken_scan_fails_alone_and_says_why(system, scans, tmp_path):
+    report = run(system, scans, tmp_path / "out")
+    assert statuses(report) == ["done", "failed", "done"]
+    failed = report["cases"][1]
+    assert failed["case"] == "case1"
+    assert "case1.png" in failed["reason"]
+    assert "\n" not in failed["reason"]
+    assert json.loads((tmp_path / "out" / "run.json").read_text()) == report
+    assert not (tmp_path / "out" / "case1").exists()
+
+
+def test_the_run_says_what_made_it(system, scans, tmp_path):
+    report = run(system, scans, tmp_path / "out", device="cpu")
+    assert report["torch"] == torch.__version__
+    assert report["threads"] == torch.get_num_threads()
+    assert report["delineate"]
+    assert report["python"]
+    assert report["model_sha256"] == "abc"
+    assert report["request"] == {
+        "prompts": ["liver", "spleen", "livr3"],
+        "n": 2,
+        "seed": 0,
+        "how": "mean",
+        "maps": False,
+        "modality": None,
+        "volume": None,
+        "pictures": False,
+        "missed_at_most": None,
+        "false_at_most": None,
+        "series": None,
+        "fill_gaps": False,
+        "seg": "binary",
+    }
+    assert report["seconds"] >= 0
+    time.strptime(report["started"][:19], "%Y-%m-%dT%H:%M:%S")
+    case = report["cases"][0]
+    assert case["sha256"] == sha256_of(scans / "case0.png")
+    assert case["shape"] == [1, 40, 48]
+    assert case["seconds"] >= 0
+
+
+def test_each_target_s_numbers_are_those_of_its_files(system, scans, tmp_path):
+    case = run(system, scans, tmp_path / "out")["cases"][0]
+    liver, spleen, unknown = case["targets"]
+    folder = tmp_path / "out" / "case0"
+    for target in (liver, spleen):
+        ends = ("", "_proposal_00", "_proposal_01")
+        files = [read_labels(folder / f"{target['target']}{end}.png") for end in ends]
+        pixels = [int((file.voxels > 0).sum()) for file in files]
+        assert [target["consensus_pixels"], *target["proposals_pixels"]] == pixels
+        assert min(pixels) > 0
+        assert target["outcome"] == "found"
+    assert unknown["outcome"] == "unknown prompt"
+    assert unknown["nearest"][0] == "liver"
+    assert "'livr3' is not in this model's vocabulary" in unknown["message"]
+    assert sorted(case["written"]) == sorted(p.name for p in folder.iterdir() if p.name != "case.json")
+
+
+def test_volumes_are_counted_in_millilitres(system, phantom_dataset, tmp_path):
+    scan = next((phantom_dataset / "imagesTr").glob("*.nii.gz"))
+    case = run(system, scan, tmp_path / "out", replace(REQUEST, modality="CT"))["cases"][0]
+    assert case["case"] == scan.name.removesuffix("_0000.nii.gz")
+    labels = read_labels(tmp_path / "out" / case["case"] / "liver.nii.gz")
+    ml = labels.voxels.sum() * np.prod(case["spacing_mm"]) / 1000
+    assert case["targets"][0]["consensus_ml"] == pytest.approx(ml, rel=1e-3)
+
+
+def test_what_to_look_at_first_is_told_in_numbers_of_the_files(system, phantom_dataset, tmp_path):
+    scan = next((phantom_dataset / "imagesTr").glob("*.nii.gz"))
+    case = run(system, scan, tmp_path / "out", replace(REQUEST, n=3, modality="CT", maps=True))["cases"][0]
+    liver, _, unknown = case["targets"]
+    assert "distinct" not in unknown
+    (first,) = liver["distinct"]  # three that are all alike
+    assert first == {"proposal": 0, "weight": 1, "quality": 1, "spread": 0, "ml": liver["proposals_ml"][0]}
+    assert liver["quality"] == 1
+    axis, slices, shares = (liver["doubtful_slices"][key] for key in ("axis", "slices", "shares"))
+    assert (axis, len(slices)) == (2, 5)
+    doubt = nibabel.load(tmp_path / "out" / case["case"] / "liver_doubt.nii.gz").get_fdata().sum(axis=(0, 1))
+    assert doubt[slices].tolist() == sorted(doubt.tolist(), reverse=True)[:5]
+    assert shares == pytest.approx(doubt[slices] / doubt.sum(), abs=1e-4)
+
+
+def test_flat_images_have_pixels_and_no_slices(system, scans, tmp_path):
+    liver, *_ = run(system, scans / "case0.png", tmp_path / "out")["cases"][0]["targets"]
+    assert "doubtful_slices" not in liver
+    assert liver["distinct"][0]["pixels"] == liver["proposals_pixels"][0]
+
+
+class Torn(Bright):
+    """Draws the left half of the picture, and every fourth time the right half."""
+
+    def propose(self, seen, target, n, seed, on_step=lambda share: None):
+        halves = torch.zeros(n, *seen[:, 1].shape)
+        for k, half in enumerate(halves):
+            half[..., : self.size // 2] = float(k % 4 != 3)
+            half[..., self.size // 2 :] = float(k % 4 == 3)
+        return halves
+
+
+def test_the_table_says_how_many_proposals_are_distinct_and_the_share_of_the_first(scans, tmp_path):
+    torn = run(Torn(), scans, tmp_path / "out", replace(REQUEST, n=8))
+    first, second = torn["cases"][0]["targets"][0]["distinct"]
+    assert (first["proposal"], first["weight"], first["spread"]) == (0, 0.75, 0)
+    assert (second["proposal"], second["weight"], second["quality"]) == (3, 0.25, pytest.approx(1 / 7, abs=1e-4))
+    console = Console(file=io.StringIO(), width=100)
+    print_run(torn, tmp_path / "out", console)
+    lines = console.file.getvalue().splitlines()
+    assert "spread" in lines[0]
+    assert lines[0].split()[-1] == "distinct"
+    assert lines[1].endswith("2, first 75%")
+    assert max(len(line) for line in lines[:6]) <= 100
+    for case in torn["cases"]:  # one that is all alike, and one of an older version
+        for told in case.get("targets", ()):
+            told["distinct"] = told.get("distinct", [])[:1]
+    torn["cases"][2]["targets"][0].pop("distinct")
+    console = Console(file=io.StringIO(), width=100)
+    print_run(torn, tmp_path / "out", console)
+    assert console.file.getvalue().splitlines()[1].rstrip().endswith(" 1")
+
+
+def test_resuming_skips_what_is_finished_and_retries_what_failed(system, scans, tmp_path):
+    first = run(system, scans, tmp_path / "out")
+    asked = system.asked
+    again = run(system, scans, tmp_path / "out", resume=True)
+    assert statuses(again) == ["skipped", "failed", "skipped"]
+    assert system.asked == asked
+    assert again["cases"][0] == first["cases"][0] | {"status": "skipped"}
+    shutil.copy(scans / "case0.png", scans / "case1.png")  # mended
+    assert statuses(run(system, scans, tmp_path / "out", resume=True)) == ["skipped", "done", "skipped"]
+
+
+def test_without_resume_everything_is_done_again(system, scans, tmp_path):
+    run(system, scans, tmp_path / "out")
+    assert statuses(run(system, scans, tmp_path / "out")) == ["done", "failed", "done"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"prompts": ("liver",)},
+        {"n": 3},
+        {"seed": 1},
+        {"how": "majority"},
+        {"maps": True},
+        {"modality": "MR"},
+        {"volume": 0},
+        {"pictures": True},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_another_request_is_not_skipped(system, scans, tmp_path, change):
+    run(system, scans, tmp_path / "out")
+    report = run(system, scans, tmp_path / "out", replace(REQUEST, **change), resume=True)
+    assert statuses(report) == ["done", "failed", "done"]
+
+
+def test_another_scan_model_or_a_lost_file_is_not_skipped(system, scans, tmp_path):
+    (scans / "case1.png").unlink()
+    run(system, scans, tmp_path / "out")
+    shutil.copy(scans / "case2.png", scans / "case0.png")
+    (tmp_path / "out" / "case2" / "liver.png").unlink()
+    assert statuses(run(system, scans, tmp_path / "out", resume=True)) == ["done", "done"]
+    assert statuses(run(system, scans, tmp_path / "out", resume=True)) == ["skipped", "skipped"]
+    segmenter = Segmenter(system)
+    other = run_cohort(segmenter, find_scans(scans), REQUEST, tmp_path / "out", model_hash="xyz", resume=True)
+    assert statuses(other) == ["done", "done"]
+
+
+def test_answers_of_two_requests_never_lie_side_by_side(system, scans, tmp_path):
+    run(system, scans, tmp_path / "out")
+    report = run(system, scans, tmp_path / "out", replace(REQUEST, n=1, prompts=("spleen",)))
+    left = {p.name for p in (tmp_path / "out" / "case0").iterdir()}
+    assert (
+        left == {*report["cases"][0]["written"], "case.json"} == {"spleen.png", "spleen_proposal_00.png", "case.json"}
+    )
+
+
+def test_a_case_that_breaks_off_counts_as_unfinished_even_if_it_was_finished_before(system, scans, tmp_path):
+    run(system, scans, tmp_path / "out")
+
+    class Full(Bright):
+        def propose(self, *arguments, **more):
+            raise OSError("No space left on device")
+
+    report = run(Full(), scans, tmp_path / "out", replace(REQUEST, seed=1))
+    assert statuses(report) == ["failed"] * 3
+    assert report["cases"][0]["reason"] == "No space left on device"
+    assert statuses(run(system, scans, tmp_path / "out", resume=True)) == ["done", "failed", "done"]
+
+
+def test_files_that_are_not_ours_stay(system, scans, tmp_path):
+    run(system, scans, tmp_path / "out")
+    case = tmp_path / "out" / "case0"
+    (case / "corrected.png").write_text("by hand")
+    evil = json.loads((case / "case.json").read_text())
+    (tmp_path / "out" / "victim.txt").write_text("not in this folder")
+    evil["written"].append("../victim.txt")
+    (case / "case.json").write_text(json.dumps(evil))
+    run(system, scans, tmp_path / "out")
+    assert (case / "corrected.png").exists()
+    assert (tmp_path / "out" / "victim.txt").exists()
+
+
+def test_a_killed_run_has_said_so_far_what_was_done(system, scans, tmp_path):
+    seen = []
+
+    def on_case(number, path):
+        if number == 2:
+            seen.append(json.loads((tmp_path / "out" / "run.json").read_text()))
+
+    run(system, scans, tmp_path / "out", on_case=on_case)
+    assert statuses(seen[0]) == ["done", "failed"]
+
+
+def test_pictures_are_drawn_when_asked(system, scans, tmp_path):
+    report = run(system, scans / "case0.png", tmp_path / "out", replace(REQUEST, pictures=True))
+    assert "montage.png" in report["cases"][0]["written"]
+    assert (tmp_path / "out" / "case0" / "montage.png").stat().st_size > 1000
+
+
+def test_scans_of_a_folder_are_found_sorted_without_hidden_files(scans):
+    (scans / "._case0.png").write_text("")
+    (scans / "deeper").mkdir()
+    shutil.copy(scans / "case0.png", scans / "deeper" / "case9.png")
+    assert [p.name for p in find_scans(scans)] == ["case0.png", "case1.png", "case2.png"]
+    assert find_scans(scans / "case0.png") == [scans / "case0.png"]
+
+
+@pytest.mark.parametrize("other", ["case0.tif", "case0_0000.png", "case0.nii.gz"])
+def test_two_scans_of_one_name_are_refused_before_any_work(scans, other):
+    (scans / other).write_bytes(b"x")
+    with pytest.raises(ScanError, match="another scan of this folder is also called 'case0'; rename"):
+        find_scans(scans)
+
+
+def test_nothing_to_do_is_an_error(tmp_path):
+    with pytest.raises(ScanError, match="no such file or folder"):
+        find_scans(tmp_path / "nowhere")
+    with pytest.raises(ScanError, match="no scan in this folder"):
+        find_scans(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "name"), [("a_0000.nii.gz", "a"), ("b.v2.png", "b.v2"), ("c_0001.nii", "c_0001"), ("_0000.png", "")]
+)
+def test_a_case_is_named_for_its_file(file, name):
+    assert case_name(os.path.join("folder", file)) == name
+
+
+def test_a_calibrated_answer_says_how_far_it_can_be_believed(system, scans, tmp_path):
+    generator = np.random.default_rng(0)
+    losses = np.sort(generator.random((40, len(THRESHOLDS))) ** 4, axis=1)
+    calibration = Calibration(
+        2,
+        presence=Presence(0.3, 0.05, 0.05, 40, 40, 0.9),
+        missed={"liver": losses},
+        volume_errors={"liver": np.full(20, np.log(1.5))},
+    )
+    segmenter = Segmenter(system, calibration=calibration)
+    request = Request(("liver",), n=2, pictures=False, missed_at_most=0.1)
+    report = run_cohort(
+        segmenter, find_scans(scans)[:1], request, tmp_path / "out", model_hash="abc", calibration_hash="def"
+    )
+    assert report["calibration_sha256"] == "def"
+    (told,) = report["cases"][0]["targets"]
+    assert told["presence"]["false_alarms_at_most"] == 0.05
+    assert told["presence"]["found_from"] == 0.3
+    (one,) = told["guarantees"]
+    assert one["subjects"] == 40
+    assert one["threshold"] is not None
+    assert "liver_missed_at_most_10pct.png" in report["cases"][0]["written"]
+    interval = told["interval_pixels"]
+    assert interval["calibrated"]
+    assert interval["low"] == pytest.approx(told["consensus_pixels"] / 1.5, rel=0.01)
+    assert interval["high"] == pytest.approx(told["consensus_pixels"] * 1.5, rel=0.01)
+    bare = run_cohort(
+        Segmenter(system),
+        find_scans(scans)[:1],
+        Request(("liver",), n=2, pictures=False),
+        tmp_path / "out",
+        model_hash="abc",
+    )
+    (told,) = bare["cases"][0]["targets"]
+    assert told["presence"] is None
+    assert not told["interval_pixels"]["calibrated"]
+    assert "guarantees" not in told
+    assert not list((tmp_path / "out").rglob("*at_most*"))  # what the first run wrote is gone

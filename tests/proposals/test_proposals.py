@@ -1,0 +1,210 @@
+import nibabel
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from PIL import Image
+
+from delineate.prompts.prompt import Prompt
+from delineate.proposals.fusion import FUSIONS
+from delineate.proposals.proposals import Outcome, Proposals, TargetProposals, presence
+from delineate.scans.geometry import FLAT_AFFINE
+from delineate.scans.reading import read_labels
+from delineate.scans.scan import Scan
+
+VOLUME = Scan(np.zeros((4, 5, 6), np.float32), np.diag([2.0, 2, 3, 1]))
+FLAT = Scan(np.zeros((1, 20, 30), np.float32), FLAT_AFFINE)
+
+
+def target(name, *proposals, outcome=Outcome.FOUND, asked=None):
+    probabilities = np.stack(proposals).astype(np.float16)
+    return TargetProposals(Prompt(asked or name), name, outcome, presence(probabilities.mean(0)), probabilities)
+
+
+def box(value, where=..., shape=VOLUME.shape):
+    out = np.zeros(shape)
+    out[where] = value
+    return out
+
+
+UNKNOWN = TargetProposals(Prompt("livr3"), None, Outcome.UNKNOWN_PROMPT, nearest=("liver",))
+LEFT = np.s_[:2]
+MIDDLE = np.s_[1:3]
+
+
+def test_the_mean_of_proposals_and_where_it_passes_one_half():
+    t = target("liver", box(1.0, LEFT), box(1.0, LEFT), box(1.0, MIDDLE))
+    np.testing.assert_allclose(t.probability()[:, 0, 0], [2 / 3, 1, 1 / 3, 0], atol=1e-6)
+    assert t.consensus()[:, 0, 0].tolist() == [True, True, False, False]
+    assert len(t) == 3
+    assert t.choose(2)[:, 0, 0].tolist() == [False, True, True, False]
+
+
+@pytest.mark.parametrize("how", FUSIONS)
+def test_proposals_that_agree_have_themselves_as_every_consensus(how):
+    mask = box(1.0, LEFT)
+    assert np.array_equal(target("liver", mask, mask, mask).consensus(how), mask > 0)
+
+
+@pytest.mark.parametrize("how", FUSIONS)
+def test_empty_proposals_have_an_empty_consensus_and_no_doubt(how):
+    t = target("liver", box(0.0), box(0.0))
+    assert not t.consensus(how).any()
+    assert not t.disagreement().any()
+    assert t.score == 0.0
+
+
+def test_an_unknown_consensus_is_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match="mean, majority, staple; got 'median'"):
+        target("liver", box(1.0, LEFT)).consensus("median")
+
+
+@pytest.mark.parametrize("k", [-1, 2])
+def test_a_proposal_that_is_not_there_cannot_be_chosen(k):
+    with pytest.raises(ValueError, match=f"proposals 0 to 1, not {k}"):
+        target("liver", box(1.0), box(1.0)).choose(k)
+
+
+def test_doubt_is_the_entropy_in_bits():
+    t = target("liver", box(1.0, LEFT), box(1.0, MIDDLE))
+    assert t.disagreement()[:, 0, 0] == pytest.approx([1, 0, 1, 0])
+    quarter = target("liver", np.full(VOLUME.shape, 0.25))
+    assert quarter.disagreement() == pytest.approx(np.full(VOLUME.shape, 0.8113), abs=1e-3)
+
+
+def test_presence_is_the_mean_of_the_surest_tenth():
+    mean = np.zeros(1000)
+    mean[:200] = 0.6
+    mean[:20] = 0.9
+    assert presence(mean) == pytest.approx(0.9)
+    mean[:10] = 0.8
+    assert presence(mean) == pytest.approx(0.85)
+
+
+@pytest.mark.parametrize(("inside", "expected"), [([], 0.0), ([0.7], 0.7), ([0.9] * 4 + [0.5] * 4, 0.7)])
+def test_presence_of_small_targets_is_over_their_surest_eight_voxels(inside, expected):
+    assert presence(np.array([*inside, *[0.4] * 50])) == pytest.approx(expected)
+
+
+def test_a_voxel_claimed_twice_goes_to_the_surer_and_at_a_tie_to_the_first():
+    liver = target("liver", np.maximum(box(0.9, LEFT), box(0.6, MIDDLE)))
+    spleen = target("spleen", np.maximum(box(0.75, MIDDLE), box(0.6, np.s_[2:])))
+    labels, ids = Proposals(VOLUME, (liver, spleen)).label_map()
+    assert ids == {"liver": 1, "spleen": 2}
+    assert labels[:, 0, 0].tolist() == [1, 1, 2, 2]
+    tied = Proposals(VOLUME, (target("a", box(0.75)), target("b", box(0.75))))
+    assert (tied.label_map()[0] == 1).all()
+
+
+def test_what_is_not_found_has_no_label():
+    absent = target("spleen", box(0.55), outcome=Outcome.LIKELY_ABSENT)
+    labels, ids = Proposals(VOLUME, (absent, UNKNOWN, target("liver", box(0.9, LEFT)))).label_map()
+    assert ids == {"liver": 1}
+    assert labels.max() == 1
+
+
+def test_a_target_asked_twice_keeps_both_its_labels():
+    first, second = target("liver", box(0.7, LEFT)), target("liver", box(0.9, MIDDLE), asked="the whole hepatic organ")
+    labels, ids = Proposals(VOLUME, (first, second)).label_map()
+    assert ids == {"liver": 1, "liver 2": 2}
+    assert set(np.unique(labels)) == {0, *ids.values()}
+
+
+def test_targets_are_found_by_name_and_by_the_words_asked():
+    t = target("liver", box(1.0), asked="hepatic region")
+    proposals = Proposals(VOLUME, (t, UNKNOWN))
+    assert proposals["liver"] is proposals["hepatic region"] is t
+    assert proposals["livr3"] is UNKNOWN
+    with pytest.raises(KeyError, match="'aorta' was not asked; asked were: hepatic region, livr3"):
+        proposals["aorta"]
+
+
+def test_saved_masks_come_back_voxel_by_voxel_on_the_scan_s_grid(tmp_path):
+    liver, spleen = target("liver", box(0.9, LEFT), box(0.9, MIDDLE)), target("right kidney", box(0.8, np.s_[3:]))
+    proposals = Proposals(VOLUME, (liver, UNKNOWN, spleen))
+    written = proposals.save(tmp_path, maps=True)
+    assert sorted(p.name for p in written) == sorted(p.name for p in tmp_path.iterdir())
+    assert {p.name for p in written} == {
+        *(f"liver{end}.nii.gz" for end in ("", "_proposal_00", "_proposal_01", "_probability", "_doubt")),
+        *(f"right_kidney{end}.nii.gz" for end in ("", "_proposal_00", "_probability", "_doubt")),
+        "labels.nii.gz",
+    }
+    for file, mask in (("liver", liver.consensus()), ("liver_proposal_01", liver.choose(1))):
+        back = read_labels(tmp_path / f"{file}.nii.gz")
+        assert np.array_equal(back.voxels.astype(bool), mask)
+        np.testing.assert_allclose(back.affine, VOLUME.affine)
+    assert np.array_equal(read_labels(tmp_path / "labels.nii.gz").voxels, proposals.label_map()[0])
+    stored = nibabel.load(tmp_path / "liver_probability.nii.gz").get_fdata()
+    np.testing.assert_allclose(stored, liver.probability(), atol=1e-6)
+
+
+def test_flat_images_are_saved_as_black_and_white_png(tmp_path):
+    mask = box(1.0, np.s_[:, 3:9], shape=FLAT.shape)
+    Proposals(FLAT, (target("polyp", mask),)).save(tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {"polyp.png", "polyp_proposal_00.png"}  # one target: no labels
+    picture = np.asarray(Image.open(tmp_path / "polyp.png"))
+    assert np.array_equal(picture, (mask[0] * 255).astype(np.uint8))
+
+
+def test_no_prompt_can_write_outside_the_folder(tmp_path):
+    evil = target("../../evil/name", box(1.0))
+    written = Proposals(VOLUME, (evil,)).save(tmp_path / "in")
+    assert {p.parent for p in written} == {tmp_path / "in"}
+    assert [p.name for p in tmp_path.iterdir()] == ["in"]
+
+
+def test_a_target_asked_twice_is_saved_twice(tmp_path):
+    twice = (target("liver", box(1.0, LEFT)), target("liver", box(1.0, MIDDLE), asked="hepatic organ"))
+    Proposals(VOLUME, twice).save(tmp_path)
+    one, two = (read_labels(tmp_path / f"{n}.nii.gz").voxels.astype(bool) for n in ("liver", "liver_2"))
+    assert np.array_equal(one, box(1.0, LEFT) > 0)
+    assert np.array_equal(two, box(1.0, MIDDLE) > 0)
+
+
+# doubt, one number
+
+
+@pytest.mark.parametrize("drawn", [[box(1.0, LEFT)], [box(1.0, LEFT)] * 3, [box(1.0)]])
+def test_a_certain_mask_leaves_no_doubt(drawn):
+    assert target("liver", *drawn).doubt == 0
+
+
+@pytest.mark.parametrize("drawn", [[box(0.0)], [box(0.0)] * 3, [box(0.4, np.s_[0, 0, :2])]])
+def test_nothing_leaves_no_doubt(drawn):
+    """Less than one voxel in all is nothing."""
+    assert target("liver", *drawn).doubt == 0
+
+
+@pytest.mark.parametrize("q", [0.5, 0.625, 0.75, 0.9375, 1.0])
+def test_doubt_of_one_probability_within_a_mask_has_its_closed_form(q):
+    """1 - 2nq / (n + nq), whatever the number of voxels n and of proposals."""
+    for drawn in ([box(q, LEFT)], [box(q)] * 4, [box(q, np.s_[0, 0, 0])]):
+        assert target("liver", *drawn).doubt == pytest.approx((1 - q) / (1 + q), abs=1e-12)
+
+
+def test_likely_voxels_that_are_no_consensus_are_all_doubt():
+    assert target("liver", box(0.375)).doubt == 1
+    both = np.maximum(box(0.25), box(1.0, np.s_[0]))  # 30 voxels certain, 90 at a quarter
+    assert target("liver", both).doubt == pytest.approx(1 - 2 * 30 / (30 + 30 + 22.5))
+
+
+def test_proposals_that_disagree_are_as_doubtful_as_their_mean():
+    apart = target("liver", box(1.0, LEFT), box(1.0, MIDDLE))  # one slab of both, two of one of them
+    assert apart.doubt == pytest.approx(1 - 2 * 2 / (3 + 2))
+    assert apart.doubt == target("liver", apart.probability()).doubt
+
+
+@given(arrays(np.float16, (2, 2, 3, 4), elements=st.floats(0, 1, width=16)))
+@settings(deadline=None, max_examples=100)
+def test_doubt_is_a_share_and_one_minus_the_expected_overlap(probabilities):
+    t = target("liver", *probabilities)
+    p, mask = t.probability().astype(np.float64), t.consensus()
+    assert 0 <= t.doubt <= 1
+    if mask.any():
+        assert t.doubt == pytest.approx(1 - 2 * p[mask].sum() / (mask.sum() + p.sum()), abs=1e-6)
+
+
+def test_an_unknown_prompt_has_no_doubt_to_tell():
+    with pytest.raises(ValueError, match="'livr3' is an unknown prompt"):
+        _ = UNKNOWN.doubt

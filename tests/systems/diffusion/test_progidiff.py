@@ -1,0 +1,177 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from delineate.diffusion.schedule import trailing_times
+from delineate.foundation.foundation import Foundation
+from delineate.prompts.captions import captions
+from delineate.systems.diffusion import progidiff
+from delineate.systems.diffusion.progidiff import ProGiDiff, ProGiDiffConfig, build, train_progidiff
+from delineate.systems.system import Target
+from delineate.training.loop import Budget
+
+
+def dice(mask, truth):
+    return (2 * (mask & truth).sum() / (mask.sum() + truth.sum()).clamp(min=1)).item()
+
+
+def target(system, name):
+    concept = system.vocabulary.concepts[system.vocabulary.index(name)]
+    return Target(concept, captions(concept, "CT")[0])
+
+
+@pytest.fixture(scope="module")
+def system(trained):
+    return trained["progidiff"].system
+
+
+@pytest.fixture(scope="module")
+def slices(two_organ_bank):
+    """All training slices, and which pixels are liver."""
+    truth = two_organ_bank.labels == 1 + two_organ_bank.vocabulary.index("liver")
+    return two_organ_bank.images.float() / 127.5 - 1, truth
+
+
+@pytest.fixture(scope="module")
+def drawn(system, slices):
+    """Proposals of both prompts on the training slices, (2, S, 64, 64) each."""
+    seen = system.see(slices[0])
+    return {name: system.propose(seen, target(system, name), 2, 0) for name in ("liver", "spleen")}
+
+
+def test_training_leaves_every_weight_of_the_foundation_alone(system, foundation_folder):
+    assert system.foundation.fingerprint() == Foundation.load(foundation_folder).fingerprint()
+
+
+def test_both_stages_have_learnt(system, foundation_folder):
+    fresh = build(system.config, system.foundation, system.vocabulary).control
+    for name, module in system.control.named_children():
+        if module.state_dict():
+            before = getattr(fresh, name).state_dict()
+            assert any(not torch.equal(v, before[k]) for k, v in module.state_dict().items()), name
+    assert not any(p.requires_grad for p in system.control.parameters())
+    assert not system.control.training
+
+
+def test_the_prompted_organ_is_drawn_and_the_other_prompt_draws_elsewhere(drawn, slices):
+    truth = slices[1]
+    everything = dice(torch.ones_like(truth), truth)
+    right, wrong = (dice(drawn[name][0] >= 0.5, truth) for name in ("liver", "spleen"))
+    assert right > max(0.6, 2 * everything)
+    assert right - wrong > 0.2
+
+
+def test_without_its_text_the_organ_is_lost(system, slices, monkeypatch):
+    """The mechanism: the same scan, the same noise, another text embedding."""
+    encode = Foundation.encode_text
+    other = target(system, "spleen").caption
+    monkeypatch.setattr(Foundation, "encode_text", lambda self, texts: encode(self, [other] * len(texts)))
+    mask = system.propose(system.see(slices[0]), target(system, "liver"), 1, 0)[0] >= 0.5
+    assert dice(mask, slices[1]) < 0.2
+
+
+def test_without_its_scan_the_organ_is_lost(system, slices):
+    mask = system.propose(system.see(slices[0].roll(7, dims=0)), target(system, "liver"), 1, 0)[0] >= 0.5
+    aligned = system.propose(system.see(slices[0]), target(system, "liver"), 1, 0)[0] >= 0.5
+    assert dice(mask, slices[1]) < dice(aligned, slices[1]) - 0.1
+
+
+def test_the_denoiser_adds_to_the_encoder_s_own_estimate(system, drawn, slices):
+    """A mask that is only the estimate, whatever the noise, would make every proposal the same."""
+    assert (drawn["liver"][0] - drawn["liver"][1]).abs().max() > 1e-3
+
+
+def test_a_single_step_starts_at_the_last_time(system, slices, monkeypatch):
+    """Leading spacing, Stable Diffusion's default, would ask for the clean mask of pure noise at time 1."""
+    asked = []
+
+    def remember(denoise, noise, times, schedule):
+        asked.append(list(times))
+        return denoise(noise(0), times[0])
+
+    monkeypatch.setitem(progidiff.SAMPLERS, "one_step", remember)
+    for count in (1, 4):
+        config = replace(system.config, sampler="one_step", steps=count, skip_below=0.0)
+        one = ProGiDiff(config, system.foundation, system.control, system.vocabulary)
+        one.propose(one.see(slices[0][:1]), target(one, "liver"), 1, 0)
+    assert asked == [[999], [999, 749, 499, 249]]
+    assert trailing_times(1)[0] == 999
+
+
+@pytest.mark.parametrize("sampler", sorted(progidiff.SAMPLERS))
+def test_every_sampler_draws_the_organ(system, slices, sampler):
+    config = replace(system.config, sampler=sampler)
+    other = ProGiDiff(config, system.foundation, system.control, system.vocabulary)
+    mask = other.propose(other.see(slices[0]), target(other, "liver"), 1, 0)[0] >= 0.5
+    assert dice(mask, slices[1]) > 0.6
+
+
+@pytest.mark.parametrize("order", [None, "reversed"])
+def test_a_proposal_depends_neither_on_how_many_are_drawn_nor_on_the_order_of_slices(system, slices, drawn, order):
+    some = slices[0][10:16] if order is None else slices[0][10:16].flip(0)
+    alone = system.propose(system.see(some), target(system, "liver"), 1, 0)
+    expected = drawn["liver"][:1, 10:16] if order is None else drawn["liver"][:1, 10:16].flip(1)
+    torch.testing.assert_close(alone, expected, rtol=0, atol=1e-5)
+    assert torch.equal(alone >= 0.5, expected >= 0.5)
+
+
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_a_proposal_does_not_depend_on_what_shares_its_batch(system, slices, monkeypatch, at_once):
+    seen = system.see(slices[0][12:15])
+    whole = system.propose(seen, target(system, "liver"), 3, 0)
+    monkeypatch.setattr(progidiff, "PAIRS_AT_ONCE", at_once)
+    parts = system.propose(seen, target(system, "liver"), 3, 0)
+    assert whole.max() > 0.5
+    torch.testing.assert_close(parts, whole, rtol=0, atol=1e-5)
+    assert torch.equal(parts >= 0.5, whole >= 0.5)
+
+
+def test_equal_slices_get_equal_proposals_since_noise_is_one_field_for_all(system, slices):
+    twice = slices[0][14:15].repeat(2, 1, 1, 1)
+    drawn = system.propose(system.see(twice), target(system, "liver"), 2, 0)
+    torch.testing.assert_close(drawn[:, 0], drawn[:, 1], rtol=0, atol=1e-6)
+    assert not torch.equal(drawn[0], drawn[1])
+
+
+def test_seeds_differ_and_the_same_seed_is_the_same_to_the_bit(system, slices):
+    seen = system.see(slices[0][14:15])
+    one, same, other = (system.propose(seen, target(system, "liver"), 1, seed) for seed in (0, 0, 1))
+    assert torch.equal(one, same)
+    assert (one - other).abs().max() > 1e-4
+
+
+def test_slices_where_the_encoder_sees_nothing_are_left_empty_and_not_drawn(system, slices):
+    config = replace(system.config, skip_below=1.1)
+    blind = ProGiDiff(config, system.foundation, system.control, system.vocabulary)
+    drawn = blind.propose(blind.see(slices[0][:2]), target(blind, "liver"), 3, 0)
+    assert drawn.shape == (3, 2, 64, 64)
+    assert not drawn.any()
+
+
+def test_the_estimate_is_the_encoder_s_own_mask(system, slices):
+    estimate = system.estimate(system.see(slices[0]), target(system, "liver"))
+    assert estimate.shape == (40, 64, 64)
+    assert dice(estimate >= 0.5, slices[1]) > 0.6
+
+
+def test_two_trainings_of_one_seed_are_one_and_a_stage_is_told_of_each_step(
+    two_organ_bank, foundation_folder, tmp_path
+):
+    def run(name, seed):
+        told = []
+        made = build(ProGiDiffConfig(size=64), Foundation.load(foundation_folder), two_organ_bank.vocabulary, seed=seed)
+        train_progidiff(
+            made,
+            two_organ_bank,
+            budget=Budget(images=32),
+            folder=tmp_path / name,
+            seed=seed,
+            on_step=lambda stage, state, spent: told.append(stage),
+        )
+        assert sorted(set(told)) == ["control", "encoder"]
+        return made.control.state_dict()
+
+    one, same, other = run("one", 0), run("same", 0), run("other", 1)
+    assert all(torch.equal(one[k], same[k]) for k in one)
+    assert any(not torch.equal(one[k], other[k]) for k in one)

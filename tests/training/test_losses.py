@@ -1,0 +1,366 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import linear_sum_assignment
+
+from delineate.training.losses import (
+    contrast_loss,
+    denoising_loss,
+    energy_distance,
+    gaussian_divergence,
+    grouped_dice_loss,
+    lumped,
+    segmentation_loss,
+    sinkhorn_divergence,
+)
+
+
+def random_masks(*shape, seed=0):
+    return (torch.rand(shape, generator=torch.Generator().manual_seed(seed)) > 0.7).float()
+
+
+def test_dice_of_a_perfect_answer_is_zero():
+    mask = random_masks(4, 1, 8, 8)
+    assert grouped_dice_loss(mask, mask, torch.tensor([0, 1, 0, 2])).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_dice_is_counted_over_a_group_together_and_averaged_over_groups():
+    probability = torch.tensor([[0.5, 1.0], [0.0, 0.2], [1.0, 0.0]])
+    mask = torch.tensor([[1.0, 1.0], [0.0, 0.0], [0.0, 1.0]])
+    loss = grouped_dice_loss(probability, mask, torch.tensor([7, 7, 3]), smooth=0.5)
+    seven = 1 - (2 * 1.5 + 0.5) / (1.7 + 2 + 0.5)
+    three = 1 - (2 * 0.0 + 0.5) / (1.0 + 1 + 0.5)
+    assert loss.item() == pytest.approx((seven + three) / 2, abs=1e-6)
+
+
+def test_a_slice_without_its_target_does_not_weigh_as_a_slice_with_it():
+    mask = torch.zeros(2, 1, 16, 16)
+    mask[0, :, 4:12, 4:12] = 1
+    probability = mask.clone()
+    probability[1, 0, 0, 0] = 1  # one wrong voxel in the empty slice
+    together = grouped_dice_loss(probability, mask, torch.tensor([0, 0]))
+    assert together.item() == pytest.approx(1 - 129 / 130, abs=1e-6)
+    assert grouped_dice_loss(probability, mask, torch.tensor([0, 1])).item() > 0.1  # as if it were alone
+
+
+def test_the_names_and_the_order_of_groups_do_not_matter():
+    probability = torch.rand(6, 1, 4, 4, generator=torch.Generator().manual_seed(1))
+    mask, group = random_masks(6, 1, 4, 4), torch.tensor([0, 1, 2, 0, 1, 2])
+    expected = grouped_dice_loss(probability, mask, group)
+    order = torch.tensor([5, 3, 1, 0, 2, 4])
+    renamed = torch.tensor([40, 7, 12])[group]
+    torch.testing.assert_close(grouped_dice_loss(probability[order], mask[order], renamed[order]), expected)
+
+
+def test_targets_absent_everywhere_give_a_finite_loss_that_wants_nothing_drawn():
+    mask = torch.zeros(2, 1, 8, 8)
+    group = torch.tensor([0, 1])
+    assert grouped_dice_loss(mask, mask, group).item() == pytest.approx(0, abs=1e-6)
+    drawn = torch.full_like(mask, 0.3, requires_grad=True)
+    loss = grouped_dice_loss(drawn, mask, group)
+    loss.backward()
+    assert math.isfinite(loss.item())
+    assert (drawn.grad > 0).all()
+
+
+def log_shares(labels, sharpness):
+    """Log-probabilities (B, 3, H, W) that favour the labels (0, 1, 2) by `sharpness`."""
+    logit = torch.nn.functional.one_hot(labels, 3).permute(0, 3, 1, 2).float() * sharpness
+    return logit.log_softmax(dim=1)
+
+
+def test_a_perfect_segmentation_costs_nothing():
+    labels = torch.randint(3, (2, 4, 4), generator=torch.Generator().manual_seed(0))
+    loss = segmentation_loss(log_shares(labels, 100.0), labels, torch.ones(2, 2, dtype=torch.bool))
+    assert loss.item() == pytest.approx(0, abs=1e-5)
+
+
+def test_segmentation_that_knows_nothing_costs_what_the_formula_says():
+    # A third everywhere: cross entropy ln 3; 16 voxels, all of target 1, so Dice (2·16/3 + 1) / (16/3 + 16 + 1), and
+    # for the absent target 2 just 1 / (16/3 + 1).
+    labels = torch.ones(1, 4, 4, dtype=torch.long)
+    loss = segmentation_loss(log_shares(labels, 0.0), labels, torch.ones(1, 2, dtype=torch.bool))
+    dice = [1 - (32 / 3 + 1) / (16 / 3 + 16 + 1), 1 - 1 / (16 / 3 + 1)]
+    assert loss.item() == pytest.approx(math.log(3) + sum(dice) / 2, abs=1e-5)
+
+
+def test_what_no_slice_is_labelled_for_does_not_count():
+    labels = torch.zeros(1, 4, 4, dtype=torch.long)
+    shares = log_shares(torch.full((1, 4, 4), 2), 3.0)
+    both = segmentation_loss(shares, labels, torch.tensor([[True, True]]))
+    first = segmentation_loss(shares, labels, torch.tensor([[True, False]]))
+    assert first < both
+
+
+def test_segmentation_pulls_every_pixel_towards_its_label():
+    labels = torch.randint(3, (2, 4, 4), generator=torch.Generator().manual_seed(1))
+    logit = torch.zeros(2, 3, 4, 4, requires_grad=True)
+    segmentation_loss(logit.log_softmax(dim=1), labels, torch.ones(2, 2, dtype=torch.bool)).backward()
+    chosen = torch.nn.functional.one_hot(labels, 3).permute(0, 3, 1, 2).bool()
+    assert (logit.grad[chosen] < 0).all()
+
+
+def test_denoising_a_perfect_estimate_costs_nothing():
+    x0, mask = torch.randn(3, 4, 2, 2, generator=torch.Generator().manual_seed(0)), random_masks(3, 1, 16, 16)
+    assert denoising_loss(x0, x0, mask, mask, torch.tensor([0, 1, 1])).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_denoising_error_is_relative_to_the_size_of_the_latents():
+    x0, mask = torch.randn(3, 4, 2, 2, generator=torch.Generator().manual_seed(0)), random_masks(3, 1, 16, 16)
+    group = torch.tensor([0, 1, 1])
+    assert denoising_loss(1.1 * x0, x0, mask, mask, group).item() == pytest.approx(0.01, abs=1e-5)
+    assert denoising_loss(5.5 * x0, 5 * x0, mask, mask, group).item() == pytest.approx(0.01, abs=1e-5)
+
+
+def test_dice_enters_the_denoising_loss_with_its_weight():
+    x0, mask = torch.ones(2, 4, 2, 2), random_masks(2, 1, 16, 16)
+    group, wrong = torch.tensor([0, 1]), 1 - mask
+    dice = grouped_dice_loss(wrong, mask, group)
+    assert denoising_loss(x0, x0, wrong, mask, group, dice_weight=0.3).item() == pytest.approx(0.3 * dice.item())
+    beyond = wrong * 7 - 3  # unclamped values count as the probability they are clamped to
+    assert denoising_loss(x0, x0, beyond, mask, group, dice_weight=0.3).item() == pytest.approx(0.3 * dice.item())
+
+
+def test_the_denoising_loss_of_empty_latents_is_finite_and_teaches():
+    estimate = torch.full((1, 4, 2, 2), 0.1, requires_grad=True)
+    mask = torch.zeros(1, 1, 16, 16)
+    loss = denoising_loss(estimate, torch.zeros(1, 4, 2, 2), mask, mask, torch.tensor([0]))
+    loss.backward()
+    assert math.isfinite(loss.item())
+    assert (estimate.grad > 0).all()
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.5])
+def test_contrast_of_two_orthogonal_groups_has_its_closed_form(temperature):
+    embedding = torch.tensor([[1.0, 0], [3.0, 0], [0, 2.0], [0, 1.0]])  # lengths do not count
+    loss = contrast_loss(embedding, torch.tensor([0, 0, 1, 1]), temperature)
+    assert loss.item() == pytest.approx(math.log(1 + 2 * math.exp(-1 / temperature)), abs=1e-6)
+
+
+def test_contrast_is_lower_the_better_groups_are_separated():
+    group = torch.arange(4).repeat_interleave(3)
+    noise = torch.randn(12, 8, generator=torch.Generator().manual_seed(0))
+    losses = [contrast_loss(torch.eye(4, 8)[group] * pull + noise, group).item() for pull in (0, 1, 3, 10, 100)]
+    assert losses == sorted(losses, reverse=True)
+    assert losses[-1] == pytest.approx(math.log(2), abs=0.01)  # two partners share the probability
+
+
+def test_contrast_descends_to_separated_groups():
+    group = torch.tensor([0, 0, 1, 1, 2, 2])
+    embedding = torch.randn(6, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    optimizer = torch.optim.SGD([embedding], lr=0.5)
+    first = contrast_loss(embedding, group).item()
+    for _ in range(50):
+        optimizer.zero_grad()
+        contrast_loss(embedding, group).backward()
+        assert torch.isfinite(embedding.grad).all()
+        optimizer.step()
+    assert contrast_loss(embedding, group).item() < 0.1 * first
+    unit = torch.nn.functional.normalize(embedding.detach(), dim=1)
+    nearest = (unit @ unit.T - 2 * torch.eye(6)).argmax(1)
+    assert torch.equal(group[nearest], group)
+
+
+# background that may be what is not labelled
+
+SOME = torch.tensor([[True, False, True, False], [False, False, False, False], [True, True, True, True]])
+
+
+def logits(seed=0, scale=3.0):
+    return scale * torch.randn(3, 5, 4, 4, generator=torch.Generator().manual_seed(seed))
+
+
+KINDS = {"logits": lambda x: x, "log-probabilities": lambda x: x.log_softmax(dim=1)}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_lumped_background_is_the_sum_of_all_that_it_may_be(kind):
+    before = logits().softmax(dim=1)
+    after = lumped(KINDS[kind](logits()), SOME).softmax(dim=1)
+    torch.testing.assert_close(after.sum(dim=1), torch.ones(3, 4, 4))
+    hidden = ~SOME[:, :, None, None]
+    torch.testing.assert_close(after[:, 0], before[:, 0] + (before[:, 1:] * hidden).sum(dim=1))
+    torch.testing.assert_close(after[:, 1:], before[:, 1:] * ~hidden)
+    assert (after[1, 0] == 1).all()  # where nothing is known all is background
+    assert (after[:, 1:][hidden.expand(-1, -1, 4, 4)] == 0).all()
+
+
+def test_lumped_log_probabilities_are_log_probabilities():
+    before, after = (logits().log_softmax(dim=1), lumped(logits().log_softmax(dim=1), SOME))
+    torch.testing.assert_close(after.exp().sum(dim=1), torch.ones(3, 4, 4))
+    torch.testing.assert_close(after[0, [1, 3]], before[0, [1, 3]], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_lumping_before_or_after_the_softmax_is_the_same(kind):
+    shifted = KINDS[kind](logits() + 7)
+    torch.testing.assert_close(
+        lumped(shifted, SOME).log_softmax(dim=1).exp(), lumped(logits().log_softmax(dim=1), SOME).exp()
+    )
+
+
+@pytest.mark.parametrize("scale", [0.0, 3.0, 300.0])
+def test_where_all_is_known_nothing_changes(scale):
+    scores = logits(scale=scale)
+    assert torch.equal(lumped(scores, torch.ones(3, 4, dtype=torch.bool)), scores)
+
+
+def test_names_that_are_not_known_may_come_in_any_order():
+    order = torch.tensor([2, 0, 3, 1])
+    moved = torch.cat([logits()[:, :1], logits()[:, 1:][:, order]], dim=1)
+    expected = lumped(logits(), SOME)
+    expected = torch.cat([expected[:, :1], expected[:, 1:][:, order]], dim=1)
+    torch.testing.assert_close(lumped(moved, SOME[:, order]), expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pixels_labelled_background_teach_what_they_may_be_and_pull_none_of_it_down(kind):
+    """The gradient of -log(p_0 + Σ p_hidden): what may be there is raised by its part, what is not there lowered."""
+    scores = logits().requires_grad_()
+    scaled = lumped(KINDS[kind](scores), SOME).log_softmax(dim=1)
+    torch.nn.functional.nll_loss(scaled, torch.zeros(3, 4, 4, dtype=torch.long), reduction="sum").backward()
+    p = scores.detach().softmax(dim=1)
+    may_be = torch.cat([torch.ones(3, 1, dtype=torch.bool), ~SOME], dim=1)[:, :, None, None]
+    whole = (p * may_be).sum(dim=1, keepdim=True)
+    torch.testing.assert_close(scores.grad, p - p * may_be / whole, rtol=1e-4, atol=1e-6)
+    hidden = ~SOME[0]
+    assert (scores.grad[0, 1:][hidden] < 0).all()
+    assert (scores.grad[0, 1:][~hidden] > 0).all()
+
+
+def test_lumping_is_finite_whatever_the_scores():
+    scores = torch.full((3, 5, 4, 4), -1e4).requires_grad_()
+    with torch.no_grad():
+        scores[:, 0, :2] = 1e4
+        scores[:, 2, 2:] = 1e4
+    loss = lumped(scores, SOME).log_softmax(dim=1).square().mean()
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert torch.isfinite(scores.grad).all()
+
+
+# Gaussians, and distances of sets of maps.
+
+DISTANCES = {"energy": energy_distance, "sinkhorn": sinkhorn_divergence}
+SETS = pytest.mark.parametrize("distance", DISTANCES.values(), ids=DISTANCES)
+
+
+def maps(count, *, batch=2, shape=(8, 8), seed=0):
+    return torch.rand(batch, count, *shape, generator=torch.Generator().manual_seed(seed))
+
+
+def all_of(raters):
+    return torch.ones(raters.shape[:2], dtype=torch.bool)
+
+
+def rms(x, y):
+    return (x - y).square().mean().sqrt().item()
+
+
+def test_the_divergence_of_gaussians_is_that_of_torch_and_zero_for_equals():
+    mean, log_sigma, other_mean, other_log_sigma = maps(4, batch=3, shape=(5,)).unbind(1)
+    p, q = (torch.distributions.Normal(m, s.exp()) for m, s in ((mean, log_sigma), (other_mean, other_log_sigma)))
+    expected = torch.distributions.kl_divergence(p, q).sum(1)
+    torch.testing.assert_close(gaussian_divergence(mean, log_sigma, other_mean, other_log_sigma), expected)
+    assert gaussian_divergence(mean, log_sigma, mean, log_sigma).abs().max() < 1e-6
+
+
+def test_the_divergence_from_a_standard_normal_is_the_formula():
+    """KL(N(m, s²) || N(0, 1)) = (s² + m² - 1 - ln s²) / 2, summed over the latent."""
+    found = gaussian_divergence(torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 1.0]]), *torch.zeros(2, 1, 2))
+    assert found.item() == pytest.approx(4 / 2 + (math.e**2 - 1 - 2) / 2, rel=1e-5)
+
+
+@SETS
+def test_equal_sets_are_no_distance_apart(distance):
+    x = maps(3)
+    assert distance(x, x, all_of(x)).abs().max() < 1e-6
+    assert distance(x, x[:, [2, 0, 1]], all_of(x)).abs().max() < 1e-6
+
+
+@SETS
+def test_each_map_twice_is_the_same_set(distance):
+    x, y = maps(3), maps(2, seed=1)
+    twice = y.repeat(1, 2, 1, 1)
+    torch.testing.assert_close(distance(x, twice, all_of(twice)), distance(x, y, all_of(y)), rtol=1e-4, atol=1e-6)
+
+
+@SETS
+def test_it_is_as_far_there_as_back_and_never_less_than_nothing(distance):
+    for seed in range(5):
+        x, y = maps(4, seed=seed), maps(3, seed=100 + seed)
+        there = distance(x, y, all_of(y))
+        torch.testing.assert_close(there, distance(y, x, all_of(x)), rtol=1e-4, atol=1e-6)
+        assert (there > 0).all()
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (2, 8, 8)])
+def test_the_distance_of_single_maps_is_their_norm_over_the_root_of_the_pixels(shape):
+    x, y = maps(1, shape=shape), maps(1, shape=shape, seed=1)
+    norm = torch.tensor([rms(a, b) for a, b in zip(x, y, strict=True)]) * (math.prod(shape) / 64) ** 0.5
+    torch.testing.assert_close(energy_distance(x, y, all_of(y)), 2 * norm)
+    torch.testing.assert_close(sinkhorn_divergence(x, y, all_of(y)), norm.square() / 2)
+
+
+def test_the_energy_distance_is_the_formula_over_all_pairs():
+    x, y = maps(3, batch=1), maps(2, batch=1, seed=1)
+
+    def mean(first, second):
+        return sum(rms(a, b) for a in first[0] for b in second[0]) / (len(first[0]) * len(second[0]))
+
+    expected = 2 * mean(x, y) - mean(x, x) - mean(y, y)
+    assert energy_distance(x, y, all_of(y)).item() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_with_little_blur_the_sinkhorn_divergence_is_the_price_of_the_best_assignment(seed):
+    x, y = maps(4, batch=1, seed=seed).round(), maps(4, batch=1, seed=50 + seed).round()
+    price = np.array([[rms(a, b) ** 2 / 2 for b in y[0]] for a in x[0]])
+    expected = price[linear_sum_assignment(price)].mean()
+    assert sinkhorn_divergence(x, y, all_of(y), blur=0.01, iterations=100).item() == pytest.approx(expected, rel=1e-2)
+
+
+def test_with_much_blur_the_sinkhorn_divergence_only_sees_the_means():
+    x, y = maps(4, batch=1), maps(3, batch=1, seed=1)
+    expected = rms(x.mean(1), y.mean(1)) ** 2 / 2
+    assert sinkhorn_divergence(x, y, all_of(y), blur=30.0).item() == pytest.approx(expected, rel=1e-2)
+
+
+@SETS
+def test_raters_who_are_not_there_do_not_matter(distance):
+    x, y = maps(4), maps(2, seed=1)
+    more = torch.cat([y[:, :1], torch.full_like(y[:, :1], torch.nan), y[:, 1:]], dim=1)
+    present = torch.tensor([[True, False, True]]).expand(2, -1)
+    torch.testing.assert_close(distance(x, more, present), distance(x, y, all_of(y)))
+    x.requires_grad_()
+    found = distance(x, more, torch.tensor([[True, False, True], [False, False, False]]))
+    assert found[1] == 0
+    assert torch.isfinite(torch.autograd.grad(found.sum(), x)[0]).all()
+
+
+@SETS
+def test_the_gradient_is_finite_where_maps_coincide_and_leads_to_the_raters_elsewhere(distance):
+    y = maps(2, seed=1).round()
+    x = torch.cat([y, y[:, :1], y[:, :1]], dim=1).requires_grad_()  # each met, and samples that meet one another
+    gradient = torch.autograd.grad(distance(x, y, all_of(y)).sum(), x)[0]
+    assert torch.isfinite(gradient).all()
+    one, target = maps(1).requires_grad_(), maps(1, seed=1)
+    step = torch.autograd.grad(distance(one, target, all_of(target)).sum(), one)[0]
+    assert torch.nn.functional.cosine_similarity(step.flatten(), (one - target).flatten(), dim=0) > 0.9
+
+
+@SETS
+def test_the_gradient_is_that_of_finite_differences(distance):
+    x, y = maps(3, batch=1, shape=(2, 2)).double().requires_grad_(), maps(2, batch=1, shape=(2, 2), seed=1).double()
+    more = {} if distance is energy_distance else {"blur": 0.3, "iterations": 200}
+    assert torch.autograd.gradcheck(lambda z: distance(z, y, all_of(y), **more), (x,), atol=1e-5)
+
+
+@SETS
+def test_samples_that_do_not_spread_as_the_raters_do_are_far_from_them(distance):
+    """Of maps with the same mean, those that are the raters' own are nearer than the mean itself, over and over."""
+    y = maps(4, seed=1).round()
+    mean = y.mean(1, keepdim=True).expand_as(y)
+    assert (distance(mean, y, all_of(y)) > 0.05).all()
