@@ -82,10 +82,14 @@ def test_a_residual_block_with_nothing_to_say_passes_its_input_on():
     torch.testing.assert_close(other(x), F.conv2d(x, other.skip.weight))
 
 
-def test_a_residual_block_widens_to_twice_its_input_and_ends_without_an_activation():
-    block = seeded(MultiKernelResidual, 6, 10)
-    assert block.look(F.relu6(block.widen(image(1, 6, 4, 4)))).shape[1] == 12
-    assert (block(image(2, 6, 8, 8)) < 0).any()
+def test_a_residual_block_widens_to_twice_its_input_cuts_off_and_ends_without_an_activation():
+    block, x = seeded(MultiKernelResidual, 6, 10), 9 * image(2, 6, 8, 8)
+    wide = block.widen(x)
+    assert wide.shape[1] == 12
+    assert wide.min() < 0
+    assert wide.max() > 6
+    torch.testing.assert_close(block(x), block.skip(x) + block.narrow(block.look(wide.clamp(0, 6))))
+    assert (block.narrow(block.look(wide.clamp(0, 6))) < 0).any()
 
 
 def test_channel_attention_scales_channels_by_what_the_paper_says():
@@ -249,7 +253,7 @@ def test_it_learns_a_disc_from_its_brightness():
         [((y - a) ** 2 + (x - b) ** 2 < 49).float() for a, b in ((12, 12), (20, 14), (14, 21), (18, 18))]
     )
     picture = (disc + 0.3 * image(4, 32, 32))[:, None]
-    for _ in range(25):
+    for _ in range(15):
         optimizer.zero_grad()
         F.binary_cross_entropy_with_logits(network(picture), disc[:, None]).backward()
         optimizer.step()

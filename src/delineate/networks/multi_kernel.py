@@ -1,6 +1,6 @@
 """Blocks that look through several kernels at once, and the attention that goes with them.
 
-From MK-UNet (Rahman and Marculescu 2025, arXiv 2509.18493, Sec. 3) and its predecessor EMCAD (Rahman, Munir and
+From MK-UNet (Rahman and Marculescu 2025, arXiv 2509.18493) and its predecessor EMCAD (Rahman, Munir and
 Marculescu 2024, arXiv 2405.06880), written anew from what the papers say; the letters are theirs.
 
 What the papers leave open and what was decided:
@@ -23,8 +23,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-KERNELS = (1, 3, 5)  # the set that won the paper's ablation
-EXPANSION = 2  # of an inverted residual (Sec. 3.1)
+KERNELS = (1, 3, 5)  # the paper's; with 1 alone it loses seven points of Dice on BUSI
+EXPANSION = 2  # the paper's
 REDUCTION, FEWEST = 16, 4  # channel attention narrows to a sixteenth, but no further than to four
 
 
