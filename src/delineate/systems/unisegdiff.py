@@ -33,7 +33,7 @@ from delineate.systems.system import Marked, Target
 from delineate.training import Budget, Hyperparameters, OnStep, Stage, train_stages
 
 CONDITION_SHARE = 0.7  # of the training budget; the rest trains the denoiser
-PAIRS_AT_ONCE = 64  # (slice, proposal) pairs in one forward: bounds memory, changes nothing else
+PAIRS_AT_ONCE = 64  # (slice, proposal) pairs in one forward: bounds memory, changes nothing but rounding
 GENERIC = "lesion"  # every finding of the vocabulary together
 
 SCHEDULES = {
