@@ -37,7 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--minutes", type=float, help="of wall time")
-    parser.add_argument("--images", type=int, help="instead of minutes; repeats to the bit")
+    parser.add_argument("--images", type=int, help="instead of minutes; repeats, to the bit on one machine")
     parser.add_argument("--work", type=Path, default=Path("runs/diffboost"))
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

@@ -28,7 +28,10 @@ PROJECT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
-    """Sums are added up in one order everywhere, and tests that run side by side do not fight for cores."""
+    """Sums are added up in one order on one machine, and tests that run side by side do not fight for cores.
+
+    Another machine adds up in another: what may be asked to be equal to the bit is told in `rounding.py`.
+    """
     torch.set_num_threads(1)
 
 

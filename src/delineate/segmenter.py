@@ -141,10 +141,11 @@ class Segmenter:
             scan: a scan, or one that was looked at.
             prompts: targets in words. An unknown one is answered with the outcome *unknown prompt*.
             n: proposals a target. Fewer come from a system that has no more: one from a plain U-Net.
-            seed: proposal k depends on (model, scan, prompt, seed, k) and on nothing else.
+            seed: proposal k depends on (model, scan, prompt, seed, k) and on nothing else: not on `n`, nor on what else
+                is asked, but for rounding (`System.propose`).
             earlier: this segmenter's answers on this scan to the same words, with the same `n` and `seed`, where there
                 are any: without marks, and with some. What would be drawn again is then taken from them. It saves
-                time and changes nothing. One on another `Scan` is not looked at.
+                time and changes nothing but rounding. One on another `Scan` is not looked at.
             on_step: told the share of the work that is done.
 
         Raises:

@@ -41,8 +41,9 @@ def fixed_noise(shape, dtype=torch.float32):
 
 
 def crooked_network(x, t):
-    """Some fixed output, nonlinear, different for every time and for every pixel of its own."""
-    return torch.tanh(1.7 * x + 0.3) * math.cos(t / 300) - 0.2
+    """Some fixed output, nonlinear, different for every time and for every pixel of its own; exact in any batch."""
+    x = 1.7 * x + 0.3
+    return 2 * x / (1 + x.abs()) * math.cos(t / 300) - 0.2
 
 
 @pytest.mark.parametrize("name", SAMPLERS)

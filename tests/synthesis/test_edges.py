@@ -102,7 +102,17 @@ def test_a_turned_picture_has_turned_edges():
     assert 0.8 < turned.sum() / own.sum() < 1.25
 
 
-def test_each_picture_has_its_own_full_edge():
+def test_of_the_two_equal_slopes_of_a_step_the_first_is_the_edge_whatever_the_greys():
+    """Which of the two is a rule of Canny's, and not left to rounding."""
+    greys = torch.rand(64, 2, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    steps = torch.cat([step(20, low, high) for low, high in greys.tolist() if abs(high - low) > 2 * FAINTEST])
+    for pictures, first in ((steps, 19), (steps.flip(3), 27)):
+        for edges in (canny(pictures), canny(pictures.transpose(2, 3)).transpose(2, 3)):
+            assert (edges[..., first] == 1).all()
+            assert (edges.sum(dim=-1) == 1).all()
+
+
+def test_each_picture_has_its_own_full_edge_and_is_equal_to_the_bit_alone_and_in_a_batch():
     pictures = torch.cat([step(), 0.3 * disc(), scene()])
     for name in EDGES:
         one_by_one = torch.cat([EDGES[name](picture[None]) for picture in pictures])

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from tests.rounding import assert_same_up_to_rounding
 from torch import Generator
 
 from delineate.data.dataset import open_dataset
@@ -201,14 +202,14 @@ def test_a_scan_does_not_depend_on_the_batch_it_is_drawn_in(base, few):
     together = base.draw(edges, said(base, *texts), noise_of(base, 1, 2, 3, 4), steps=2, guidance=2.0)
     for k in range(4):
         alone = base.draw(edges[k : k + 1], said(base, texts[k]), noise_of(base, k + 1), steps=2, guidance=2.0)
-        torch.testing.assert_close(alone, together[k : k + 1], rtol=0, atol=1e-5)
+        assert_same_up_to_rounding(alone, together[k : k + 1])
 
 
 def test_one_noise_and_one_edge_map_give_one_scan(base, few):
     """Neighbours of a volume that ask for the same get the same."""
     edges, _ = asked(few)
     drawn = base.draw(edges[:1].expand(3, -1, -1, -1), said(base, *["CT"] * 3), noise_of(base, 1, 1, 1), steps=2)
-    torch.testing.assert_close(drawn[1:], drawn[:1].expand(2, -1, -1, -1), rtol=0, atol=1e-5)
+    assert_same_up_to_rounding(drawn[1:], drawn[:1].expand(2, -1, -1, -1))
 
 
 def test_without_guidance_there_is_no_second_pass(base, few, monkeypatch):
@@ -229,7 +230,7 @@ def test_without_guidance_there_is_no_second_pass(base, few, monkeypatch):
     assert len(calls) == 6
     torch.testing.assert_close(near, plain, rtol=0, atol=1e-3)
     nothing = said(base, *[""] * 4)
-    torch.testing.assert_close(
+    assert_same_up_to_rounding(
         base.draw(edges, text, noise, steps=3, guidance=0.0), base.draw(edges, nothing, noise, steps=3)
     )
     assert not torch.allclose(base.draw(edges, text, noise, steps=3, guidance=9.0), plain, atol=1e-4)

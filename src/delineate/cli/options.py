@@ -65,7 +65,8 @@ FoldOption = Annotated[
 ]
 MinutesOption = Annotated[float | None, typer.Option(min=0.01, help="Train for this much wall time (default 10).")]
 ImagesOption = Annotated[
-    int | None, typer.Option(min=1, help="Train on this many images instead; only this repeats to the bit.")
+    int | None,
+    typer.Option(min=1, help="Train on this many images instead; only this repeats, to the bit on one machine."),
 ]
 AugmentationOption = Annotated[
     str | None,

@@ -74,7 +74,7 @@ def make_phantom(
     raters: int = 0,
     centre_mm: float = 0.0,
 ) -> Phantom:
-    """The abdomen of person `seed`; the same arguments give the same bytes.
+    """The abdomen of person `seed`; the same arguments give the same bytes on one processor.
 
     Args:
         seed: Who it is. CT and MR of one seed show the same anatomy.

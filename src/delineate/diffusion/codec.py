@@ -200,7 +200,8 @@ def noise_fields(
 ) -> Callable[[int], Tensor]:
     """Noise of a step for each of n proposals: step to (n, *shape).
 
-    Field k of a step depends on (seed, k, step) and on nothing else. A step's fields are made when first asked for.
+    Field k of a step depends on (seed, k, step) and on nothing else, to the bit on one processor. A step's
+    fields are made when first asked for.
     With `antithetic` every odd field is the even one before it, negated: each is normal still, and the mean of a few
     proposals comes closer to the mean of many. A codec whose noise has a level always has it so, and the levels of the
     pairs are spread evenly (`_levels`), for few of them drawn at random leave wide gaps.

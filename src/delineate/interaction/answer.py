@@ -64,7 +64,7 @@ def answer_with_marks(
         seed: of `answer`.
         found_from: the score from which a target counts as found that has no positive mark.
         before: what came of the same words, scan, n and seed with other marks: slices whose marks are the same are
-            taken from it, being what would come again.
+            taken from it, being what would come again, up to rounding.
     """
     marks, scan = prompt.marks, seen.scan
     if not marks or (target is None and not marks.positive):

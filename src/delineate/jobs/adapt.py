@@ -74,7 +74,7 @@ def adapt(
         augmentation: a key of `delineate.data.augmentation.AUGMENTATIONS`.
         learning_rate: instead of the adapter kind's own.
         minutes: budget of all training, or
-        images: the same in images, which alone repeats to the bit.
+        images: the same in images, which alone repeats (`Budget`).
         seed: of the draw, the first weights and the training.
         target: as in `train_system`.
         modality: as in `train_system`.

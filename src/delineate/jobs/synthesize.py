@@ -74,7 +74,7 @@ def synthesize(
         hed: a folder with the weights of HED, for `drawing.edges` "hed".
         preset: size of a new edge control, where the foundation has none.
         minutes: of fine-tuning and of the first segmenter together.
-        images: the same in images seen, which repeats to the bit.
+        images: the same in images seen, which repeats (`Budget`).
         seed: of everything.
         target: as in `train_system`.
         modality: as in `train_system`.

@@ -27,7 +27,7 @@ from delineate.synthesis.gate import Gate, foreground_dice
 from delineate.synthesis.synthesizer import LOOKS, Synthesizer, caption
 from delineate.systems.plain import Plain
 
-AT_ONCE = 16  # slices in one forward: bounds memory, changes nothing else
+AT_ONCE = 16  # slices in one forward: bounds memory, changes nothing but rounding
 MARGIN = 1  # slices beyond the first and last that show a target
 AIR_SHARE = 0.02  # of the window of CT, its lowest part: 8 HU above its end
 

@@ -44,6 +44,9 @@ class System(Protocol):
         """Probabilities (N, S, size, size) in [0, 1].
 
         N is `n`, fewer than asked where a system has no more, 1 for a deterministic one.
+        Proposal k of a slice depends on the slice, `target`, `seed` and k alone: its noise to the bit, what networks
+        make of it up to rounding, for in batches of another shape, with other threads or on another processor they add
+        up in another order.
         """
         ...
 

@@ -31,8 +31,9 @@ class Interrupted(DelineateError):
 class Budget:
     """How long to train: a number of images, or wall time.
 
-    Only a budget in images makes a resumed run equal an uninterrupted one to the bit: the learning rate follows the
-    share of the budget that is spent, and seconds differ from run to run.
+    Only a budget in images makes a resumed run equal an uninterrupted one, or another of the same seed, to the bit: the
+    learning rate follows the share of the budget that is spent, and seconds differ from run to run. That holds on one
+    machine with as many threads; another rounds otherwise, and the difference grows as training goes on.
     """
 
     images: int | None = None

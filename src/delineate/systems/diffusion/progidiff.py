@@ -29,7 +29,7 @@ from delineate.training.losses import denoising_loss, lumped, segmentation_loss
 
 ENCODER_SHARE = 0.72  # of the training budget; the rest trains the control
 PROMPTS_DENOISED = 4  # a slice, for the denoiser: each is a pass of its own
-PAIRS_AT_ONCE = 64  # (slice, proposal) pairs in one forward: bounds memory, changes nothing else
+PAIRS_AT_ONCE = 64  # (slice, proposal) pairs in one forward: bounds memory, changes nothing but rounding
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from delineate.prompts.vocabulary import Vocabulary
 from delineate.systems.system import Target
 from delineate.training.loop import Budget, OnStep, Stage, train_stages
 
-PAIRS_AT_ONCE = 32  # (slice, proposal) pairs in one forward: bounds memory, changes nothing else
+PAIRS_AT_ONCE = 32  # (slice, proposal) pairs in one forward: bounds memory, changes nothing but rounding
 PROMPTS = 3  # a slice: the fewest of which `SliceBank.draw` makes one absent, whatever the slice shows
 MEASURED = 16  # masks from which an autoencoder's latents are standardised
 LATENT_WEIGHT = 1.0  # of latent estimation, as published

@@ -34,7 +34,7 @@ from delineate.training.loop import Budget, Hyperparameters, OnStep, Stage, trai
 from delineate.training.losses import lumped, mask_error, noise_error, segmentation_loss
 
 CONDITION_SHARE = 0.7  # of the training budget; the rest trains the denoiser
-PAIRS_AT_ONCE = 64  # (slice, proposal) pairs in one forward: bounds memory, changes nothing else
+PAIRS_AT_ONCE = 64  # (slice, proposal) pairs in one forward: bounds memory, changes nothing but rounding
 GENERIC = "lesion"  # every finding of the vocabulary together
 
 SCHEDULES = {

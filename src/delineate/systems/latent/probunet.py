@@ -49,7 +49,7 @@ from delineate.training.losses import (
 SIZES = {"tiny": ((32, 64, 128, 256), 16), "base": ((64, 128, 256, 512, 512), 32)}  # widths and features of a preset
 BETAS = {"elbo": 10.0, "energy": 1.0, "sinkhorn": 1.0}  # as published, in the units of `divergence_weight`
 DISTANCES = {"energy": energy_distance, "sinkhorn": sinkhorn_divergence}
-PAIRS_AT_ONCE = 16  # (slice, proposal) pairs in one go: bounds memory, changes nothing else
+PAIRS_AT_ONCE = 16  # (slice, proposal) pairs in one go: bounds memory, changes nothing but rounding
 
 
 @dataclass(frozen=True)
