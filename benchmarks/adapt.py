@@ -38,6 +38,7 @@ from delineate import Segmenter, open_dataset
 from delineate.adapters import ADAPTERS, AdapterConfig
 from delineate.adapters.adapter import attach
 from delineate.adapters.folder import in_half, is_adapter
+from delineate.calibration.calibrators import auroc
 from delineate.data.augmentation import AUGMENTATIONS, Augmentation
 from delineate.data.dataset import Dataset
 from delineate.few_shot.learning import look_at, train_adapter, training_slices
@@ -430,10 +431,9 @@ def bias_table(run: Mapping[str, Any]) -> dict[str, Any]:
             "outliers_flagged": sum(r["doubt"] > most[r["target"]] or not r["found"] for r in odd),
             "others_flagged": sum(r["doubt"] > most[r["target"]] or not r["found"] for r in some if r not in odd),
         }
-    bad = [r["doubt"] if r["found"] else 1.0 for r in rows if clean[r["case"], r["target"]] - r["dice"] > OUTLIER]
-    good = [r["doubt"] if r["found"] else 1.0 for r in rows if clean[r["case"], r["target"]] - r["dice"] <= OUTLIER]
-    wins = [float(b > g) + 0.5 * float(b == g) for b in bad for g in good]
-    table["auroc_of_doubt"] = round(fmean(wins), 3) if wins else None
+    doubt = np.array([r["doubt"] if r["found"] else 1.0 for r in rows])
+    bad = np.array([clean[r["case"], r["target"]] - r["dice"] > OUTLIER for r in rows])
+    table["auroc_of_doubt"] = round(auroc(doubt, bad), 3) if 0 < bad.sum() < len(bad) else None
     return table
 
 

@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy import stats
 
 from delineate import open_dataset
 from delineate.data.dataset import Dataset
@@ -314,12 +315,12 @@ def differences(
 
 def macro_bootstrap(differences: Sequence[np.ndarray], resamples: int = 10_000) -> tuple[float, float, float]:
     """Mean over sets of the mean difference, and its interval: subjects are drawn within each set."""
-    generator = np.random.default_rng(0)
-    means = np.zeros(resamples)
-    for d in differences:
-        means += d[generator.integers(len(d), size=(resamples, len(d)))].mean(axis=1) / len(differences)
-    low, high = np.percentile(means, (2.5, 97.5))
-    return float(np.mean([d.mean() for d in differences])), float(low), float(high)
+
+    def macro(*sets: np.ndarray, axis: int = -1) -> np.ndarray:
+        return np.mean([one.mean(axis=axis) for one in sets], axis=0)
+
+    drawn = stats.bootstrap(differences, macro, n_resamples=resamples, vectorized=True, method="percentile", rng=0)
+    return float(macro(*differences)), float(drawn.confidence_interval.low), float(drawn.confidence_interval.high)
 
 
 def print_tables(result: dict[str, Any]) -> None:

@@ -307,10 +307,11 @@ def auroc(score: Float[np.ndarray, " targets"], truth: Bool[np.ndarray, " target
     Raises:
         ValueError: other shapes, not bool, not finite, or no target of one kind.
     """
-    absent, present = _absent_and_present(score, truth)
-    absent = np.sort(absent)
-    below, upto = (np.searchsorted(absent, present, side=side) for side in ("left", "right"))
-    return float((below + upto).mean() / 2 / len(absent))
+    from scipy import stats  # here, as it takes a third of a second
+
+    absent, present = _absent_and_present(np.asarray(score, np.float64), truth)
+    pairs = len(absent) * len(present)
+    return float(stats.mannwhitneyu(present, absent, method="asymptotic").statistic / pairs)
 
 
 @dataclass(frozen=True)

@@ -235,12 +235,13 @@ def bootstrap_mean(
     values = np.asarray(values, np.float64)
     if values.ndim != 1 or not len(values) or not np.isfinite(values).all():
         raise ValueError("values must be one finite number for each subject, at least one subject.")
-    generator = np.random.default_rng(seed)
-    means = np.empty(resamples)
-    for i in range(resamples):
-        means[i] = values[generator.integers(len(values), size=len(values))].mean()
-    low, high = np.percentile(means, (2.5, 97.5))
-    return float(values.mean()), float(low), float(high)
+    mean = float(values.mean())
+    if len(values) == 1:
+        return mean, mean, mean
+    from scipy import stats  # here, as it takes a third of a second
+
+    drawn = stats.bootstrap((values,), np.mean, n_resamples=resamples, batch=500, method="percentile", rng=seed)
+    return mean, float(drawn.confidence_interval.low), float(drawn.confidence_interval.high)
 
 
 def paired_bootstrap(

@@ -5,12 +5,14 @@ no list here knows is harmless only at a distance from the target: beside it, it
 `delineate.prompts.vocabulary.Vocabulary` decides by these rules.
 """
 
-import difflib
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+
+from rapidfuzz import fuzz, process
+from rapidfuzz.distance import OSA
 
 from delineate.prompts import anatomy
 from delineate.prompts.concept import Concept
@@ -178,32 +180,14 @@ def mended(raw: str, vocabulary_words: frozenset[str]) -> str:
     known = vocabulary_words | _anatomy_words()
     if len(word) < 5 or word in known or word in _ORDINARY or any(c.isdigit() for c in word):
         return word
+    candidates = [c for c in known | _EXCLUDING_WORDS | _RELATION_WORDS if len(c) >= 5 and c not in ("left", "right")]
     best: dict[int, set[str]] = {}
-    for candidate in known | _EXCLUDING_WORDS | _RELATION_WORDS:
-        if len(candidate) < 5 or candidate in ("left", "right"):
-            continue
-        for spelling in {word, raw}:
-            allowed = 2 if min(len(spelling), len(candidate)) >= 9 else 1
-            if abs(len(spelling) - len(candidate)) <= allowed:
-                slips = _slips(spelling, candidate)
-                if slips <= allowed:
-                    best.setdefault(slips, set()).add(candidate)
+    for spelling in {word, raw}:  # edits and swaps of neighbours: two between long words, one otherwise
+        for candidate, slips, _ in process.extract_iter(spelling, candidates, scorer=OSA.distance, score_cutoff=2):
+            if slips < 2 or min(len(spelling), len(candidate)) >= 9:
+                best.setdefault(slips, set()).add(candidate)
     nearest = best[min(best)] if best else set()
     return next(iter(nearest)) if len(set(aliased(nearest))) == 1 else word
-
-
-def _slips(a: str, b: str) -> int:
-    """Edits and swaps of neighbours that turn `a` into `b` (optimal string alignment distance)."""
-    rows = [list(range(len(b) + 1))]
-    for i, x in enumerate(a, 1):
-        row = [i]
-        for j, y in enumerate(b, 1):
-            cost = min(rows[-1][j] + 1, row[-1] + 1, rows[-1][j - 1] + (x != y))
-            if i > 1 and j > 1 and x == b[j - 2] and y == a[i - 2]:
-                cost = min(cost, rows[-2][j - 2] + 1)
-            row.append(cost)
-        rows.append(row)
-    return rows[-1][-1]
 
 
 def spans_in(words: Sequence[str], phrases: Phrases) -> list[Span]:
@@ -238,10 +222,7 @@ def nearest_names(words: Sequence[str], phrases: Phrases) -> list[str]:
     scores: dict[str, float] = {}
     for key, (concept, _) in phrases.items():
         shared = len(key & said) / len(key | said) if (key & said) - _SIDES else 0.0
-        spelled = max(
-            difflib.SequenceMatcher(None, text, " ".join(sorted(key))).ratio(),
-            difflib.SequenceMatcher(None, text, concept.name).ratio(),
-        )
+        spelled = max(fuzz.ratio(text, other) for other in (" ".join(sorted(key)), concept.name)) / 100
         scores[concept.name] = max(scores.get(concept.name, 0.0), 1.0 + shared if shared else spelled)
     return sorted((name for name in scores if scores[name] >= 0.6), key=lambda name: -scores[name])
 

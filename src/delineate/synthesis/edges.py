@@ -67,12 +67,9 @@ def canny(pictures: Pictures) -> Edges:
         ahead = padded[:, 1 + down : 1 + down + rows, 1 + right : 1 + right + columns]
         behind = padded[:, 1 - down : 1 - down + rows, 1 - right : 1 - right + columns]
         thin |= (direction == code) & (strength >= ahead) & (strength > behind)
-    kept = np.zeros(strength.shape, dtype=np.float32)
-    for number, (own, level) in enumerate(zip(thin, strength, strict=True)):
-        groups, _ = ndimage.label(own & (level > CANNY_LOW), structure=np.ones((3, 3)))  # type: ignore[misc]
-        strong = np.unique(groups[own & (level > CANNY_HIGH)])
-        kept[number] = np.isin(groups, strong[strong > 0])
-    return torch.from_numpy(kept)[:, None]
+    strong, weak = thin & (strength > CANNY_HIGH), thin & (strength > CANNY_LOW)
+    kept = ndimage.binary_propagation(strong, np.ones((1, 3, 3)), mask=weak)
+    return torch.from_numpy(kept.astype(np.float32))[:, None]
 
 
 EDGES: dict[str, Extractor] = {"scharr": scharr, "canny": canny}
