@@ -24,8 +24,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from delineate import Segmenter
 from delineate.prompts.captions import captions
 from delineate.proposals.fusion import FUSIONS
+from delineate.scans.grid import View
 from delineate.storage.files import write_json
-from delineate.systems.system import Target
+from delineate.systems.system import Asked
 
 RESULT = Path(__file__).parent / "results" / "cost.json"
 SIZE = 256
@@ -43,7 +44,7 @@ def main() -> None:
     torch.manual_seed(0)
     image, grey = torch.randn(1, 3, SIZE, SIZE).clamp(-1, 1), torch.randn(1, 1, SIZE, SIZE)
     concept = system.vocabulary.concepts[0]
-    target = Target(concept, captions(concept, None)[0])
+    target = Asked(concept, captions(concept, None)[0])
 
     @torch.no_grad()
     def unet() -> None:
@@ -51,7 +52,7 @@ def main() -> None:
 
     def proposals(n: int) -> Callable[[], None]:
         def work() -> None:
-            FUSIONS["mean"](system.propose(system.see(image), target, n, 0).numpy())
+            FUSIONS["mean"](system.propose(system.see(View(image)), target, n, 0).probabilities.numpy())
 
         return work
 

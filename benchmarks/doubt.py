@@ -50,7 +50,7 @@ from delineate.scans.geometry import orientation_of, to_canonical
 from delineate.segmenter import Segmenter
 from delineate.storage.files import write_json
 from delineate.systems import SYSTEMS
-from delineate.training.loop import Budget
+from delineate.training.loop import Budget, Run
 
 RESULT = Path(__file__).parent / "results" / "doubt.json"
 PICTURES = Path(__file__).parents[1] / "docs" / "pictures"
@@ -154,12 +154,7 @@ def timing(args: argparse.Namespace, dataset: Dataset, rounds: int = 2, images: 
             start = time.process_time()
             with tempfile.TemporaryDirectory() as folder:
                 SYSTEMS[system].train(
-                    bank,
-                    "tiny",
-                    budget=Budget(images=images),
-                    folder=Path(folder),
-                    seed=SEED_OF_TIMING,
-                    device=args.device,
+                    bank, "tiny", Run(Budget(images=images), Path(folder), seed=SEED_OF_TIMING), device=args.device
                 )
             measured.append((time.process_time() - start) / images)
             print(f"{system}: {1000 * measured[-1]:.1f} ms of training an image", flush=True)

@@ -42,7 +42,7 @@ from delineate.metrics.overlap import paired_bootstrap
 from delineate.segmenter import Segmenter
 from delineate.storage.files import write_json
 from delineate.systems import SYSTEMS
-from delineate.training.loop import Budget
+from delineate.training.loop import Budget, Run
 
 RESULT = Path(__file__).parent / "results" / "lesions.json"
 SETS = {
@@ -134,9 +134,7 @@ def timing(
                 SYSTEMS[system].train(
                     bank,
                     preset_of(args, system),
-                    budget=Budget(images=images),
-                    folder=Path(folder),
-                    seed=SEED_OF_TIMING,
+                    Run(Budget(images=images), Path(folder), seed=SEED_OF_TIMING),
                     device=args.device,
                 )
             measured.append((time.process_time() - start) / images)

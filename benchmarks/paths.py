@@ -26,14 +26,16 @@ from monai.networks.nets import BasicUNet
 
 from delineate.diffusion.stages import Stages, Strategy
 from delineate.evaluation.evaluation import evaluate, summarise
+from delineate.networks import NETWORKS
 from delineate.prompts.vocabulary import Vocabulary
 from delineate.proposals.fusion import FUSIONS
+from delineate.scans.grid import View
 from delineate.segmenter import Segmenter
 from delineate.storage.files import write_json
 from delineate.systems import plain
 from delineate.systems.diffusion import unisegdiff
 from delineate.systems.diffusion.unisegdiff import UniSegDiff, UniSegDiffConfig
-from delineate.systems.system import Target
+from delineate.systems.system import Asked
 
 RESULT = Path(__file__).parent / "results" / "paths.json"
 N = 20
@@ -74,7 +76,7 @@ def cost(rounds: int, device: str) -> dict[str, Any]:
     torch.manual_seed(0)
     vocabulary = Vocabulary.from_names(["polyp", "skin lesion", "breast lesion", "lung nodule", "nuclei"])
     image = torch.rand(1, 3, SIZE, SIZE) * 2 - 1
-    target = Target(vocabulary.concepts[0], "polyp")
+    target = Asked(vocabulary.concepts[0], "polyp")
     basic = BasicUNet(2, 3, 2, features=(64, 128, 256, 512, 1024, 64)).eval().to(device)
 
     @torch.no_grad()
@@ -83,11 +85,11 @@ def cost(rounds: int, device: str) -> dict[str, Any]:
 
     def drawing(system: Any, n: int) -> Callable[[], None]:
         system.to(device)
-        return lambda: FUSIONS["mean"](system.propose(system.see(image), target, n, 0).numpy())
+        return lambda: FUSIONS["mean"](system.propose(system.see(View(image)), target, n, 0).probabilities.numpy())
 
     works: dict[str, Callable[[], None]] = {"BasicUNet 64…1024": forward}
-    for network in plain.SIZES:
-        widths, blocks = plain.SIZES[network]["tiny"]
+    for network in NETWORKS:
+        widths, blocks = NETWORKS[network].presets["tiny"]
         config = plain.PlainConfig(SIZE, widths, network, blocks)
         works[f"{network} (tiny)"] = drawing(plain.build(config, vocabulary), 1)
     for label, path in {**PATHS, "uniform DDIM, 100 steps": DDIM}.items():

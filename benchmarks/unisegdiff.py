@@ -30,7 +30,7 @@ from delineate.storage.files import write_json
 from delineate.storage.weights import load_weights, save_weights
 from delineate.systems.diffusion import unisegdiff
 from delineate.systems.diffusion.unisegdiff import UniSegDiffConfig
-from delineate.training.loop import Budget
+from delineate.training.loop import Budget, Run
 
 RESULT = Path(__file__).parent / "results" / "unisegdiff.json"
 LETTER = UniSegDiffConfig(
@@ -170,13 +170,15 @@ def run_one(args: argparse.Namespace, name: str, seed: int) -> None:
     start = time.perf_counter()
     folder = args.work / f"seed{seed}" / f"{name}-training"
     logs: dict[str, list] = {}
-    unisegdiff.train_unisegdiff(
+    unisegdiff.train(
         system,
         bank,
-        budget=Budget(images=how["images"]),
-        folder=folder,
-        seed=seed,
-        on_step=lambda stage, state, spent: logs.update({stage: state.log}),
+        Run(
+            Budget(images=how["images"]),
+            folder,
+            seed=seed,
+            on_step=lambda stage, state, spent: logs.update({stage: state.log}),
+        ),
     )
     entry: dict[str, Any] = {"seconds": time.perf_counter() - start, "images": how["images"]}
     if name == "condition":

@@ -21,7 +21,7 @@ from delineate.jobs.pretrain import pretrain_foundation
 from delineate.segmenter import Segmenter
 from delineate.storage.files import write_json
 from delineate.systems import SYSTEMS
-from delineate.training.loop import Budget
+from delineate.training.loop import Budget, Run
 
 PROJECT = Path(__file__).resolve().parents[1]
 
@@ -88,7 +88,7 @@ def foundation_folder(two_organ_bank, tmp_path_factory) -> Path:
     corpus = caption_corpus(two_organ_bank.vocabulary, two_organ_bank.modalities)
     foundation = Foundation.make("tiny", "unshuffle", corpus, seed=0)
     folder = tmp_path_factory.mktemp("foundation")
-    pretrain(foundation, two_organ_bank, budget=Budget(images=200), folder=folder / "checkpoints")
+    pretrain(foundation, two_organ_bank, Run(Budget(images=200), folder / "checkpoints"))
     foundation.save(folder / "foundation")
     return folder / "foundation"
 
@@ -105,6 +105,8 @@ IMAGES = {
     "unet": 1400,
     "mednext": 500,
     "ensemble": 2500,
+    "unetpp": 600,
+    "mk_unet": 1600,
     "mcdropout": 1400,
     "probunet": 1600,
     "pulaski": 1600,
@@ -126,9 +128,7 @@ class Trained(dict):
         system = SYSTEMS[name].train(
             self.bank,
             "tiny",
-            budget=Budget(images=IMAGES[name]),
-            folder=self.folder / name,
-            seed=0,
+            Run(Budget(images=IMAGES[name]), self.folder / name, seed=0),
             foundation=self.foundation() if name == "progidiff" else None,
             device="cpu",
         )

@@ -25,6 +25,7 @@ FLOORS = [  # the rooms from the ground up: a module imports from rooms below it
     {"pictures", "training"},
     {"foundation"},
     {"systems"},
+    {"schemes"},
     {"adapters", "interaction", "synthesis"},
     {"model_folder"},
     {"segmenter"},
@@ -35,11 +36,19 @@ FLOORS = [  # the rooms from the ground up: a module imports from rooms below it
     {"__main__"},
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-KNOW_NOTHING = (  # of our modules: mathematics and tables that could stand alone
-    "adapters.salt calibration.conformal data.augmentation diffusion.codec diffusion.schedule errors metrics.overlap "
-    "prompts.anatomy proposals.fusion review.editing review.safety scans.dicom.codes scans.histogram scans.intensity "
-    "storage.files synthesis.edges synthesis.radiomics training.losses"
-).split()
+KNOW_NOTHING = [  # of our modules: mathematics and tables that could stand alone
+    *(
+        "calibration.conformal",
+        "data.augmentation",
+        "diffusion.codec",
+        "diffusion.schedule",
+        "diffusion.seeds",
+        "errors",
+    ),
+    *("metrics.overlap", "networks", "networks.multi_kernel", "prompts.anatomy", "proposals.fusion", "review.editing"),
+    *("review.safety", "scans.dicom.codes", "scans.histogram", "scans.intensity", "storage.files", "synthesis.edges"),
+    *("synthesis.radiomics", "training.losses"),
+]
 MOST_LINES = 450
 
 

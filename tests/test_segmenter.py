@@ -15,10 +15,11 @@ from delineate.prompts.prompt import Prompt
 from delineate.prompts.vocabulary import Vocabulary
 from delineate.proposals.proposals import Outcome
 from delineate.scans.geometry import FLAT_AFFINE
+from delineate.scans.grid import View
 from delineate.scans.scan import Scan
 from delineate.segmenter import Segmenter, caption_for
 from delineate.systems import SYSTEMS
-from delineate.systems.system import Target
+from delineate.systems.system import Asked
 
 
 @pytest.fixture(params=SYSTEMS)
@@ -225,17 +226,17 @@ def test_a_saved_system_proposes_the_same_to_the_bit(name, trained, two_organ_ba
     assert {p.suffix for p in tmp_path.rglob("*") if p.is_file()} <= {".safetensors", ".json", ".txt"}
     stack = two_organ_bank.images[12:15].float() / 127.5 - 1
     for concept in system.vocabulary.concepts:
-        target = Target(concept, captions(concept, "CT")[0])
-        before = system.propose(system.see(stack), target, 2, 7)
+        target = Asked(concept, captions(concept, "CT")[0])
+        before = system.propose(system.see(View(stack)), target, 2, 7).probabilities
         assert before.std() > 0
-        assert torch.equal(again.propose(again.see(stack), target, 2, 7), before)
+        assert torch.equal(again.propose(again.see(View(stack)), target, 2, 7).probabilities, before)
 
 
 def test_proposals_are_probabilities_and_progress_ends_with_all(name, trained, two_organ_bank):
     system, told = trained[name].system, []
     concept = system.vocabulary.concepts[0]
     stack = two_organ_bank.images[:15].float() / 127.5 - 1
-    drawn = system.propose(system.see(stack), Target(concept, concept.name), 3, 0, told.append)
+    drawn = system.propose(system.see(View(stack)), Asked(concept, concept.name), 3, 0, told.append).probabilities
     assert drawn.shape[0] in (1, 3)
     assert drawn.shape[1:] == (15, 64, 64)
     assert drawn.device.type == "cpu"

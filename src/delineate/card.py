@@ -9,7 +9,6 @@ from delineate.training.merging import Merging
 
 def plain_card(system: str, training: dict[str, Any], segmenter: Segmenter) -> str:
     """What every model says of itself."""
-    foundation = getattr(segmenter.system, "foundation", None)
     stages = "\n".join(f"- {s}: {v['images']} images, {v['seconds']:.0f} s" for s, v in training["stages"].items())
     fold = f" (fold {training['fold']} of a cross-validation)" if training.get("fold") else ""
     lines = [
@@ -18,7 +17,7 @@ def plain_card(system: str, training: dict[str, Any], segmenter: Segmenter) -> s
         f"Trained on the train split of {', '.join(training['datasets'])}{fold}: {training['slices']} slices.",
         *_variety(training),
         stages,
-        *([f"Foundation: {foundation.pretraining}."] if foundation is not None else []),
+        *([segmenter.system.about] if segmenter.system.about else []),
         f"Targets: {', '.join(segmenter.vocabulary.names)}.",
         "Not a medical device. How far its answers can be believed: calibration.json, where it was calibrated.",
     ]

@@ -24,7 +24,7 @@ from delineate.systems import SYSTEMS
 
 if TYPE_CHECKING:  # which import torch and SciPy
     from delineate.calibration.guarantees import Calibration
-    from delineate.systems.system import System
+    from delineate.systems.system import Adaptable
 
 FORMAT = 1
 
@@ -33,7 +33,7 @@ class Trained(Protocol):
     """What can be saved: a segmenter."""
 
     @property
-    def system(self) -> "System":
+    def system(self) -> "Adaptable":
         """With its weights."""
         ...
 
@@ -118,7 +118,7 @@ class Model:
         calibration: what held-out subjects taught about its answers; None where nobody calibrated it.
     """
 
-    system: "System"
+    system: "Adaptable"
     modalities: tuple[str | None, ...]
     fingerprint: str
     calibration: "Calibration | None"

@@ -9,6 +9,7 @@ from delineate.adapters.folder import load_adapter
 from delineate.calibration.guarantees import Calibration
 from delineate.errors import ScanError
 from delineate.interaction.answer import answer_with_marks
+from delineate.interaction.clues import clues_of, inside, refuse_what_it_does_not_take
 from delineate.interaction.marker import Marker, house_marker
 from delineate.model_folder import read_model
 from delineate.prompts.captions import captions
@@ -17,10 +18,10 @@ from delineate.prompts.prompt import Prompt
 from delineate.prompts.vocabulary import Vocabulary
 from delineate.proposals.fusion import fuse_mean
 from delineate.proposals.proposals import Outcome, Proposals, TargetProposals, presence
-from delineate.scans.grid import stack_of, to_scan_grid
+from delineate.scans.grid import to_scan_grid, view_of
 from delineate.scans.preparation import Habits
 from delineate.scans.scan import Scan
-from delineate.systems.system import Seen, System, Target
+from delineate.systems.system import Adaptable, Asked, Seen
 
 FOUND_FROM = 0.6  # presence score from which a target counts as found, where the model is not calibrated for it
 
@@ -37,7 +38,7 @@ class Segmenter:
 
     def __init__(
         self,
-        system: System,
+        system: Adaptable,
         modalities: tuple[str | None, ...] = (None,),
         *,
         fingerprint: str | None = None,
@@ -48,7 +49,7 @@ class Segmenter:
         """A segmenter.
 
         Args:
-            system: trained.
+            system: trained. Any `System` answers; to be saved or adapted it must be `Adaptable`, as all named ones are.
             modalities: of the scans it was trained on.
             fingerprint: of the model folder it came from (`model_folder.fingerprint`).
             habits: how it treats scans.
@@ -120,7 +121,7 @@ class Segmenter:
         if min(scan.shape) < 1:
             raise ScanError(f"{scan.source}: a scan must hold voxels, this one has the shape {scan.shape}")
         prepared = self.habits.preparation(scan)
-        return Seen(scan, self.system.see(stack_of(prepared, self.system.size)), prepared)
+        return Seen(scan, self.system.see(view_of(prepared, self.system.size)), prepared)
 
     def __call__(
         self,
@@ -149,15 +150,15 @@ class Segmenter:
             on_step: told the share of the work that is done.
 
         Raises:
-            MarkError: a mark lies outside of the scan.
+            PromptError: a clue lies outside of the scan, or is one that the system does not take.
         """
         if n < 1:
             raise ValueError(f"n, the proposals a target, must be 1 or more; got {n}")
         seen = scan if isinstance(scan, Seen) else self.look(scan)
         asked = [p if isinstance(p, Prompt) else Prompt(p) for p in prompts]
         for prompt in asked:
-            if prompt.marks is not None:
-                prompt.marks.check(seen.scan.shape)
+            prompt.check(seen.scan.shape)
+            refuse_what_it_does_not_take(prompt, self.system)
         answers = []
         for done, prompt in enumerate(asked):
 
@@ -178,26 +179,35 @@ class Segmenter:
         self, seen: Seen, prompt: Prompt, n: int, seed: int, on_step: Callable[[float], None]
     ) -> TargetProposals:
         match = self.vocabulary.match(prompt.text)
-        if match.concept is None:
+        asked = self._asked(seen, prompt)
+        if asked is None:
             return TargetProposals(prompt, None, Outcome.UNKNOWN_PROMPT, nearest=match.nearest)
-        target = self._target(seen, prompt, match.concept)
-        drawn = to_scan_grid(self.system.propose(seen.features, target, n, seed, on_step), seen.scan)
-        score = presence(fuse_mean(drawn[: self.calibration.proposals if self.calibration else n]))
+        drawn = self.system.propose(seen.features, asked, n, seed, on_step)
+        masks = to_scan_grid(drawn.probabilities, seen.scan)
+        if prompt.box is not None:
+            masks[:, ~inside(prompt, seen.scan)] = 0
+        score = presence(fuse_mean(masks[: self.calibration.proposals if self.calibration else n]))
         outcome = Outcome.FOUND if score >= self.found_from else Outcome.LIKELY_ABSENT
-        return TargetProposals(prompt, match.concept.name, outcome, score, drawn, calibration=self.calibration)
+        name = match.concept.name if match.concept else " ".join(prompt.text.split())
+        scores = None if drawn.scores is None else drawn.scores.numpy()
+        return TargetProposals(prompt, name, outcome, score, masks, calibration=self.calibration, scores=scores)
 
     def _marked(
         self, seen: Seen, prompt: Prompt, answer: TargetProposals, before: TargetProposals | None, n: int, seed: int
     ) -> TargetProposals:
         """`answer`, the one to the words of `prompt`, with its marks; `before` had others."""
-        concept = self.vocabulary.match(prompt.text).concept
-        target = None if concept is None else self._target(seen, prompt, concept)
         marker = self.marker or house_marker()
         how = {"n": n, "seed": seed, "found_from": self.found_from, "before": before}
-        return answer_with_marks(prompt, answer, seen, self.system, marker, target, **how)
+        return answer_with_marks(prompt, answer, seen, self.system, marker, self._asked(seen, prompt), **how)
 
-    def _target(self, seen: Seen, prompt: Prompt, concept: Concept) -> Target:
-        return Target(concept, caption_for(prompt, concept, self.modality_of(seen.scan, concept)))
+    def _asked(self, seen: Seen, prompt: Prompt) -> Asked | None:
+        """What the system is asked; None where nobody knows the words."""
+        concept = self.vocabulary.match(prompt.text).concept
+        if concept is None and not self.system.open_words:
+            return None
+        modality = None if concept is None else self.modality_of(seen.scan, concept)
+        caption = prompt.text if concept is None else caption_for(prompt, concept, modality)
+        return Asked(concept, caption, prompt.text, clues_of(prompt, seen.scan, self.system))
 
     def modality_of(self, scan: Scan, concept: Concept) -> str | None:
         """The modality to name in a caption: the scan's, an adapter's, or the only one the concept was learnt in."""

@@ -13,13 +13,15 @@ from delineate.adapters.salt import Salt
 from delineate.data.slices import SliceBank
 from delineate.diffusion.codec import CODECS
 from delineate.errors import DelineateError, ModelError
-from delineate.few_shot.learning import stages_of
+from delineate.few_shot.learning import phases_of
 from delineate.foundation.foundation import Foundation
 from delineate.foundation.pretraining import caption_corpus
 from delineate.prompts.vocabulary import Vocabulary
+from delineate.scans.grid import View
 from delineate.systems import plain
 from delineate.systems.diffusion import progidiff, sdseg, unisegdiff
-from delineate.systems.system import System, Target
+from delineate.systems.system import Asked, System
+from delineate.training.loop import Step
 
 NAMES = Vocabulary.from_names(["liver", "spleen"], "CT")
 MORE = NAMES.merged(Vocabulary.from_names(["left kidney", "right kidney"], "MR"))
@@ -64,7 +66,7 @@ def answer(system: System, name: str = "liver", n: int = 2) -> torch.Tensor:
     """What a system makes of one fixed slice."""
     stack = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(3)) * 2 - 1
     concept = system.vocabulary.concepts[system.vocabulary.index(name)]
-    return system.propose(system.see(stack), Target(concept, f"{name}, CT"), n, 0)
+    return system.propose(system.see(View(stack)), Asked(concept, f"{name}, CT"), n, 0).probabilities
 
 
 def shaken(adapted, seed: int = 0, size: float = 0.05) -> None:
@@ -143,11 +145,11 @@ def test_several_adapters_live_side_by_side_on_one_base(base):
 def test_training_moves_the_adapter_alone(base, kind, two_organ_bank: SliceBank):
     adapted = attach(base, AdapterConfig(kind, 2), NAMES)
     own, weights = {id(p) for p in adapted.own.values()}, state(base)
-    stages = stages_of(adapted, two_organ_bank, 1e-3)
+    stages = phases_of(adapted, two_organ_bank, 1e-3)
     assert {id(p) for stage in stages for p in stage.module.parameters()} <= own
     assert sum(stage.share for stage in stages) == pytest.approx(1)
     learns = list(stages[0].module.requires_grad_(True).parameters())
-    loss, _ = stages[0].loss_of(2, torch.Generator().manual_seed(0))
+    loss, _ = stages[0].loss_of(2, Step(torch.Generator().manual_seed(0)))
     loss.backward()
     reached = [p for p in learns if p.grad is not None and p.grad.abs().sum() > 0]
     assert len(reached) > len(learns) / 4  # LoRA's A, SALT's left have none while B and right are zero

@@ -23,8 +23,8 @@ from delineate.jobs.train import train_system
 from delineate.model_folder import check_model
 from delineate.segmenter import Segmenter
 from delineate.storage.files import write_json
-from delineate.systems.plain import PlainConfig, build, train_plain
-from delineate.training.loop import Budget
+from delineate.systems.plain import PlainConfig, build, train
+from delineate.training.loop import Budget, Run
 from delineate.training.merging import MERGES, Merging
 
 MADE = {  # name: source, variant, first slice, end
@@ -342,7 +342,7 @@ def test_labels_stay_where_nothing_moves(banks):
 
 def weights(bank, folder, merging, images=32):
     system = build(PlainConfig(bank.size, (8, 16)), bank.vocabulary, seed=0)
-    train_plain(system, bank, budget=Budget(images=images), folder=folder, merging=merging)
+    train(system, bank, Run(Budget(images=images), folder), merging=merging)
     return system.network.state_dict()
 
 

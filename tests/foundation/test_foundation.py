@@ -13,9 +13,10 @@ from delineate.foundation.text import build_text_encoder, build_tokenizer
 from delineate.jobs.pretrain import pretrain_foundation
 from delineate.prompts.captions import captions
 from delineate.prompts.vocabulary import Vocabulary
+from delineate.scans.grid import View
 from delineate.synthesis.synthesizer import Synthesizer
 from delineate.systems.diffusion.progidiff import ProGiDiffConfig, build
-from delineate.systems.system import Target
+from delineate.systems.system import Asked
 from delineate.training.loop import Interrupted
 
 VOCABULARY = Vocabulary.from_names(["liver", "spleen"], "CT")
@@ -141,7 +142,9 @@ def test_a_plain_stable_diffusion_folder_loads_unchanged_and_serves_progidiff(pr
         ours = foundation.unet(x, 10, encoder_hidden_states=text.tokens).sample
         assert torch.equal(ours, theirs(x, 10, encoder_hidden_states=text.tokens).sample)
     system = build(ProGiDiffConfig(size=64, skip_below=0.0), foundation, VOCABULARY)
-    drawn = system.propose(system.see(torch.zeros(2, 3, 64, 64)), Target(VOCABULARY.concepts[0], "liver"), 2, 0)
+    drawn = system.propose(
+        system.see(View(torch.zeros(2, 3, 64, 64))), Asked(VOCABULARY.concepts[0], "liver"), 2, 0
+    ).probabilities
     assert drawn.shape == (2, 2, 64, 64)
     assert torch.isfinite(drawn).all()
     assert drawn.std() > 0
@@ -255,5 +258,5 @@ def test_a_foundation_with_edges_serves_the_other_direction_too(edges_base, two_
     system = build(ProGiDiffConfig(size=64), foundation, two_organ_bank.vocabulary)
     image = two_organ_bank.images[:1].float() / 127.5 - 1
     with torch.no_grad():
-        features = system.see(image)
+        features = system.see(View(image))
     assert features is not None

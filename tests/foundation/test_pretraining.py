@@ -8,7 +8,7 @@ from delineate.foundation.pretraining import caption_corpus, draw_captions, pret
 from delineate.prompts.captions import captions
 from delineate.prompts.concept import Concept
 from delineate.prompts.vocabulary import Vocabulary
-from delineate.training.loop import Budget
+from delineate.training.loop import Budget, Run
 
 
 def made(bank, codec="unshuffle", seed=0):
@@ -29,7 +29,7 @@ def nearness(foundation, bank):
 @pytest.fixture(scope="module")
 def pretrained(phantom_bank, tmp_path_factory):
     foundation = made(phantom_bank)
-    return pretrain(foundation, phantom_bank, budget=Budget(images=1200), folder=tmp_path_factory.mktemp("pretrain"))
+    return pretrain(foundation, phantom_bank, Run(Budget(images=1200), tmp_path_factory.mktemp("pretrain")))
 
 
 def test_the_corpus_has_every_caption_that_training_draws(phantom_bank):
@@ -72,7 +72,7 @@ def test_the_foundation_denoises_masks_better_than_before(phantom_bank, pretrain
 
 
 def test_with_the_vae_codec_mask_latents_end_up_standardised(phantom_bank, tmp_path):
-    foundation = pretrain(made(phantom_bank, "vae"), phantom_bank, budget=Budget(images=96), folder=tmp_path)
+    foundation = pretrain(made(phantom_bank, "vae"), phantom_bank, Run(Budget(images=96), tmp_path))
     masks = phantom_bank.draw(64, 1, torch.Generator().manual_seed(0)).masks
     latent = foundation.codec.encode(masks)
     assert latent.mean().item() == pytest.approx(0, abs=0.1)

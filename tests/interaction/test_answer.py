@@ -134,9 +134,9 @@ def test_a_click_encodes_nothing_again_and_takes_the_words_answer_where_it_is_gi
         def __getattr__(self, name):
             return getattr(house.system, name)
 
-        def see(self, stack):
+        def see(self, view):
             calls["see"] += 1
-            return house.system.see(stack)
+            return house.system.see(view)
 
         def propose(self, *args):
             calls["propose"] += 1
@@ -144,9 +144,6 @@ def test_a_click_encodes_nothing_again_and_takes_the_words_answer_where_it_is_gi
 
         def estimate(self, *args):
             return house.system.estimate(*args)
-
-        def redraw(self, *args):
-            return house.system.redraw(*args)
 
     segmenter = Segmenter(Counting(), house.modalities)
     seen = segmenter.look(two_spots)

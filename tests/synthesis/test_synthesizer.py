@@ -26,7 +26,7 @@ from delineate.synthesis.synthesizer import (
     pictures_of,
     train_synthesizer,
 )
-from delineate.training.loop import Budget, Interrupted
+from delineate.training.loop import Budget, Interrupted, Run
 
 FEW = torch.tensor([4, 15, 25, 36])  # slices that are told apart easily: four cases, four heights
 SIZE = 32  # quicker than 64, and four organs can still be told
@@ -327,9 +327,7 @@ def likeness(drawn, real):
 def overfitted(edges_base, few, tmp_path_factory):
     synthesizer = Synthesizer.load(edges_base)
     folder = tmp_path_factory.mktemp("overfitted")
-    return train_synthesizer(
-        synthesizer, few, budget=Budget(images=320), folder=folder, edges=(scharr,), learning_rate=4e-3
-    )
+    return train_synthesizer(synthesizer, few, Run(Budget(images=320), folder), edges=(scharr,), learning_rate=0.004)
 
 
 def test_scans_follow_their_edges(overfitted, few):
@@ -351,7 +349,7 @@ def test_a_locked_foundation_stays_as_it_is(edges_base, few, tmp_path):
         synthesizer = Synthesizer.load(edges_base)
         before, own = synthesizer.foundation.fingerprint(), synthesizer.fingerprint()
         folder = tmp_path / str(unlocked)
-        train_synthesizer(synthesizer, few, budget=Budget(images=48), folder=folder, unlocked=unlocked)
+        train_synthesizer(synthesizer, few, Run(Budget(images=48), folder), unlocked=unlocked)
         assert (synthesizer.foundation.fingerprint() == before) is not unlocked
         assert synthesizer.fingerprint() != own
         modules = [synthesizer.control, *synthesizer.foundation.modules.values()]
@@ -379,9 +377,7 @@ def test_a_resumed_training_equals_an_uninterrupted_one(edges_base, few, tmp_pat
 
     whole, resumed = trained(tmp_path / "whole"), trained(tmp_path / "resumed", (2, 4))
     assert resumed.fingerprint() == whole.fingerprint()
-    other = train_synthesizer(
-        Synthesizer.load(edges_base), few, budget=Budget(images=80), folder=tmp_path / "other", seed=2
-    )
+    other = train_synthesizer(Synthesizer.load(edges_base), few, Run(Budget(images=80), tmp_path / "other", seed=2))
     assert other.fingerprint() != whole.fingerprint()
 
 
@@ -391,10 +387,8 @@ def test_label_boundaries_alone_can_be_learnt_from(edges_base, few, tmp_path, ed
     train_synthesizer(
         Synthesizer.load(edges_base),
         few,
-        budget=Budget(images=16),
-        folder=tmp_path,
+        Run(Budget(images=16), tmp_path, on_step=lambda stage, state, spent: seen.append(stage)),
         edges=edges,
-        on_step=lambda stage, state, spent: seen.append(stage),
     )
     assert seen
     assert list(dict.fromkeys(seen))[-1] == "edges"
@@ -403,7 +397,7 @@ def test_label_boundaries_alone_can_be_learnt_from(edges_base, few, tmp_path, ed
 @pytest.mark.parametrize("codec", ["unshuffle", "vae"])
 def test_other_codecs_can_be_taught_too(few, tmp_path, codec):
     synthesizer = Synthesizer.make(Foundation.make("tiny", codec, ["the liver"], seed=0), "tiny")
-    train_synthesizer(synthesizer, few, budget=Budget(images=16), folder=tmp_path)
+    train_synthesizer(synthesizer, few, Run(Budget(images=16), tmp_path))
     edges, _ = asked(few)
     drawn = synthesizer.draw(edges, said(synthesizer, *["CT"] * 4), noise_of(synthesizer, 1, 2, 3, 4), steps=1)
     assert drawn.shape == (4, synthesizer.colours, SIZE, SIZE)

@@ -8,14 +8,15 @@ from torch import nn
 from delineate.adapters import AdapterConfig
 from delineate.adapters.adapter import attach
 from delineate.prompts.vocabulary import Vocabulary
+from delineate.scans.grid import View
 from delineate.systems import SYSTEMS, plain
 from delineate.systems.dropout import DropoutConfig, SharedDropout, build, fresh_masks, lending, shared_mask
 from delineate.systems.plain import PlainConfig
-from delineate.systems.system import Target
-from delineate.training.loop import Budget, Interrupted, train_stages
+from delineate.systems.system import Asked
+from delineate.training.loop import Budget, Interrupted, Run, Step, train_phases
 
 VOCABULARY = Vocabulary.from_names(["liver", "spleen"], "CT")
-LIVER = Target(VOCABULARY.concepts[0], "liver")
+LIVER = Asked(VOCABULARY.concepts[0], "liver")
 CONFIG = DropoutConfig(PlainConfig(32, (8, 16)))
 STACK = torch.randn(17, 3, 32, 32, generator=torch.Generator().manual_seed(0))  # more than are seen at once
 
@@ -30,7 +31,7 @@ def small(bank):
 
 
 def drawn(system, n=3, seed=0, stack=STACK):
-    return system.propose(system.see(stack), LIVER, n, seed)
+    return system.propose(system.see(View(stack)), LIVER, n, seed).probabilities
 
 
 # The layer.
@@ -73,10 +74,10 @@ def test_masks_are_given_back_even_after_an_error(system):
         with lending(system.plain.network, lambda number: shared_mask(number)):
             raise KeyError
 
-    before = system.plain.see(STACK)
+    before = system.plain.see(View(STACK))
     with pytest.raises(KeyError):
         failing()
-    assert torch.equal(system.plain.see(STACK), before)
+    assert torch.equal(system.plain.see(View(STACK)), before)
 
 
 # The system.
@@ -133,37 +134,39 @@ def test_training_draws_the_batches_of_the_plain_network(two_organ_bank):
     """What is dropped comes after the batch, so both learn from the same slices."""
     given = []
     for system in (small(two_organ_bank), plain.build(PlainConfig(64, (4, 8)), two_organ_bank.vocabulary)):
-        (stage,) = system.stages(two_organ_bank)
+        (stage,) = system.phases(two_organ_bank)
         stage.module.register_forward_pre_hook(lambda module, images: given.append(images[0].clone()))
-        stage.loss_of(4, torch.Generator().manual_seed(5))
+        stage.loss_of(4, Step(torch.Generator().manual_seed(5)))
     assert torch.equal(*given)
 
 
 def test_the_loss_is_drawn_from_its_generator_alone_and_drops(two_organ_bank):
     system = small(two_organ_bank)
-    (stage,) = system.stages(two_organ_bank)
-    (without,) = system.plain.stages(two_organ_bank)
+    (stage,) = system.phases(two_organ_bank)
+    (without,) = system.plain.phases(two_organ_bank)
     losses = []
     for number in range(2):
         torch.manual_seed(number)
-        losses.append(stage.loss_of(4, torch.Generator().manual_seed(5))[0].item())
-    assert losses[0] == losses[1] != without.loss_of(4, torch.Generator().manual_seed(5))[0].item()
+        losses.append(stage.loss_of(4, Step(torch.Generator().manual_seed(5)))[0].item())
+    assert losses[0] == losses[1] != without.loss_of(4, Step(torch.Generator().manual_seed(5)))[0].item()
 
 
 def test_a_resumed_training_equals_an_uninterrupted_one_to_the_bit(two_organ_bank, tmp_path):
     bank, budget, asked = two_organ_bank, Budget(images=64), []
     with pytest.raises(Interrupted):
-        train_stages(
-            small(bank).stages(bank),
-            budget=budget,
-            folder=tmp_path / "a",
-            on_step=lambda stage, state, spent: asked.append(spent),
-            should_stop=lambda: len(asked) == 3,
+        train_phases(
+            small(bank).phases(bank),
+            Run(
+                budget,
+                tmp_path / "a",
+                on_step=lambda stage, state, spent: asked.append(spent),
+                should_stop=lambda: len(asked) == 3,
+            ),
         )
     torch.manual_seed(3)
     resumed, whole = small(bank), small(bank)
-    train_stages(resumed.stages(bank), budget=budget, folder=tmp_path / "a")
-    train_stages(whole.stages(bank), budget=budget, folder=tmp_path / "b")
+    train_phases(resumed.phases(bank), Run(budget, tmp_path / "a"))
+    train_phases(whole.phases(bank), Run(budget, tmp_path / "b"))
     one, other = (s.plain.network.state_dict() for s in (resumed, whole))
     assert all(torch.equal(one[k], other[k]) for k in one)
 
@@ -219,9 +222,9 @@ def test_an_adapted_system_drops_too_and_the_base_stays(system, kind):
 
 def test_an_adapter_learns_with_dropout_although_the_network_is_in_evaluation_mode(two_organ_bank):
     system = small(two_organ_bank)
-    (stage,) = attach(system, AdapterConfig(rank=2), system.vocabulary).system.stages(two_organ_bank)
-    (without,) = system.plain.stages(two_organ_bank)
-    loss, plain_loss = (s.loss_of(4, torch.Generator().manual_seed(5))[0].item() for s in (stage, without))
+    (stage,) = attach(system, AdapterConfig(rank=2), system.vocabulary).system.phases(two_organ_bank)
+    (without,) = system.plain.phases(two_organ_bank)
+    loss, plain_loss = (s.loss_of(4, Step(torch.Generator().manual_seed(5)))[0].item() for s in (stage, without))
     assert loss != pytest.approx(plain_loss, abs=1e-6)
 
 
@@ -230,5 +233,5 @@ def test_new_names_can_be_learnt_and_leave_the_logits_of_the_old(system):
     wider = attach(system, AdapterConfig(rank=2), more).system
     assert wider.vocabulary.names == more.names
     assert torch.equal(wider.plain.logits(STACK)[:, :3], system.plain.logits(STACK))
-    proposals = wider.propose(STACK, Target(more.concepts[2], "aorta"), 2, 0)
+    proposals = wider.propose(STACK, Asked(more.concepts[2], "aorta"), 2, 0).probabilities
     assert not torch.equal(proposals[0], proposals[1])

@@ -7,17 +7,18 @@ from tests.rounding import assert_same_up_to_rounding
 from delineate.adapters import AdapterConfig
 from delineate.adapters.adapter import attach
 from delineate.errors import DelineateError
-from delineate.few_shot.learning import stages_of
+from delineate.few_shot.learning import phases_of
 from delineate.prompts.vocabulary import Vocabulary
+from delineate.scans.grid import View
 from delineate.systems import SYSTEMS, plain
 from delineate.systems.ensemble import EnsembleConfig, build
 from delineate.systems.plain import PlainConfig
-from delineate.systems.system import Target
+from delineate.systems.system import Asked
 from delineate.training.checkpoint import checkpoints
-from delineate.training.loop import Budget, Interrupted, train_stages
+from delineate.training.loop import Budget, Interrupted, Run, train_phases
 
 VOCABULARY = Vocabulary.from_names(["liver", "spleen"], "CT")
-LIVER = Target(VOCABULARY.concepts[0], "liver")
+LIVER = Asked(VOCABULARY.concepts[0], "liver")
 CONFIG = EnsembleConfig(PlainConfig(32, (8, 16)), members=3)
 STACK = torch.randn(17, 3, 32, 32, generator=torch.Generator().manual_seed(0))  # more than are seen at once
 
@@ -33,7 +34,7 @@ def small(bank):
 
 
 def drawn(system, stack=STACK):
-    return system.propose(system.see(stack), LIVER, 3, 0)
+    return system.propose(system.see(View(stack)), LIVER, 3, 0).probabilities
 
 
 def weights(system):
@@ -50,17 +51,17 @@ def test_the_usual_ensemble_is_the_paper_s_of_five():
 
 
 def test_every_member_is_a_proposal_in_its_place_whatever_number_and_seed(system):
-    seen = system.see(STACK)
-    whole = system.propose(seen, LIVER, 3, 0)
+    seen = system.see(View(STACK))
+    whole = system.propose(seen, LIVER, 3, 0).probabilities
     assert whole.shape == (3, 17, 32, 32)
     for k, member in enumerate(system.members):
-        assert torch.equal(whole[k], member.propose(member.see(STACK), LIVER, 1, 0)[0])
+        assert torch.equal(whole[k], member.propose(member.see(View(STACK)), LIVER, 1, 0).probabilities[0])
     assert all(not torch.allclose(whole[a], whole[b], atol=1e-3) for a, b in ((0, 1), (1, 2), (0, 2)))
-    assert torch.equal(system.propose(seen, LIVER, 2, 7), whole[:2])
+    assert torch.equal(system.propose(seen, LIVER, 2, 7).probabilities, whole[:2])
 
 
 def test_there_are_no_more_proposals_than_members(system):
-    assert system.propose(system.see(STACK[:2]), LIVER, 20, 0).shape == (3, 2, 32, 32)
+    assert system.propose(system.see(View(STACK[:2])), LIVER, 20, 0).probabilities.shape == (3, 2, 32, 32)
 
 
 def test_how_slices_are_chunked_does_not_matter(system):
@@ -80,11 +81,13 @@ def test_every_member_learns_from_batches_of_its_own_with_an_equal_part_of_the_b
     for name, network in system.parts.items():
         batches[name] = []
         network.register_forward_pre_hook(lambda module, given, name=name: batches[name].append(given[0].clone()))
-    train_stages(
-        system.stages(bank),
-        budget=Budget(images=32),
-        folder=tmp_path,
-        on_step=lambda stage, state, spent: log.setdefault(stage, []).append(state.images_seen),
+    train_phases(
+        system.phases(bank),
+        Run(
+            Budget(images=32),
+            tmp_path,
+            on_step=lambda stage, state, spent: log.setdefault(stage, []).append(state.images_seen),
+        ),
     )
     assert log == {"member-0": [8, 16], "member-1": [8, 16]}
     assert not any(torch.equal(one, other) for one in batches["member-0"] for other in batches["member-1"])
@@ -93,9 +96,9 @@ def test_every_member_learns_from_batches_of_its_own_with_an_equal_part_of_the_b
 
 def test_the_first_member_is_the_plain_network_with_its_part_of_the_budget(two_organ_bank, tmp_path):
     system = small(two_organ_bank)
-    train_stages(system.stages(two_organ_bank), budget=Budget(images=32), folder=tmp_path / "ensemble", seed=0)
+    train_phases(system.phases(two_organ_bank), Run(Budget(images=32), tmp_path / "ensemble", seed=0))
     alone = plain.build(system.config.plain, two_organ_bank.vocabulary, seed=0)
-    plain.train_plain(alone, two_organ_bank, budget=Budget(images=16), folder=tmp_path / "alone", seed=0)
+    plain.train(alone, two_organ_bank, Run(Budget(images=16), tmp_path / "alone", seed=0))
     first, expected = (s.network.state_dict() for s in (system.members[0], alone))
     assert all(torch.equal(first[k], expected[k]) for k in expected)
 
@@ -109,12 +112,10 @@ def test_a_resumed_training_equals_an_uninterrupted_one_to_the_bit(two_organ_ban
             asked.append(True)
 
     with pytest.raises(Interrupted):
-        train_stages(
-            small(bank).stages(bank), budget=budget, folder=tmp_path / "a", on_step=on_step, should_stop=lambda: asked
-        )
+        train_phases(small(bank).phases(bank), Run(budget, tmp_path / "a", on_step=on_step, should_stop=lambda: asked))
     resumed, whole = small(bank), small(bank)
-    train_stages(resumed.stages(bank), budget=budget, folder=tmp_path / "a")
-    train_stages(whole.stages(bank), budget=budget, folder=tmp_path / "b")
+    train_phases(resumed.phases(bank), Run(budget, tmp_path / "a"))
+    train_phases(whole.phases(bank), Run(budget, tmp_path / "b"))
     assert same(resumed, whole)
     assert len(checkpoints(tmp_path / "b" / "member-1")) > 0
 
@@ -151,7 +152,7 @@ def test_all_members_are_adapted_and_the_base_stays(system, two_organ_bank, kind
     assert all(not torch.allclose(changed[k], before[k], atol=1e-4) for k in range(3))
     assert torch.equal(drawn(system, STACK[:2]), before)
     torch.testing.assert_close(drawn(adapted.merged(), STACK[:2]), changed, rtol=0, atol=2e-5)
-    stages = stages_of(adapted, two_organ_bank, 1e-3)
+    stages = phases_of(adapted, two_organ_bank, 1e-3)
     assert [stage.name for stage in stages] == ["member-0", "member-1", "member-2"]
     assert sum(stage.share for stage in stages) == pytest.approx(1)
 

@@ -1,15 +1,79 @@
-"""The named ways to adapt a trained system with few weights. Adding one is a file here and an entry in `ADAPTERS`.
+"""The named ways to adapt a trained system with few weights. Adding one is a file here and a row in `ADAPTERS`.
 
-The table itself needs no torch: `delineate adapt --help` reads it.
+The table itself needs no torch: `delineate adapt --help` reads it. Every file that a row names has the same four
+functions:
+
+    fits(path, layer, config, decoder) -> bool      whether the layer at this path is one that the adapter changes
+    wrap(root, paths, config) -> None               puts adapted layers at `paths`; they do as before
+    learnt(layer) -> list[str]                      names of an adapted layer's parameters that are the adapter's own
+    fold(layer) -> nn.Module                        an adapted layer as a plain one that does the same
 """
 
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import nn
+
+TARGETS = ("all", "attention", "convolutions")
+
+
+@dataclass(frozen=True)
+class AdapterRow:
+    """A row: what an adapter is, and in which file of this folder it lives.
+
+    Attributes:
+        module: the file's name.
+        summary: one line for people.
+        source: the paper it follows.
+        learning_rate: that suits it.
+    """
+
+    module: str
+    summary: str
+    source: str
+    learning_rate: float
+
+    def _file(self) -> Any:
+        return import_module(f"delineate.adapters.{self.module}")
+
+    def fits(self, path: str, layer: "nn.Module", config: "AdapterConfig", decoder: str) -> bool:
+        """Whether a layer is one that it changes; `decoder` is the system's pattern of paths to its answers."""
+        return self._file().fits(path, layer, config, decoder)
+
+    def wrap(self, root: "nn.Module", paths: list[str], config: "AdapterConfig") -> None:
+        """Put adapted layers in the place of those at `paths`; they do as before."""
+        self._file().wrap(root, paths, config)
+
+    def learnt(self, layer: "nn.Module") -> list[str]:
+        """The names of an adapted layer's parameters that are the adapter's own."""
+        return self._file().learnt(layer)
+
+    def fold(self, layer: "nn.Module") -> "nn.Module":
+        """An adapted layer as a plain one that does the same."""
+        return self._file().fold(layer)
+
+
+ADAPTERS: Mapping[str, AdapterRow] = {
+    "lora": AdapterRow(
+        "lora",
+        "low-rank changes beside frozen weights",
+        "Hu et al. 2022 (ICLR), LoRA, arXiv 2106.09685; as in ProGiDiff; by peft",
+        5e-3,
+    ),
+    "salt": AdapterRow(
+        "salt",
+        "scale and shift of the largest singular values, a low-rank change of the rest",
+        "Elsayed et al. 2025, SALT, arXiv 2503.16055",
+        1e-2,
+    ),
+    "full": AdapterRow("full", "every weight: the comparison; as large as the model", "fine-tuning", 1e-3),
+    "decoder": AdapterRow(
+        "decoder", "every weight on the way from features to answers: the comparison", "fine-tuning", 1e-3
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -38,143 +102,3 @@ class AdapterConfig:
             raise ValueError(f"targets are one of {', '.join(TARGETS)}; got '{self.targets}'")
         if self.rank < 1 or self.singular < 0 or not self.alpha > 0:
             raise ValueError(f"rank must be 1 or more, singular 0 or more, alpha above 0; got {self}")
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A kind of adapter.
-
-    Attributes:
-        summary: one line for people.
-        source: the paper it follows.
-        learning_rate: that suits it.
-        fits: (path, layer, config) to whether the layer is one that it changes.
-        wrap: (root, paths, config) puts adapted layers in the place of those at `paths`; they do as before.
-        learnt: an adapted layer to the names of the parameters that are the adapter's own.
-        fold: an adapted layer to a plain one that does the same.
-    """
-
-    summary: str
-    source: str
-    learning_rate: float
-    fits: Callable[[str, "nn.Module", AdapterConfig], bool]
-    wrap: Callable[["nn.Module", list[str], AdapterConfig], None]
-    learnt: Callable[["nn.Module"], list[str]]
-    fold: Callable[["nn.Module"], "nn.Module"]
-
-
-TARGETS = ("all", "attention", "convolutions")
-ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "query", "key_value", "out")  # diffusers' names and ours
-
-
-def _is_target(path: str, layer: "nn.Module", config: AdapterConfig) -> bool:
-    """Whether a layer is a linear one or a convolution among those that `config.targets` names."""
-    from torch import nn
-
-    attends = path.endswith(tuple(f".{name}" for name in ATTENTION))
-    if isinstance(layer, nn.Linear):
-        return config.targets == "all" or (config.targets == "attention" and attends)
-    return isinstance(layer, nn.Conv2d) and layer.groups == 1 and config.targets != "attention"
-
-
-def _has_weights(path: str, layer: "nn.Module", config: AdapterConfig) -> bool:
-    return not any(layer.children()) and any(True for _ in layer.parameters())
-
-
-DECODER = re.compile(
-    r"""\bgrow\b|\bup\b|\bhead\b|\btrust\b|\bmix\b|\bdecoders\b|\bdetail\b|\bfrom_   # our own networks
-    |^(network|member-\d+)\.model\..*\b2\b                                 # MONAI's U-Net: 0 down, 1 below, 2 up
-    |^(network|member-\d+)\.(up_|out_)                           # MONAI's MedNeXt
-    """,
-    re.VERBOSE,
-)
-
-
-def _decodes(path: str, layer: "nn.Module", config: AdapterConfig) -> bool:
-    """Whether a layer with weights lies on the way from features to answers, by the names that networks here have."""
-    return _has_weights(path, layer, config) and DECODER.search(path) is not None
-
-
-def _lora_wrap(root: "nn.Module", paths: list[str], config: AdapterConfig) -> None:
-    from delineate.adapters.lora import wrap
-
-    wrap(root, paths, config)
-
-
-def _lora_learnt(layer: "nn.Module") -> list[str]:
-    return [name for name, _ in layer.named_parameters() if name.startswith("lora_")]
-
-
-def _lora_fold(layer: "nn.Module") -> "nn.Module":
-    from delineate.adapters.lora import fold
-
-    return fold(layer)
-
-
-def _salt_wrap(root: "nn.Module", paths: list[str], config: AdapterConfig) -> None:
-    from delineate.adapters.salt import Salt
-
-    for path in paths:
-        root.set_submodule(path, Salt(root.get_submodule(path), config.singular, config.rank))
-
-
-def _salt_learnt(layer: "nn.Module") -> list[str]:
-    return [name for name, _ in layer.named_parameters() if not name.startswith("base.")]
-
-
-def _salt_fold(layer: "nn.Module") -> "nn.Module":
-    from delineate.adapters.salt import Salt
-
-    assert isinstance(layer, Salt)
-    return layer.folded()
-
-
-def _copy_wrap(root: "nn.Module", paths: list[str], config: AdapterConfig) -> None:
-    from copy import deepcopy
-
-    for path in paths:
-        root.set_submodule(path, deepcopy(root.get_submodule(path)))
-
-
-def _copy_learnt(layer: "nn.Module") -> list[str]:
-    return [name for name, _ in layer.named_parameters()]
-
-
-ADAPTERS: Mapping[str, Entry] = {
-    "lora": Entry(
-        "low-rank changes beside frozen weights",
-        "Hu et al. 2022 (ICLR), LoRA, arXiv 2106.09685; as in ProGiDiff; by peft",
-        5e-3,
-        _is_target,
-        _lora_wrap,
-        _lora_learnt,
-        _lora_fold,
-    ),
-    "salt": Entry(
-        "scale and shift of the largest singular values, a low-rank change of the rest",
-        "Elsayed et al. 2025, SALT, arXiv 2503.16055",
-        1e-2,
-        _is_target,
-        _salt_wrap,
-        _salt_learnt,
-        _salt_fold,
-    ),
-    "full": Entry(
-        "every weight: the comparison; as large as the model",
-        "fine-tuning",
-        1e-3,
-        _has_weights,
-        _copy_wrap,
-        _copy_learnt,
-        lambda layer: layer,
-    ),
-    "decoder": Entry(
-        "every weight on the way from features to answers: the comparison",
-        "fine-tuning",
-        1e-3,
-        _decodes,
-        _copy_wrap,
-        _copy_learnt,
-        lambda layer: layer,
-    ),
-}

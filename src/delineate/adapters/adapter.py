@@ -12,7 +12,7 @@ from delineate.adapters import ADAPTERS, AdapterConfig
 from delineate.adapters.salt import Salt
 from delineate.errors import DelineateError, ModelError
 from delineate.prompts.vocabulary import Vocabulary
-from delineate.systems.system import System
+from delineate.systems.system import Adaptable, Learner
 
 
 class Widened(nn.Module):
@@ -40,7 +40,7 @@ class Adapted:
         widened: the path of the block that was widened for new names; None where no new ones need weights.
     """
 
-    system: System
+    system: Adaptable
     config: AdapterConfig
     vocabulary: Vocabulary
     own: dict[str, nn.Parameter]
@@ -67,7 +67,7 @@ class Adapted:
         root = nn.ModuleDict(self.system.parts)
         return self.widened is None or isinstance(root.get_submodule(self.widened).get_submodule("more"), nn.Conv2d)
 
-    def merged(self, *, share: bool = False) -> System:
+    def merged(self, *, share: bool = False) -> Adaptable:
         """A system of plain layers that does the same (to float rounding), as fast as the base.
 
         Args:
@@ -88,13 +88,13 @@ class Adapted:
         return self.system.with_parts(dict((root if share else copy.deepcopy(root)).items()), self.vocabulary)
 
 
-def is_adapted(system: System) -> bool:
+def is_adapted(system: Learner) -> bool:
     """Whether layers of an adapter are in it, which a model folder cannot hold: they would be lost without a word."""
     modules = (module for part in system.parts.values() for module in part.modules())
     return any(isinstance(module, (BaseTunerLayer, Salt, Widened)) for module in modules)
 
 
-def attach(system: System, config: AdapterConfig, vocabulary: Vocabulary, *, seed: int = 0) -> Adapted:
+def attach(system: Adaptable, config: AdapterConfig, vocabulary: Vocabulary, *, seed: int = 0) -> Adapted:
     """`system` with untrained adapted layers, which change nothing yet; what names are added are answered by chance.
 
     In a system whose names share a softmax, those new names take their share of it from the first.
@@ -112,21 +112,22 @@ def attach(system: System, config: AdapterConfig, vocabulary: Vocabulary, *, see
     memo = {id(t): t for t in (*parts.parameters(), *parts.buffers())}
     root = copy.deepcopy(parts, memo)  # other modules, the same tensors
     root.requires_grad_(False).eval()
-    entry = ADAPTERS[config.kind]
-    paths = [path for path, layer in root.named_modules() if entry.fits(path, layer, config)]
+    row = ADAPTERS[config.kind]
+    paths = [path for path, layer in root.named_modules() if row.fits(path, layer, config, system.decoder)]
     if not paths:
-        raise DelineateError(f"no layer of this model is one of --targets {config.targets}; take --targets all")
+        layers = "on the way to its answers" if config.kind == "decoder" else f"one of --targets {config.targets}"
+        raise DelineateError(f"no layer of this model is {layers}; take --kind full, or lora with --targets all")
     widened = None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        entry.wrap(root, paths, config)
+        row.wrap(root, paths, config)
         if new := tuple(name for name in vocabulary.names if name not in system.vocabulary.names):
             widened = _widen(system, root, new, seed)
     layers = tuple(_moved(path, widened) for path in paths)
     own = {}
     for path in layers:
         layer = root.get_submodule(path)
-        named = {name: layer.get_parameter(name) for name in entry.learnt(layer)}
+        named = {name: layer.get_parameter(name) for name in row.learnt(layer)}
         own |= {f"{path}.{name}": parameter for name, parameter in named.items() if parameter.numel()}
     if widened:
         more = root.get_submodule(widened).get_submodule("more")
@@ -159,13 +160,12 @@ def _joined(block: Widened) -> nn.Module:
     return joined
 
 
-def _widen(system: System, root: nn.Module, new: tuple[str, ...], seed: int) -> str | None:
+def _widen(system: Adaptable, root: nn.Module, new: tuple[str, ...], seed: int) -> str | None:
     """Widen the block that answers a channel a name; None where names are read and need no channel."""
-    if not hasattr(system, "wider"):
-        if hasattr(system, "foundation"):
-            return None
-        raise DelineateError(f"this model cannot learn new names ({', '.join(new)}); leave their labels out")
-    path, more = system.wider(len(new), seed=seed)  # type: ignore[attr-defined]
+    wider = system.widen(new, seed=seed)
+    if wider is None:
+        return None
+    path, more = wider
     device = next(root.parameters()).device
     root.set_submodule(path, Widened(root.get_submodule(path), more.to(device).eval()))
     return path

@@ -24,7 +24,7 @@ from delineate.prompts.vocabulary import Vocabulary
 from delineate.scans.preparation import Habits
 from delineate.storage import sealed
 from delineate.storage.files import sha256_of, write_json, write_text
-from delineate.systems.system import System
+from delineate.systems.system import Adaptable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -124,7 +124,7 @@ def read_adapter(folder: Path) -> AdapterFolder:
     )
 
 
-def load_adapter(folder: Path | str, base: System, base_fingerprint: str | None) -> tuple[Adapted, AdapterFolder]:
+def load_adapter(folder: Path | str, base: Adaptable, base_fingerprint: str | None) -> tuple[Adapted, AdapterFolder]:
     """The base with the adapter on, and what the adapter says of itself; `base` stays as it is and shares its weights.
 
     Args:

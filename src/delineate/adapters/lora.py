@@ -9,6 +9,9 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from delineate.adapters import AdapterConfig
+from delineate.adapters.layers import is_target as fits
+
+__all__ = ["fits", "fold", "learnt", "wrap"]
 
 NAME = "default"  # peft's own name of a layer's one adapter
 
@@ -27,6 +30,11 @@ def wrap(root: nn.Module, paths: list[str], config: AdapterConfig) -> None:
     wrapped = {name for name, module in root.named_modules() if isinstance(module, LoraLayer)}
     if wrapped != set(paths):
         raise RuntimeError(f"peft adapted {len(wrapped)} layers, not the {len(paths)} asked for")
+
+
+def learnt(layer: nn.Module) -> list[str]:
+    """Its A and B."""
+    return [name for name, _ in layer.named_parameters() if name.startswith("lora_")]
 
 
 def fold(layer: nn.Module) -> nn.Module:

@@ -6,6 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from delineate.adapters import AdapterConfig
+from delineate.adapters.layers import is_target as fits
+
+__all__ = ["Salt", "fits", "fold", "learnt", "wrap"]
+
 
 class Salt(nn.Module):
     """A linear layer or convolution whose singular values are adapted.
@@ -68,3 +73,20 @@ class Salt(nn.Module):
         layer = copy.deepcopy(self.base)
         layer.weight.data = self.base.weight.data + self.change().detach()  # type: ignore[operator]
         return layer
+
+
+def wrap(root: nn.Module, paths: list[str], config: AdapterConfig) -> None:
+    """Put `Salt` layers in the place of the linear layers and convolutions at `paths`."""
+    for path in paths:
+        root.set_submodule(path, Salt(root.get_submodule(path), config.singular, config.rank))
+
+
+def learnt(layer: nn.Module) -> list[str]:
+    """Scale, shift and the low-rank change."""
+    return [name for name, _ in layer.named_parameters() if not name.startswith("base.")]
+
+
+def fold(layer: nn.Module) -> nn.Module:
+    """As `Salt.folded`."""
+    assert isinstance(layer, Salt)
+    return layer.folded()

@@ -36,6 +36,9 @@ class Batch:
             None where the bank has none at all.
         readings: (B, M, S, S) int64 as `labels`, what each of up to M raters drew; -1 throughout for a rater who is not
             there. `labels` is one of them where the bank's `rating` says so. None where the bank has none.
+        annotated: (B, concepts) bool, whose labels say where a concept is, or that it is absent.
+        foreign: (B, concepts) bool, cannot be in the image (negative classes).
+        lumped: whether background may hide what is not annotated (the marginal loss, `training.losses.lumped`).
     """
 
     image: Tensor
@@ -43,13 +46,21 @@ class Batch:
     concepts: Tensor
     masks: Tensor
     dataset: Tensor
+    annotated: Tensor
+    foreign: Tensor
     synthetic: Tensor | None = None
     readings: Tensor | None = None
+    lumped: bool = False
 
-    def to(self, device: torch.device) -> "Batch":
+    @property
+    def possible(self) -> Tensor:
+        """(B, concepts) bool: what competes for a pixel, being annotated or certainly absent."""
+        return self.annotated | self.foreign
+
+    def to(self, device: torch.device | str) -> "Batch":
         """The batch on another device."""
-        there = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
-        return replace(self, **{name: value.to(device) for name, value in there.items()})
+        there = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{name: value.to(device) for name, value in there.items() if isinstance(value, Tensor)})
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,7 +160,14 @@ class SliceBank:
         )
         masks = (labels[:, None] == (concepts + 1)[:, :, None, None]).float()
         synthetic = self._draw_variants(index, maps, augmentation, generator)
-        return Batch(image, labels, concepts, masks, self.dataset[index], synthetic, self._moved_readings(index, maps))
+        dataset = self.dataset[index]
+        whose = self.annotated[dataset], self.foreign[dataset]
+        readings = self._moved_readings(index, maps)
+        return Batch(image, labels, concepts, masks, dataset, *whose, synthetic, readings, self.lumped)
+
+    def stream(self, prompts: int, device: torch.device | str) -> Callable[[int, Generator], Batch]:
+        """What a phase of training draws from: (size, generator) to a batch on a device."""
+        return lambda size, generator: self.draw(size, prompts, generator).to(device)
 
     def _draw_slices(self, size: int, generator: Generator) -> tuple[Tensor, Tensor | None]:
         """Places of `size` slices (B,), and whose reading of each (B,) is its label; None for the consensus."""

@@ -25,7 +25,7 @@ from delineate.scans.scan import Scan
 from delineate.segmenter import Segmenter
 from delineate.storage.files import replacing, write_json
 from delineate.training.checkpoint import TrainState
-from delineate.training.loop import Budget, OnStep, Stage, train_stages, use_average
+from delineate.training.loop import Budget, OnStep, Phase, Run, train_phases, use_average
 
 CHECKED_AT = (0.5,)  # of every stage; its end is checked as well
 WARM_UP_IMAGES = 80
@@ -97,7 +97,7 @@ def train_adapter(
     on_step: OnStep = lambda stage, state, spent: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> list[dict[str, Any]]:
-    """Train the adapter's own parameters in the stages of its system.
+    """Train the adapter's own parameters in the phases of its system.
 
     At the start, halfway through each stage and at its end the held-out subjects are asked. Each stage, and with it
     the whole, ends with the weights of the best check so far; that may be the start, where an adapter changes nothing.
@@ -120,7 +120,7 @@ def train_adapter(
         write_json(written, checks)
 
     check("start", 0.0)
-    for number, stage in enumerate(stages_of(adapted, bank, rate)):
+    for number, phase in enumerate(phases_of(adapted, bank, rate)):
 
         def after_step(name: str, state: TrainState, spent: float) -> None:
             on_step(name, state, spent)
@@ -129,30 +129,24 @@ def train_adapter(
                     with _averaged(state):
                         check(name, share)
 
-        train_stages(
-            [replace(stage, share=1.0)],
-            budget=budget.share(stage.share),
-            folder=folder,
-            seed=seed + number,
-            on_step=after_step,
-            should_stop=should_stop,
-        )
-        check(stage.name, 1.0)
+        part = Run(budget.share(phase.share), folder, seed + number, after_step, should_stop)
+        train_phases([replace(phase, share=1.0)], part)
+        check(phase.name, 1.0)
         if held and early_stop:
             adapted.load(load_file(folder / f"check-{best_of(checks)}.safetensors"))
     return checks
 
 
-def stages_of(adapted: Adapted, bank: SliceBank, rate: float) -> list[Stage]:
-    """The stages of the adapted system, in which nothing but the adapter learns; those it has no part in are out."""
+def phases_of(adapted: Adapted, bank: SliceBank, rate: float) -> list[Phase]:
+    """The phases of the adapted system, in which nothing but the adapter learns; those it has no part in are out."""
     own = {id(parameter) for parameter in adapted.own.values()}
-    stages = []
-    for stage in adapted.system.stages(bank):
-        if learns := [p for p in stage.module.parameters() if id(p) in own]:
-            hyper = replace(stage.hyper, learning_rate=rate, warm_up_images=WARM_UP_IMAGES)
-            stages.append(replace(stage, module=nn.ParameterList(learns), hyper=hyper))
-    whole = sum(stage.share for stage in stages)
-    return [replace(stage, share=stage.share / whole) for stage in stages]
+    phases = []
+    for phase in adapted.system.phases(bank):
+        if learns := [p for p in phase.module.parameters() if id(p) in own]:
+            hyper = replace(phase.hyper, learning_rate=rate, warm_up_images=WARM_UP_IMAGES)
+            phases.append(replace(phase, module=nn.ParameterList(learns), hyper=hyper))
+    whole = sum(phase.share for phase in phases)
+    return [replace(phase, share=phase.share / whole) for phase in phases]
 
 
 def training_slices(

@@ -60,6 +60,9 @@ SCHEDULER = {
 }
 
 
+UNTRAINED = "not pre-trained"
+
+
 @dataclass(eq=False)
 class Foundation:
     """Autoencoder, U-Net, text encoder, tokenizer, schedule and codec, as one value."""
@@ -73,6 +76,11 @@ class Foundation:
     codec: Codec
     codec_name: str
     pretraining: str  # one line for the card: what it was trained on, or that it was not
+
+    @property
+    def is_untrained(self) -> bool:
+        """Whether it is as `make` made it."""
+        return self.pretraining == UNTRAINED
 
     @classmethod
     def make(cls, size: str, codec: str, corpus: list[str], *, seed: int) -> "Foundation":
@@ -112,7 +120,7 @@ class Foundation:
             schedule_from_config(SCHEDULER),
             built,
             codec,
-            "not pre-trained",
+            UNTRAINED,
         ).frozen()
 
     @classmethod

@@ -1,7 +1,8 @@
 """Pre-training of a foundation: pictures of scans and of masks, each with its caption."""
 
-from collections.abc import Callable
-from pathlib import Path
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
@@ -11,8 +12,7 @@ from delineate.data.slices import Batch, SliceBank
 from delineate.foundation.foundation import Foundation
 from delineate.prompts.captions import captions, scan_captions
 from delineate.prompts.vocabulary import Vocabulary
-from delineate.training.checkpoint import TrainState, new_state
-from delineate.training.loop import Budget, Hyperparameters, train, use_average
+from delineate.training.loop import Hyperparameters, Loss, Phase, Run, Step, train_phase
 from delineate.training.losses import contrast_loss, grouped_dice_loss
 
 AUTOENCODER_SHARE = 0.25  # of the budget; the rest trains the U-Net and the text encoder
@@ -42,16 +42,7 @@ def draw_captions(bank: SliceBank, generator: Generator) -> list[str]:
     return texts
 
 
-def pretrain(
-    foundation: Foundation,
-    bank: SliceBank,
-    *,
-    budget: Budget,
-    folder: Path,
-    seed: int = 0,
-    on_step: Callable[[str, TrainState, float], None] = lambda stage, state, spent: None,
-    should_stop: Callable[[], bool] = lambda: False,
-) -> Foundation:
+def pretrain(foundation: Foundation, bank: SliceBank, run: Run) -> Foundation:
     """Train all parts of a new foundation and return it frozen.
 
     First the autoencoder (L1 plus a little KL), on scans and masks alike; then the U-Net together with the text
@@ -60,39 +51,44 @@ def pretrain(
     encoder, whose random start tells concepts hardly apart, which captions mean the same: without it the heads that
     read its vectors learn several times slower.
     """
-    autoencoder = new_state(foundation.vae.requires_grad_(True), seed=seed)
-    train(
-        autoencoder,
-        lambda size, generator: _autoencoder_loss(foundation, bank, size, generator),
-        budget=budget.share(AUTOENCODER_SHARE),
-        folder=folder / "autoencoder",
-        on_step=lambda state, spent: on_step("autoencoder", state, spent),
-        should_stop=should_stop,
-    )
-    use_average(autoencoder)
+
+    def pictures(size: int, generator: Generator) -> Pictures:
+        return _pictures(bank, bank.draw(size, 1, generator), generator)
+
+    vae: Any = foundation.vae
+    first = Phase("autoencoder", vae, pictures, autoencoder_loss, foundation)
+    autoencoder = train_phase(first, run.part(AUTOENCODER_SHARE))
     foundation.frozen()
     if foundation.codec_name == "vae":
-        masks = bank.draw(64, 1, Generator().manual_seed(seed)).masks
+        masks = bank.draw(64, 1, Generator().manual_seed(run.seed)).masks
         foundation.codec.measure(masks.to(foundation.device))  # type: ignore[union-attr]
     learns = nn.ModuleDict({"unet": foundation.unet, "text_encoder": foundation.text_encoder})
-    denoiser = new_state(learns.requires_grad_(True), seed=seed + 1)
-    train(
-        denoiser,
-        lambda size, generator: _denoiser_loss(foundation, bank, size, generator),
-        budget=budget.share(1 - AUTOENCODER_SHARE),
-        folder=folder / "denoiser",
-        hyper=Hyperparameters(batch_size=16),
-        on_step=lambda state, spent: on_step("denoiser", state, spent),
-        should_stop=should_stop,
-    )
-    use_average(denoiser)
+    loss = partial(denoiser_loss, bank=bank)
+    second = Phase("denoiser", learns, pictures, loss, foundation, hyper=Hyperparameters(batch_size=16))
+    denoiser = train_phase(second, replace(run.part(1 - AUTOENCODER_SHARE), seed=run.seed + 1))
     seen = autoencoder.images_seen + denoiser.images_seen
     foundation.pretraining = f"pre-trained here on {len(bank)} slices and their masks, {seen} pictures seen"
     return foundation.frozen()
 
 
-def _pictures(bank: SliceBank, batch: Batch, generator: Generator) -> tuple[Tensor, list[str], Tensor]:
-    """Scans in the even places, masks in the odd ones: (B, 1, S, S) in [-1, 1], captions, and who is a mask."""
+@dataclass(frozen=True, eq=False)
+class Pictures:
+    """Scans in the even places, masks in the odd ones.
+
+    Attributes:
+        picture: (B, 1, S, S) in [-1, 1].
+        captions: one each.
+        is_mask: (B,) bool.
+        batch: what they were made from.
+    """
+
+    picture: Tensor
+    captions: list[str]
+    is_mask: Tensor
+    batch: Batch
+
+
+def _pictures(bank: SliceBank, batch: Batch, generator: Generator) -> Pictures:
     is_mask = torch.arange(len(batch.image)) % 2 == 1
     texts = []
     for i, concept in enumerate(batch.concepts[:, 0].tolist()):
@@ -104,14 +100,12 @@ def _pictures(bank: SliceBank, batch: Batch, generator: Generator) -> tuple[Tens
             options = scan_captions(shown, modality)
         texts.append(pick(options, generator))
     grey = batch.image.mean(dim=1, keepdim=True)
-    return torch.where(is_mask[:, None, None, None], 2 * batch.masks - 1, grey), texts, is_mask
+    return Pictures(torch.where(is_mask[:, None, None, None], 2 * batch.masks - 1, grey), texts, is_mask, batch)
 
 
-def _autoencoder_loss(
-    foundation: Foundation, bank: SliceBank, size: int, generator: Generator
-) -> tuple[Tensor, dict[str, float]]:
-    batch = bank.draw(size, 1, generator)
-    picture = _pictures(bank, batch, generator)[0].to(foundation.device)
+def autoencoder_loss(foundation: Foundation, drawn: Pictures, step: Step) -> Loss:
+    """L1 of pictures there and back, plus a little KL."""
+    picture, generator = drawn.picture.to(foundation.device), step.generator
     # The mean over a crop is the mean over the picture: crops cost less and show as much.
     top, left = (int(v) * 8 for v in torch.randint(picture.shape[-1] // 16 + 1, (2,), generator=generator))
     half = picture.shape[-1] // 16 * 8
@@ -123,16 +117,14 @@ def _autoencoder_loss(
     return error + 1e-3 * kl, {"error": error.item(), "kl": kl.item()}
 
 
-def _denoiser_loss(
-    foundation: Foundation, bank: SliceBank, size: int, generator: Generator
-) -> tuple[Tensor, dict[str, float]]:
-    batch = bank.draw(size, 1, generator)
-    picture, texts, is_mask = _pictures(bank, batch, generator)
+def denoiser_loss(foundation: Foundation, drawn: Pictures, step: Step, *, bank: SliceBank) -> Loss:
+    """Squared error of x0, Dice of masks, and the contrast of captions."""
+    picture, is_mask, batch, generator = drawn.picture, drawn.is_mask, drawn.batch, step.generator
     x0 = foundation.codec.encode_picture(picture.to(foundation.device))
-    t = torch.randint(1000, (size,), generator=generator).to(foundation.device)
+    t = torch.randint(1000, (len(picture),), generator=generator).to(foundation.device)
     noise = foundation.codec.noise(x0.shape, generator).to(foundation.device)
     x_t = foundation.schedule.add_noise(x0, noise, t)
-    text = foundation.encode_text(texts)
+    text = foundation.encode_text(drawn.captions)
     output = foundation.unet(x_t, t, encoder_hidden_states=text.tokens).sample
     x0_hat = foundation.schedule.to_x0(output, x_t, t)
     error = (x0_hat - x0).square().mean() / x0.square().mean()

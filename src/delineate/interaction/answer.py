@@ -2,9 +2,10 @@
 
 Proposals to the words are taken for draws of what is meant, and the marks for evidence. Three things follow.
 
-* **Estimate.** A marks network makes of the slice, the marks and what the words gave there a probability. A diffusion
-  system (`Redraws`) starts its proposals from it, with the noise fields that they had, and is told the known pixels at
-  every step. Proposals of any other system are moved together in log-odds, so that their middle is that probability.
+* **Estimate.** A marks network makes of the slice, the marks and what the words gave there a probability. A system that
+  accepts a mask (`Refines`) starts its proposals from it, with the noise fields that they had, and is told the known
+  pixels. One that accepts scribbles alone gets these. Proposals of any other system are moved together in log-odds, so
+  that their middle is that probability.
 * **Weights.** A proposal weighs as much as the marks were to be expected under it, before it was made to agree: the
   consensus heeds weights, and so does the order in which distinct proposals are shown.
 * **Certainty.** In the end a marked voxel is in every proposal what it was marked as.
@@ -14,7 +15,7 @@ the words gave. What held-out subjects taught of answers to words holds for no a
 """
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import cast
 
 import numpy as np
 import torch
@@ -28,10 +29,7 @@ from delineate.proposals.proposals import Outcome, TargetProposals, presence
 from delineate.scans.geometry import orientation_of, to_canonical
 from delineate.scans.grid import Fit, canonical_fit, stack_of
 from delineate.scans.scan import Scan
-from delineate.systems.system import Marked, Redraws, System, Target
-
-if TYPE_CHECKING:
-    from delineate.systems.system import Seen
+from delineate.systems.system import Asked, Clue, Clues, Refines, Seen, System
 
 SUREST = 1e-3  # a proposal's probability is never farther than this from 0 or 1 when it is moved in log-odds
 MISTAKEN = 0.05  # the chance that a mark is not meant as it is read; keeps weights from being all or nothing
@@ -41,10 +39,10 @@ TOUCHING = np.ones((3, 3, 3), dtype=bool)
 def answer_with_marks(
     prompt: Prompt,
     answer: TargetProposals,
-    seen: "Seen",
+    seen: Seen,
     system: System,
     marker: Marker,
-    target: Target | None,
+    asked: Asked | None,
     *,
     n: int,
     seed: int,
@@ -59,7 +57,7 @@ def answer_with_marks(
         seen: the scan; it is not encoded again.
         system: that gave the answer.
         marker: reads the marks.
-        target: what the words mean; None if nobody knows, as `answer` says.
+        asked: what the system is asked; None if nobody knows the words, as `answer` says.
         n: proposals, where the marks alone make them; else as many as `answer` has.
         seed: of `answer`.
         found_from: the score from which a target counts as found that has no positive mark.
@@ -67,10 +65,10 @@ def answer_with_marks(
             taken from it, being what would come again, up to rounding.
     """
     marks, scan = prompt.marks, seen.scan
-    if not marks or (target is None and not marks.positive):
+    if not marks or (asked is None and not marks.positive):
         return replace(answer, prompt=prompt)
     masks, orientation = marks.to_masks(scan.shape), orientation_of(scan.affine)
-    known = answer.probabilities if target is not None else None
+    known = answer.probabilities if asked is not None else None
     drawn = np.zeros((n, *scan.shape), np.float16) if known is None else known.copy()
     todo = _slices(_signed(marks), scan)
     if before is not None and before.prompt.marks and before.probabilities is not None:
@@ -81,7 +79,7 @@ def answer_with_marks(
     if todo:
         slices = sorted(todo)
         here = np.stack([to_canonical(mask, orientation)[slices] for mask in masks], axis=1)
-        fresh = _redrawn(drawn, torch.tensor(slices), torch.from_numpy(here), seen, system, marker, target, n, seed)
+        fresh = _redrawn(drawn, torch.tensor(slices), torch.from_numpy(here), seen, system, marker, asked, n, seed)
         for one, new in zip(drawn, fresh, strict=True):
             to_canonical(one, orientation)[slices] = new.clamp(0, 1).numpy()
     weights = None if known is None else agreement(known, masks)
@@ -110,10 +108,10 @@ def _redrawn(
     drawn: np.ndarray,
     slices: Tensor,
     here: Tensor,
-    seen: "Seen",
+    seen: Seen,
     system: System,
     marker: Marker,
-    target: Target | None,
+    asked: Asked | None,
     n: int,
     seed: int,
 ) -> Tensor:
@@ -121,15 +119,19 @@ def _redrawn(
     scan = seen.scan
     fine, stack = canonical_fit(scan, marker.size), stack_of(seen.prepared, marker.size, slices.tolist())
     shown = on_grid(here, fine)
-    if target is None:
+    if asked is None:
         probability = marker.probability(stack, shown, torch.full((len(slices), marker.size, marker.size), 0.5))
         return _back(marker.draw(probability, shown, n, seed), fine)
-    if isinstance(system, Redraws):
-        own = canonical_fit(scan, system.size)
-        believed = _moved(system.estimate(seen.features, target, slices), own, fine)
+    if Clue.MASK in system.accepts:
+        own, refining = canonical_fit(scan, system.size), cast(Refines, system)
+        believed = _moved(refining.estimate(seen.features, asked, slices), own, fine)
         probability = _moved(marker.probability(stack, shown, believed), fine, own)
-        marked = Marked(slices, probability, *certain(on_grid(here, own)))
-        return _back(system.redraw(seen.features, target, marked, n, seed), own)
+        clues = Clues(slices, *certain(on_grid(here, own)), mask=probability)
+        return _back(system.propose(seen.features, replace(asked, clues=clues), n, seed).probabilities, own)
+    if Clue.SCRIBBLES in system.accepts:
+        own = canonical_fit(scan, system.size)
+        clues = Clues(slices, *certain(on_grid(here, own)))
+        return _back(system.propose(seen.features, replace(asked, clues=clues), n, seed).probabilities, own)
     orientation = orientation_of(scan.affine)
     odds = _log_odds(
         torch.from_numpy(np.stack([to_canonical(one, orientation)[slices.numpy()] for one in drawn])).float()

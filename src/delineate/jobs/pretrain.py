@@ -4,7 +4,6 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from delineate.data.dataset import Dataset
 from delineate.data.folds import Fold, held_out, refuse_seen
@@ -17,7 +16,7 @@ from delineate.jobs.watch import Nobody, Watch, finished_before, reporter, work_
 from delineate.pictures import training_curves
 from delineate.storage.files import write_json
 from delineate.systems import PRESETS
-from delineate.training.loop import Budget, polite_stop
+from delineate.training.loop import Budget, Run, polite_stop
 from delineate.training.planning import make_plan
 
 EDGES_SHARE = 0.95  # of a pre-training with edges; the rest is the foundation's own
@@ -68,10 +67,10 @@ def pretrain_foundation(
     logs: dict[str, list[dict[str, float]]] = {}
     budget, drawn = Budget(images, minutes), Synthesizer.make(foundation, preset, seed=seed) if edges else foundation
     with polite_stop() as should_stop:
-        how: dict[str, Any] = {"seed": seed, "on_step": reporter(logs, watch), "should_stop": should_stop}
-        pretrain(foundation, bank, budget=budget.share(1 - EDGES_SHARE) if edges else budget, folder=work, **how)
+        run = Run(budget, work, seed, reporter(logs, watch), should_stop)
+        pretrain(foundation, bank, run.part(1 - EDGES_SHARE) if edges else run)
         if isinstance(drawn, Synthesizer):
-            train_synthesizer(drawn, bank, budget=budget.share(EDGES_SHARE), folder=work, **how)
+            train_synthesizer(drawn, bank, run.part(EDGES_SHARE))
             stages = finished_before(work, logs) | logs
             seen = sum(stages[name][-1]["images"] for name in ("estimate", "edges") if stages.get(name))
             foundation.pretraining += f", then on drawing them from edges, {seen} pictures"

@@ -12,7 +12,6 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from delineate.data.augmented import AugmentedDataset
@@ -34,9 +33,8 @@ from delineate.synthesis.artist import Artist, Drawing
 from delineate.synthesis.contact_sheet import contact_sheet
 from delineate.synthesis.edges import EDGES, Extractor, hint
 from delineate.synthesis.synthesizer import Synthesizer, train_synthesizer
-from delineate.systems import PRESETS
-from delineate.systems.plain import SIZES, PlainConfig, build, train_plain
-from delineate.training.loop import Budget, Interrupted, polite_stop
+from delineate.systems import PRESETS, SYSTEMS
+from delineate.training.loop import Budget, Interrupted, Run, polite_stop
 from delineate.training.planning import make_plan
 
 SEGMENTER_SHARE = 0.2  # of the training budget goes to the gate's first segmenter
@@ -110,8 +108,7 @@ def synthesize(
     plan = make_plan([dataset], PRESETS[synthesizer.preset])
     bank = read_bank([dataset], plan.size, watch)
     with polite_stop() as should_stop:
-        how = {"seed": seed, "should_stop": should_stop, "on_step": reporter(logs := {}, watch)}
-        budget = Budget(images, minutes)
+        run = Run(Budget(images, minutes), work, seed, reporter(logs := {}, watch), should_stop)
         tuned = work / "tuned"
         if tuned.is_dir():
             synthesizer = Synthesizer.load(tuned).to(device)
@@ -119,20 +116,14 @@ def synthesize(
             train_synthesizer(
                 synthesizer,
                 bank,
-                budget=budget.share(1 - SEGMENTER_SHARE),
-                folder=work,
+                run.part(1 - SEGMENTER_SHARE),
                 edges=(extractor,),
                 label_boundary=drawing.label_boundary,
                 unlocked=(base / "delineate.json").is_file(),  # a real Stable Diffusion stays as it is
                 learning_rate=TUNING_RATE,
-                **how,
             )
             _save(synthesizer, tuned, held)
-        widths, blocks = SIZES["unet"]["tiny"]
-        judge = build(PlainConfig(bank.size, widths, "unet", blocks), bank.vocabulary, seed=seed).to(
-            torch.device(device)
-        )
-        train_plain(judge, bank, budget=budget.share(SEGMENTER_SHARE), folder=work / "judge", **how)
+        judge = SYSTEMS["unet"].train(bank, "tiny", run.part(SEGMENTER_SHARE, "judge"), device=device)
         if logs := finished_before(work, logs) | logs:
             training_curves(logs, work / "curves.png")
         artist = Artist(synthesizer, judge, bank, dataset, drawing, extractor, seed, work / "drawn")

@@ -22,7 +22,7 @@ from delineate.pictures import training_curves
 from delineate.segmenter import Segmenter
 from delineate.storage.files import write_json
 from delineate.systems import SYSTEMS
-from delineate.training.loop import Budget, polite_stop
+from delineate.training.loop import Budget, Run, polite_stop
 from delineate.training.merging import MERGES, Merging, choose_mode, merging_on
 from delineate.training.planning import make_plan
 
@@ -143,18 +143,11 @@ def train_on(
     logs: dict[str, list[dict[str, float]]] = {}
     merging = {"merging": Merging(**settings["merging"])} if settings.get("merging") else {}
     with polite_stop() as should_stop:
-        trained = SYSTEMS[system].train(
-            bank,
-            settings["preset"],
-            budget=Budget(settings["images"], settings["minutes"]),
-            folder=work,
-            seed=settings["seed"],
-            foundation=settings["foundation"],
-            device=device,
-            on_step=reporter(logs, watch),
-            should_stop=should_stop,
-            **merging,
+        run = Run(
+            Budget(settings["images"], settings["minutes"]), work, settings["seed"], reporter(logs, watch), should_stop
         )
+        how = {"device": device, "foundation": settings["foundation"], **merging}
+        trained = SYSTEMS[system].train(bank, settings["preset"], run, **how)
     logs = finished_before(work, logs) | logs
     segmenter = Segmenter(trained, tuple(dict.fromkeys(bank.modalities)))
     training = {k: v for k, v in settings.items() if k not in ("datasets", "foundation")} | {

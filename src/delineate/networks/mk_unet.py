@@ -97,3 +97,13 @@ class MKUNet(nn.Module):
 
 def _twice(x: Tensor) -> Tensor:
     return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+
+
+def multiple_of(widths: tuple[int, ...]) -> int:
+    """Every level halves the sides, the finest too."""
+    return 2 ** len(widths)
+
+
+def build(channels: int, answers: int, widths: tuple[int, ...], blocks: int) -> nn.Module:
+    """The network; it has no choice of `blocks`."""
+    return MKUNet(channels, answers, widths)

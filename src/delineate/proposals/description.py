@@ -45,6 +45,8 @@ def describe(
                 entry |= {"usual_doubt": usual, "unusual": target.outcome is Outcome.FOUND and target.doubt > usual}
             entry[f"consensus_{key}"] = round(float(target.consensus(how).sum() * unit), 3)
             entry[f"proposals_{key}"] = [round(v, 3) for v in volumes]
+            if target.scores is not None:
+                entry["scores"] = [round(float(s), 4) for s in target.scores]
             entry |= seen_first(target, how, scan, key, volumes) | believed(target, unit, key, shares)
         out.append(entry)
     return out

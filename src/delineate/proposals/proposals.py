@@ -41,6 +41,7 @@ class TargetProposals:
         calibration: what held-out subjects taught about such proposals; None where nobody asked them.
         weights: float64 (N,) that sum to 1, how far each proposal agreed with the marks before it was made to; None
             without marks, or with one proposal.
+        scores: (N,), how good the system itself holds each proposal to be; None where it does not say.
     """
 
     prompt: Prompt
@@ -51,6 +52,7 @@ class TargetProposals:
     nearest: tuple[str, ...] = ()
     calibration: Calibration | None = None
     weights: np.ndarray | None = None
+    scores: np.ndarray | None = None
 
     def __len__(self) -> int:
         return 0 if self.probabilities is None else len(self.probabilities)

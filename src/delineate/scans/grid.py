@@ -111,6 +111,29 @@ def stack_of(scan: Scan, size: int, only: Sequence[int] | None = None) -> Float[
     return with_neighbours(grid[:, 0])
 
 
+@dataclass(frozen=True, eq=False)
+class View:
+    """A scan on the working grid.
+
+    Attributes:
+        stack: slices (S, 3, size, size) in [-1, 1], from feet to head; each with its neighbours or its colours.
+        spacing_mm: between slices, rows and columns of the stack.
+        modality: of the scan, where it is known.
+    """
+
+    stack: Tensor
+    spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    modality: str | None = None
+
+
+def view_of(scan: Scan, size: int) -> View:
+    """A scan as systems see it, on a grid of `size` pixels."""
+    between, row, column = canonical_spacing(scan.affine, orientation_of(scan.affine))
+    fit = canonical_fit(scan, size)
+    rows, columns = (length / inner for length, inner in zip(fit.shape, fit.inner, strict=True))
+    return View(stack_of(scan, size), (between, row * rows, column * columns), scan.modality)
+
+
 def with_neighbours(slices: Float[Tensor, "slices h w"]) -> Float[Tensor, "slices 3 h w"]:
     """Grey slices (S, H, W) as (S, 3, H, W): the one below, itself, the one above."""
     below = torch.cat([slices[:1], slices[:-1]])

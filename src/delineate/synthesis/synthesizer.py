@@ -29,8 +29,7 @@ from delineate.prompts.captions import modality_words
 from delineate.storage.files import write_json
 from delineate.storage.weights import load_weights, save_weights
 from delineate.synthesis.edges import Extractor, gradient, hint, scharr
-from delineate.training.checkpoint import TrainState, new_state
-from delineate.training.loop import Budget, Hyperparameters, train, use_average
+from delineate.training.loop import Hyperparameters, Loss, Phase, Run, Step, train_phase
 
 DETAIL = {"tiny": 48, "base": 96}  # width of the convolutions that add what is finer than the foundation's grid
 # Looks that a caption may name, each the lowest or highest third of its dataset; what a picture is measured by.
@@ -239,35 +238,26 @@ def measure(pictures: Tensor) -> Tensor:
 def train_synthesizer(
     synthesizer: Synthesizer,
     bank: SliceBank,
+    run: Run,
     *,
-    budget: Budget,
-    folder: Path,
-    seed: int = 0,
     edges: Sequence[Extractor | None] = (scharr,),
     label_boundary: bool = True,
     unlocked: bool = True,
     learning_rate: float = 1e-3,
-    on_step: Callable[[str, TrainState, float], None] = lambda stage, state, spent: None,
-    should_stop: Callable[[], bool] = lambda: False,
 ) -> Synthesizer:
     """Teach a synthesizer to draw the bank's slices from their edges and captions; return it frozen.
 
     First the control's encoder learns what scan to expect, with the text encoder where that is unlocked; then, both
-    frozen, the rest learns to denoise. The error of x0 is weighed as that of v would be (Salimans and Ho, 2022), cut at
-    `HEAVIEST`.
+    frozen, the rest learns to denoise.
 
     Args:
         synthesizer: changed in place.
         bank: training slices; drawn with the geometry of `data.augmentation`'s "diffboost" stack alone.
-        budget: how long.
-        folder: for checkpoints.
-        seed: of the whole training.
+        run: how long, where to and the like.
         edges: extractors, one drawn for each batch; None draws from label boundaries alone.
         label_boundary: whether these are merged into the hint.
         unlocked: whether the foundation's U-Net and text encoder learn too.
         learning_rate: at its highest; DiffBoost lowers it tenfold for the second stage.
-        on_step: told of every step.
-        should_stop: asked before every step.
     """
     foundation, control = synthesizer.foundation, synthesizer.control
     bank = replace(bank, augmentation="diffboost")
@@ -275,55 +265,63 @@ def train_synthesizer(
     looks_at = {"encoder": control.encoder, "head": control.head}
     steers = {name: module for name, module in control.named_children() if name not in looks_at}
     words = {"text_encoder": foundation.text_encoder} if unlocked else {}
-    device = foundation.device
 
-    def drawn(size: int, generator: Generator) -> tuple[Tensor, Tensor, Encoded]:
+    def draw(size: int, generator: Generator) -> Sketched:
         batch = bank.draw(size, 1, generator)
         pictures = pictures_of(bank, batch)
         extractor = edges[int(torch.randint(len(edges), (), generator=generator))]
-        asked = hint(pictures, batch.labels, extractor, label_boundary=label_boundary).to(device)
+        asked = hint(pictures, batch.labels, extractor, label_boundary=label_boundary)
         texts = _captions(bank, batch, looks.words(pictures, batch.dataset), generator)
-        return pictures.to(device), asked, foundation.encode_text(texts)
+        return Sketched(pictures.to(foundation.device), asked.to(foundation.device), texts)
 
-    def estimate_loss(size: int, generator: Generator) -> tuple[Tensor, dict[str, float]]:
-        pictures, asked, text = drawn(size, generator)
-        features = control.encoder(2 * asked.expand(-1, 3, -1, -1) - 1)
-        error = (control.expect(features, text.pooled) - pictures[:, : foundation.codec.colours]).square()
-        return error.mean(), {}
-
-    def denoising_loss(size: int, generator: Generator) -> tuple[Tensor, dict[str, float]]:
-        with torch.no_grad():
-            pictures, asked, text = drawn(size, generator)
-        x0 = foundation.codec.encode_picture(pictures[:, : foundation.codec.colours])
-        t = torch.randint(1000, (size,), generator=generator).to(device)
-        noise = foundation.codec.noise(x0.shape, generator).to(device)
-        x_t = foundation.schedule.add_noise(x0, noise, t)
-        x0_hat = synthesizer.clean(x_t, t, text, synthesizer.look(asked, text))
-        sigma = foundation.schedule.signal_and_noise(t, x0)[1]
-        error = (x0_hat - x0).square()
-        return (error / sigma.square().clamp(min=1 / HEAVIEST)).mean(), {"error": error.mean().item()}
-
-    stages = [
-        ("estimate", nn.ModuleDict({**looks_at, **words}), estimate_loss, ESTIMATE_SHARE),
-        ("edges", nn.ModuleDict({**steers, **({"unet": foundation.unet} if unlocked else {})}), denoising_loss, None),
-    ]
-    for number, (name, module, loss_of, share) in enumerate(stages):
+    estimate = nn.ModuleDict({**looks_at, **words})
+    rest = nn.ModuleDict({**steers, **({"unet": foundation.unet} if unlocked else {})})
+    hyper = Hyperparameters(learning_rate=learning_rate)
+    for number, phase in enumerate(
+        (
+            Phase("estimate", estimate, draw, estimate_loss, synthesizer, ESTIMATE_SHARE, hyper),
+            Phase("edges", rest, draw, edges_loss, synthesizer, 1 - ESTIMATE_SHARE, hyper),
+        )
+    ):
         control.requires_grad_(False)
         foundation.frozen()
-        state = new_state(module.requires_grad_(True), seed=seed + number)
-        train(
-            state,
-            loss_of,
-            budget=budget.share(1 - ESTIMATE_SHARE if share is None else share),
-            folder=folder / name,
-            hyper=Hyperparameters(learning_rate=learning_rate),
-            on_step=lambda s, spent, name=name: on_step(name, s, spent),
-            should_stop=should_stop,
-        )
-        use_average(state)
+        train_phase(phase, replace(run.part(phase.share), seed=run.seed + number))
     foundation.frozen()
     control.requires_grad_(False).eval()
     return synthesizer
+
+
+@dataclass(frozen=True, eq=False)
+class Sketched:
+    """Pictures (B, 3, S, S) in [-1, 1], the hints (B, 1, S, S) they are drawn from, and a caption each."""
+
+    pictures: Tensor
+    asked: Tensor
+    captions: list[str]
+
+
+def estimate_loss(synthesizer: Synthesizer, drawn: Sketched, step: Step) -> Loss:
+    """Squared error of the scan that the edges let one expect."""
+    foundation, control = synthesizer.foundation, synthesizer.control
+    text = foundation.encode_text(drawn.captions)
+    features = control.encoder(2 * drawn.asked.expand(-1, 3, -1, -1) - 1)
+    error = (control.expect(features, text.pooled) - drawn.pictures[:, : foundation.codec.colours]).square()
+    return error.mean(), {}
+
+
+def edges_loss(synthesizer: Synthesizer, drawn: Sketched, step: Step) -> Loss:
+    """Squared error of x0, weighed as that of v would be (Salimans and Ho, 2022), cut at `HEAVIEST`."""
+    foundation, pictures = synthesizer.foundation, drawn.pictures
+    with torch.no_grad():
+        text = foundation.encode_text(drawn.captions)
+    x0 = foundation.codec.encode_picture(pictures[:, : foundation.codec.colours])
+    t = torch.randint(1000, (len(pictures),), generator=step.generator).to(foundation.device)
+    noise = foundation.codec.noise(x0.shape, step.generator).to(foundation.device)
+    x_t = foundation.schedule.add_noise(x0, noise, t)
+    x0_hat = synthesizer.clean(x_t, t, text, synthesizer.look(drawn.asked, text))
+    sigma = foundation.schedule.signal_and_noise(t, x0)[1]
+    error = (x0_hat - x0).square()
+    return (error / sigma.square().clamp(min=1 / HEAVIEST)).mean(), {"error": error.mean().item()}
 
 
 def _captions(bank: SliceBank, batch: Batch, looks: list[list[str]], generator: Generator) -> list[str]:

@@ -1,9 +1,10 @@
-"""MC dropout: a plain U-Net that goes on dropping activations while it proposes.
+"""MC dropout: a plain network that goes on dropping activations while it proposes.
 
 After Gal and Ghahramani (2016), "Dropout as a Bayesian Approximation: Representing Model Uncertainty in Deep Learning"
 (ICML), arXiv 1506.02142: a network trained with dropout, and run with it again and again, samples an approximate
 posterior of its weights. Here single activations are dropped between normalisation and activation function of every
-convolution, where MONAI's U-Net has a layer for it, but for the block that answers.
+convolution, where MONAI's U-Net has a layer for it, but for the block that answers. A network without such layers gets
+them before its activation functions.
 
 What differs from the paper:
 
@@ -15,21 +16,30 @@ What differs from the paper:
   that a proposal is coherent from slice to slice and depends on nothing else.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from delineate.data.slices import SliceBank
+from delineate.data.slices import Batch, SliceBank
+from delineate.diffusion.seeds import seed_of
+from delineate.networks import NETWORKS
 from delineate.prompts.vocabulary import Vocabulary
+from delineate.scans.grid import View
 from delineate.systems import plain
-from delineate.systems.plain import Plain, PlainConfig
-from delineate.systems.system import Target
-from delineate.training.loop import Stage
+from delineate.systems.parts import filled, save, train
+from delineate.systems.plain import Plain, PlainConfig, supervised_loss
+from delineate.systems.system import Asked, Clue, Drawn, OnShare
+from delineate.training.loop import Loss, Phase, Step
 
+__all__ = ["DropoutConfig", "MonteCarlo", "SharedDropout", "build", "load", "make", "save", "train"]
+
+ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.GELU, nn.SiLU)
 Mask = Callable[[Tensor, float], Tensor]  # activations and the chance to keep one, to which are kept; broadcastable
 
 
@@ -38,7 +48,7 @@ class DropoutConfig:
     """What a model folder must say beside its weights.
 
     Attributes:
-        plain: of the network, a U-Net.
+        plain: of the network.
         rate: the chance that an activation is dropped, above 0 and below 1.
     """
 
@@ -46,8 +56,6 @@ class DropoutConfig:
     rate: float = 0.2
 
     def __post_init__(self):
-        if self.plain.network != "unet":
-            raise ValueError(f"MC dropout is for unet, which has layers for it; got '{self.plain.network}'")
         if not 0 < self.rate < 1:
             raise ValueError(f"the chance to drop an activation is above 0 and below 1; got {self.rate}")
 
@@ -103,6 +111,10 @@ def lending(network: nn.Module, mask_of: Callable[[int], Mask]) -> Iterator[None
 class MonteCarlo:
     """A plain system whose network has `SharedDropout` layers."""
 
+    accepts: frozenset[Clue] = frozenset()
+    open_words = False
+    about = ""
+
     def __init__(self, config: DropoutConfig, plain: Plain):
         self.config = config
         self.plain = plain
@@ -118,25 +130,21 @@ class MonteCarlo:
         self.plain.to(device)
         return self
 
-    def see(self, stack: Tensor) -> Tensor:
-        """The slices themselves: every proposal runs the whole network."""
-        return stack
+    def see(self, view: View) -> View:
+        """The scan itself: every proposal runs the whole network."""
+        return view
 
-    def propose(
-        self, seen: Tensor, target: Target, n: int, seed: int, on_step: Callable[[float], None] = lambda share: None
-    ) -> Tensor:
+    def propose(self, seen: View, asked: Asked, n: int, seed: int, on_step: OnShare = lambda share: None) -> Drawn:
         """N probability volumes (N, S, size, size) of one target, each the network with other activations dropped.
 
         Proposal k depends on the slices, `seed` and k alone.
         """
-        channel, drawn = 1 + self.vocabulary.index(target.concept.name), []
+        channel, drawn = 1 + self.vocabulary.index(asked.name), []
         for k in range(n):
-            # As the noise fields of `codec.noise_fields`: layers stand where steps stand there.
-            seeds = (seed * 1_000_003 + k) * 1009
-            with lending(self.plain.network, lambda layer, s=seeds: shared_mask(((s + layer) * 2 + 1) % 2**63)):
+            with lending(self.plain.network, lambda layer, k=k: shared_mask(seed_of(seed, k, layer))):
                 drawn.append(self.plain.see(seen)[:, channel])
             on_step((k + 1) / n)
-        return torch.stack(drawn)
+        return Drawn(torch.stack(drawn))
 
     @property
     def learnt(self) -> Vocabulary:
@@ -152,26 +160,50 @@ class MonteCarlo:
         """The same with another network, one channel for each name of `vocabulary`."""
         return MonteCarlo(self.config, self.plain.with_parts(parts, vocabulary))
 
-    def wider(self, count: int, *, seed: int = 0) -> tuple[str, nn.Module]:
+    @property
+    def decoder(self) -> str:
+        """That of the plain system."""
+        return self.plain.decoder
+
+    def widen(self, names: Sequence[str], *, seed: int = 0) -> tuple[str, nn.Module]:
         """That of the plain system: there is no dropout in the block."""
-        return self.plain.wider(count, seed=seed)
+        return self.plain.widen(names, seed=seed)
 
-    def stages(self, bank: SliceBank) -> list[Stage]:
+    def phases(self, bank: SliceBank) -> list[Phase]:
         """That of the plain system, on the same batches, with other activations dropped in every sample and step."""
-        (stage,) = self.plain.stages(bank)
+        network = self.plain.network
+        return [Phase("network", network, bank.stream(1, self.plain.device), dropped_loss, self.plain)]
 
-        def loss_of(size: int, generator: Generator) -> tuple[Tensor, dict[str, float]]:
-            with lending(self.plain.network, lambda layer: fresh_masks(generator)):
-                return stage.loss_of(size, generator)
 
-        return [replace(stage, loss_of=loss_of)]
+def dropped_loss(system: Plain, batch: Batch, step: Step) -> Loss:
+    """`supervised_loss`, with activations dropped."""
+    with lending(system.network, lambda layer: fresh_masks(step.generator)):
+        return supervised_loss(system, batch, step)
 
 
 def build(config: DropoutConfig, vocabulary: Vocabulary, *, seed: int = 0) -> MonteCarlo:
     """An untrained system for this vocabulary; its weights are those of `plain.build`."""
     made = plain.build(config.plain, vocabulary, seed=seed)
-    answers = plain.ANSWERS[config.plain.network]
-    for path, layer in list(made.network.named_modules()):
-        if isinstance(layer, nn.Dropout) and not path.startswith(f"{answers}."):  # of rate 0 all of them
-            made.network.set_submodule(path, SharedDropout(config.rate).train(layer.training))
+    answers = NETWORKS[config.plain.network].answers_at
+    layers = {p: m for p, m in made.network.named_modules() if not f"{p}.".startswith(f"{answers}.")}
+    places = [path for path, layer in layers.items() if isinstance(layer, nn.Dropout)]  # of rate 0 all of them
+    for path in places:
+        made.network.set_submodule(path, SharedDropout(config.rate).train(layers[path].training))
+    if not places:
+        for path, layer in layers.items():
+            if isinstance(layer, ACTIVATIONS):
+                made.network.set_submodule(path, nn.Sequential(SharedDropout(config.rate).eval(), layer))
     return MonteCarlo(config, made)
+
+
+def make(
+    preset: str, size: int, vocabulary: Vocabulary, *, seed: int = 0, network: str = "unet", **_: Any
+) -> MonteCarlo:
+    """An untrained system of one of the network's presets."""
+    return build(DropoutConfig(PlainConfig.preset(network, preset, size)), vocabulary, seed=seed)
+
+
+def load(folder: Path, config: Mapping[str, Any], vocabulary: Vocabulary) -> MonteCarlo:
+    """What `save` wrote."""
+    known = DropoutConfig(**{**config, "plain": PlainConfig.from_json(config["plain"])})
+    return filled(build(known, vocabulary), folder)

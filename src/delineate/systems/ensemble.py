@@ -6,18 +6,25 @@ they are trained one after another, each with an equal part of the budget. What 
 examples, which it offers as a further aid; and members are not averaged here, but stand beside each other as proposals.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from delineate.data.slices import SliceBank
+from delineate.errors import DelineateError
 from delineate.prompts.vocabulary import Vocabulary
+from delineate.scans.grid import View
 from delineate.systems import plain
+from delineate.systems.parts import filled, save, train
 from delineate.systems.plain import Plain, PlainConfig
-from delineate.systems.system import Target
-from delineate.training.loop import Stage
+from delineate.systems.system import Asked, Clue, Drawn, OnShare
+from delineate.training.loop import Phase
+
+__all__ = ["Ensemble", "EnsembleConfig", "build", "load", "make", "name_of", "save", "train"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,10 @@ class EnsembleConfig:
 class Ensemble:
     """Plain systems of one vocabulary."""
 
+    accepts: frozenset[Clue] = frozenset()
+    open_words = False
+    about = ""
+
     def __init__(self, config: EnsembleConfig, members: tuple[Plain, ...]):
         self.config = config
         self.members = members
@@ -56,18 +67,16 @@ class Ensemble:
             member.to(device)
         return self
 
-    def see(self, stack: Tensor) -> Tensor:
+    def see(self, view: View) -> Tensor:
         """Probabilities of all channels by every member, (members, S, 1 + C, size, size)."""
-        return torch.stack([member.see(stack) for member in self.members])
+        return torch.stack([member.see(view) for member in self.members])
 
-    def propose(
-        self, seen: Tensor, target: Target, n: int, seed: int, on_step: Callable[[float], None] = lambda share: None
-    ) -> Tensor:
+    def propose(self, seen: Tensor, asked: Asked, n: int, seed: int, on_step: OnShare = lambda share: None) -> Drawn:
         """The first `n` members' probabilities (N, S, size, size) of one target, N at most the number of members.
 
         Proposal k is member k, whatever `n` and `seed`: there are no more.
         """
-        return seen[:n, :, 1 + self.vocabulary.index(target.concept.name)]
+        return Drawn(seen[:n, :, 1 + self.vocabulary.index(asked.name)])
 
     @property
     def learnt(self) -> Vocabulary:
@@ -86,17 +95,26 @@ class Ensemble:
         )
         return Ensemble(self.config, tuple(members))
 
-    def stages(self, bank: SliceBank) -> list[Stage]:
-        """One a member, of equal shares; `train_stages` gives each a seed of its own, and so its own batches."""
+    @property
+    def decoder(self) -> str:
+        """That of every member's network."""
+        return self.members[0].decoder.replace("^network", r"^member-\d+", 1)
+
+    def widen(self, names: Sequence[str], *, seed: int = 0) -> None:
+        """Refused: each member would need a block of its own."""
+        raise DelineateError(f"this model cannot learn new names ({', '.join(names)}); leave their labels out")
+
+    def phases(self, bank: SliceBank) -> list[Phase]:
+        """One a member, of equal shares; `train_phases` gives each a seed of its own, and so its own batches."""
         return [
-            replace(stage, name=name_of(i), share=1 / len(self.members))
+            replace(phase, name=name_of(i), share=1 / len(self.members))
             for i, member in enumerate(self.members)
-            for stage in member.stages(bank)
+            for phase in member.phases(bank)
         ]
 
 
 def name_of(member: int) -> str:
-    """Of a member's part and stage."""
+    """Of a member's part and phase."""
     return f"member-{member}"
 
 
@@ -104,3 +122,14 @@ def build(config: EnsembleConfig, vocabulary: Vocabulary, *, seed: int = 0) -> E
     """Untrained members for this vocabulary; those of another seed are all others."""
     seeds = range(seed * config.members, (seed + 1) * config.members)
     return Ensemble(config, tuple(plain.build(config.plain, vocabulary, seed=s) for s in seeds))
+
+
+def make(preset: str, size: int, vocabulary: Vocabulary, *, seed: int = 0, network: str = "unet", **_: Any) -> Ensemble:
+    """Untrained members of one of the network's presets."""
+    return build(EnsembleConfig(PlainConfig.preset(network, preset, size)), vocabulary, seed=seed)
+
+
+def load(folder: Path, config: Mapping[str, Any], vocabulary: Vocabulary) -> Ensemble:
+    """What `save` wrote."""
+    known = EnsembleConfig(**{**config, "plain": PlainConfig.from_json(config["plain"])})
+    return filled(build(known, vocabulary), folder)

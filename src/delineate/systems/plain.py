@@ -1,41 +1,27 @@
-"""The plain baselines: MONAI's residual U-Net and MedNeXt in 2-D, one output channel a target, Dice plus CE.
+"""The plain baselines: any row of `NETWORKS`, one output channel a target, Dice plus CE.
 
-Both are trained on the same slices with the same loss, optimiser and averaging; nothing but the network differs.
-
-The `base` MedNeXt is the paper's S with kernel 3. The `tiny` one has half its filters and one block a level instead of
-two. A training step at 128² on one thread of a shared CPU then takes about 80 ms an image, the tiny U-Net's about
-55 ms; with two blocks it is 150 ms, with all filters 235 ms.
+All are trained on the same slices with the same loss, optimiser and averaging; nothing but the network differs.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from itertools import pairwise
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from monai.losses import DiceCELoss
-from monai.networks.nets import MedNeXt, UNet
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
-from delineate.data.slices import SliceBank
-from delineate.prompts.concept import Concept
+from delineate.data.slices import Batch, SliceBank
+from delineate.networks import NETWORKS
 from delineate.prompts.vocabulary import Vocabulary
-from delineate.systems.system import Target
-from delineate.training.loop import Budget, OnStep, Stage, train_stages
+from delineate.scans.grid import View
+from delineate.storage.weights import load_weights, save_weights
+from delineate.systems.system import Asked, Clue, Drawn, OnShare
+from delineate.training.loop import Loss, Phase, Run, Step, train_phases
 from delineate.training.losses import lumped
 from delineate.training.merging import Merging, merged_loss
-
-SIZES = {  # widths and blocks of each network's presets
-    "unet": {"tiny": ((32, 64, 128, 256), 2), "base": ((64, 128, 256, 512, 512), 2)},
-    "mednext": {"tiny": ((16, 32, 64, 128, 256), 1), "base": ((32, 64, 128, 256, 512), 2)},
-}
-ANSWERS = {"unet": "model.2", "mednext": "out_0"}  # the path of the block that gives a channel a name
-LAYOUTS = {
-    "unet": torch.channels_last,
-    # MedNeXt's strided 1×1 convolutions corrupt memory in channels_last on CPU below 16 filters (torch 2.13, backward).
-    "mednext": torch.contiguous_format,
-}
 
 
 @dataclass(frozen=True)
@@ -43,9 +29,9 @@ class PlainConfig:
     """What a model folder must say beside its weights.
 
     Attributes:
-        size: pixels along a side of the working grid, a multiple of 2^(levels - 1).
-        widths: channels at each level, finest first; those of MedNeXt double.
-        network: a key of `SIZES`.
+        size: pixels along a side of the working grid, a multiple of what the network needs.
+        widths: channels at each level, finest first.
+        network: a key of `NETWORKS`.
         blocks: convolutions of a residual unit of the U-Net, or blocks at a level of MedNeXt.
     """
 
@@ -55,17 +41,16 @@ class PlainConfig:
     blocks: int = 2
 
     def __post_init__(self):
-        if self.network not in SIZES:
-            raise ValueError(f"network is one of {', '.join(SIZES)}; got '{self.network}'")
-        if self.network == "mednext" and any(b != 2 * a for a, b in pairwise(self.widths)):
-            raise ValueError(f"the widths of a MedNeXt double from level to level; got {self.widths}")
-        if self.size % (multiple := 2 ** (len(self.widths) - 1)):
-            raise ValueError(f"{len(self.widths)} levels need a size that is a multiple of {multiple}; got {self.size}")
+        if self.network not in NETWORKS:
+            raise ValueError(f"network is one of {', '.join(NETWORKS)}; got '{self.network}'")
+        if self.size % (multiple := NETWORKS[self.network].multiple_of(self.widths)):
+            levels = multiple.bit_length()
+            raise ValueError(f"{levels} levels need a size that is a multiple of {multiple}; got {self.size}")
 
     @classmethod
     def preset(cls, network: str, preset: str, size: int) -> "PlainConfig":
-        """That of a key of `SIZES` and one of its presets, on a working grid of `size` pixels."""
-        widths, blocks = SIZES[network][preset]
+        """That of a key of `NETWORKS` and one of its presets, on a working grid of `size` pixels."""
+        widths, blocks = NETWORKS[network].presets[preset]
         return cls(size, widths, network, blocks)
 
     @classmethod
@@ -73,9 +58,17 @@ class PlainConfig:
         """What `dataclasses.asdict` gave, read back from JSON."""
         return cls(**{**value, "widths": tuple(value["widths"])})
 
+    def build(self, answers: int) -> nn.Module:
+        """The network, untrained, for slices of three channels."""
+        return NETWORKS[self.network].build(3, answers, (self.widths, self.blocks))
+
 
 class Plain:
     """A network and its vocabulary: channel 0 is background, channel 1 + i is concept i."""
+
+    accepts: frozenset[Clue] = frozenset()
+    open_words = False
+    about = ""
 
     def __init__(self, config: PlainConfig, vocabulary: Vocabulary, network: nn.Module):
         self.config = config
@@ -99,18 +92,18 @@ class Plain:
 
     def logits(self, image: Tensor) -> Tensor:
         """Logits (B, 1 + C, size, size) of slices (B, 3, size, size) in [-1, 1], background first."""
-        return self.network(image.contiguous(memory_format=LAYOUTS[self.config.network]))
+        layout = getattr(torch, NETWORKS[self.config.network].layout)
+        return self.network(image.contiguous(memory_format=layout))
 
     @torch.no_grad()
-    def see(self, stack: Tensor) -> Tensor:
+    def see(self, view: View) -> Tensor:
         """Probabilities of all channels, (S, 1 + C, size, size)."""
-        return torch.cat([self.logits(chunk.to(self.device)).softmax(dim=1).cpu() for chunk in stack.split(16)])
+        chunks = view.stack.split(16)
+        return torch.cat([self.logits(chunk.to(self.device)).softmax(dim=1).cpu() for chunk in chunks])
 
-    def propose(
-        self, seen: Tensor, target: Target, n: int, seed: int, on_step: Callable[[float], None] = lambda share: None
-    ) -> Tensor:
+    def propose(self, seen: Tensor, asked: Asked, n: int, seed: int, on_step: OnShare = lambda share: None) -> Drawn:
         """One proposal, whatever `n` and `seed`: a plain network has a single answer."""
-        return seen[None, :, 1 + self.vocabulary.index(target.concept.name)]
+        return Drawn(seen[None, :, 1 + self.vocabulary.index(asked.name)])
 
     @property
     def learnt(self) -> Vocabulary:
@@ -122,79 +115,71 @@ class Plain:
         """The network."""
         return {"network": self.network}
 
+    @property
+    def decoder(self) -> str:
+        """As the network's row says."""
+        return rf"^network\.{NETWORKS[self.config.network].decoder}"
+
     def with_parts(self, parts: Mapping[str, nn.Module], vocabulary: Vocabulary) -> "Plain":
         """The same with another network, one channel for each name of `vocabulary`."""
         return Plain(self.config, vocabulary, parts["network"])
 
-    def wider(self, count: int, *, seed: int = 0) -> tuple[str, nn.Module]:
-        """The path, within `parts`, of the block that answers, and an untrained one like it for `count` more names."""
-        more = Vocabulary(tuple(Concept(f"name {i}") for i in range(count)))
-        network = build(self.config, more, seed=seed, background=False).network
-        path = ANSWERS[self.config.network]
-        return f"network.{path}", network.get_submodule(path)
+    def widen(self, names: Sequence[str], *, seed: int = 0) -> tuple[str, nn.Module]:
+        """The path, within `parts`, of the block that answers, and an untrained one like it for more names."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            network = self.config.build(len(names))
+        path = NETWORKS[self.config.network].answers_at
+        return f"network.{path}", network.eval().get_submodule(path)
 
-    def stages(self, bank: SliceBank, merging: Merging = Merging()) -> list[Stage]:
-        """One: Dice plus cross entropy of every channel, in training as merged as `merging` says."""
-        criterion = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)
-
-        def loss_of(size: int, generator: Generator) -> tuple[Tensor, dict[str, float]]:
-            batch = bank.draw(size, 1, generator).to(self.device)
-            labels = batch.labels[:, None]
-            known = bank.annotated.to(self.device)[batch.dataset]
-
-            def loss(logits: Tensor) -> Tensor:
-                return criterion(lumped(logits, known) if bank.lumped else logits, labels)
-
-            return merged_loss(self.logits, loss, batch.image, batch.synthetic, merging, generator), {}
-
-        return [Stage("network", self.network, loss_of)]
+    def phases(self, bank: SliceBank, merging: Merging = Merging()) -> list[Phase]:
+        """One: `supervised_loss`, in training as merged as `merging` says."""
+        loss = partial(supervised_loss, merging=merging)
+        return [Phase("network", self.network, bank.stream(1, self.device), loss, self)]
 
 
-def build(config: PlainConfig, vocabulary: Vocabulary, *, seed: int = 0, background: bool = True) -> Plain:
-    """An untrained baseline for this vocabulary, with a channel for the background unless told otherwise."""
-    channels, downs = int(background) + len(vocabulary.concepts), len(config.widths) - 1
+CRITERION = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)
+
+
+def supervised_loss(system: Plain, batch: Batch, step: Step, *, merging: Merging = Merging()) -> Loss:
+    """Dice plus cross entropy of every channel.
+
+    Where a batch has synthetic variants of its slices, they are merged with them as `merging` says.
+    """
+    labels = batch.labels[:, None]
+
+    def loss(logits: Tensor) -> Tensor:
+        return CRITERION(lumped(logits, batch.annotated) if batch.lumped else logits, labels)
+
+    return merged_loss(system.logits, loss, batch.image, batch.synthetic, merging, step.generator), {}
+
+
+def build(config: PlainConfig, vocabulary: Vocabulary, *, seed: int = 0) -> Plain:
+    """An untrained baseline for this vocabulary."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if config.network == "unet":
-            network = UNet(
-                spatial_dims=2,
-                in_channels=3,
-                out_channels=channels,
-                channels=config.widths,
-                strides=(2,) * downs,
-                num_res_units=config.blocks,
-            )
-        else:
-            network = MedNeXt(  # what MONAI's MedNeXtS sets, but for the numbers of filters and blocks
-                spatial_dims=2,
-                in_channels=3,
-                out_channels=channels,
-                init_filters=config.widths[0],
-                kernel_size=3,
-                use_residual_connection=True,
-                blocks_down=(config.blocks,) * downs,
-                blocks_bottleneck=config.blocks,
-                blocks_up=(config.blocks,) * downs,
-            )
-    return Plain(config, vocabulary, network.to(memory_format=LAYOUTS[config.network]))  # type: ignore[call-overload]
+        return Plain(config, vocabulary, config.build(1 + len(vocabulary.concepts)))
 
 
-def train_plain(
-    system: Plain,
-    bank: SliceBank,
-    *,
-    budget: Budget,
-    folder: Path,
-    seed: int = 0,
-    merging: Merging = Merging(),
-    on_step: OnStep = lambda stage, state, spent: None,
-    should_stop: Callable[[], bool] = lambda: False,
-) -> Plain:
-    """Train on the same slices, augmentation, optimiser and averaging as every other system.
+def make(preset: str, size: int, vocabulary: Vocabulary, *, seed: int = 0, network: str = "unet", **_: Any) -> Plain:
+    """An untrained baseline of one of the network's presets."""
+    return build(PlainConfig.preset(network, preset, size), vocabulary, seed=seed)
 
-    Where the bank has synthetic variants of its slices, they are merged with them as `merging` says.
-    """
-    train_stages(
-        system.stages(bank, merging), budget=budget, folder=folder, seed=seed, on_step=on_step, should_stop=should_stop
-    )
+
+def train(system: Plain, bank: SliceBank, run: Run, *, merging: Merging = Merging()) -> Plain:
+    """Train on the same slices, augmentation, optimiser and averaging as every other system."""
+    train_phases(system.phases(bank, merging), run)
+    return system
+
+
+def save(system: Plain, folder: Path) -> dict[str, Any]:
+    """Write the weights; the configuration comes back."""
+    save_weights(system.network, folder / "weights.safetensors")
+    return asdict(system.config)
+
+
+def load(folder: Path, config: Mapping[str, Any], vocabulary: Vocabulary) -> Plain:
+    """What `save` wrote."""
+    system = build(PlainConfig.from_json(config), vocabulary)
+    load_weights(system.network, folder / "weights.safetensors")
     return system

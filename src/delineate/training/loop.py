@@ -3,10 +3,11 @@
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
@@ -69,7 +70,28 @@ class Hyperparameters:
     average_halflife_images: int = 2000
 
 
-LossOf = Callable[[int, Generator], tuple[Tensor, dict[str, float]]]
+Loss = tuple[Tensor, dict[str, float]]  # its value, and the parts that the log shows
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """What a loss may know of the step it is asked in.
+
+    Attributes:
+        generator: the source of everything random in it, made anew for each step from (seed, images seen).
+        images_seen: before it.
+        share: of the budget that is spent, in [0, 1).
+        teacher: the averaged weights (an exponential moving average) of what learns, by their names in its state; not
+            to be changed. `torch.func.functional_call` looks with them.
+    """
+
+    generator: Generator
+    images_seen: int = 0
+    share: float = 0.0
+    teacher: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+LossOf = Callable[[int, Step], Loss]
 
 
 def train(
@@ -87,8 +109,7 @@ def train(
 
     Args:
         state: as `new_state` makes it.
-        loss_of: (batch size, generator) to the loss and its parts. It draws everything random from the generator,
-            which is made anew for each step from (seed, images seen).
+        loss_of: (batch size, step) to the loss and its parts. It draws everything random from the step's generator.
         budget: when to stop.
         folder: for checkpoints: every `checkpoint_seconds`, at the end, and when stopped.
         hyper: batch size, learning rate and the like.
@@ -113,7 +134,7 @@ def train(
         rate = hyper.learning_rate * min(1.0, state.images_seen / max(hyper.warm_up_images, 1), decay)
         for group in state.optimizer.param_groups:
             group["lr"] = rate
-        loss, parts = loss_of(hyper.batch_size, generator)
+        loss, parts = loss_of(hyper.batch_size, Step(generator, state.images_seen, spent, state.average))
         if not math.isfinite(loss.item()):
             raise TrainingError(
                 f"the loss became {loss.item()} after {state.images_seen} images (parts: {parts}); "
@@ -143,48 +164,88 @@ def train(
 
 
 @dataclass(frozen=True, eq=False)
-class Stage:
-    """One part of a training: what learns, from which loss, and its share of the budget."""
+class Phase:
+    """One part of a training (a stage, in the words of many papers): what learns, from what, by which loss.
+
+    Attributes:
+        name: of its checkpoints and its curve.
+        module: what learns.
+        draw: (batch size, generator) to a batch.
+        loss: (system, batch, step) to the loss and its parts.
+        system: what the loss is of.
+        share: of the whole budget.
+        hyper: batch size, learning rate and the like.
+    """
 
     name: str
     module: nn.Module
-    loss_of: LossOf
+    draw: Callable[[int, Generator], Any]
+    loss: Callable[[Any, Any, Step], Loss]
+    system: Any
     share: float = 1.0
     hyper: Hyperparameters = Hyperparameters()
 
+    def loss_of(self, size: int, step: Step) -> Loss:
+        """The loss of a batch of `size`, drawn for this step."""
+        return self.loss(self.system, self.draw(size, step.generator), step)
 
-OnStep = Callable[[str, TrainState, float], None]  # told the stage's name, its state, and the share of its budget spent
+
+OnStep = Callable[[str, TrainState, float], None]  # told the phase's name, its state, and the share of its budget spent
 
 
-def train_stages(
-    stages: Sequence[Stage],
-    *,
-    budget: Budget,
-    folder: Path,
-    seed: int = 0,
-    on_step: OnStep = lambda stage, state, spent: None,
-    should_stop: Callable[[], bool] = lambda: False,
-) -> None:
-    """Train one stage after another, each in `folder/<name>`, all others frozen; every one ends with its average.
+@dataclass(frozen=True, eq=False)
+class Run:
+    """How a training is to go, whatever is trained.
 
-    Afterwards all are frozen and in evaluation mode. Arguments and errors are those of `train`.
+    Attributes:
+        budget: when to stop.
+        folder: for checkpoints; the same run goes on from there.
+        seed: of all that is random.
+        on_step: told of every step.
+        should_stop: asked before every step.
     """
-    for number, stage in enumerate(stages):
-        for other in stages:
+
+    budget: Budget
+    folder: Path
+    seed: int = 0
+    on_step: OnStep = lambda phase, state, spent: None
+    should_stop: Callable[[], bool] = lambda: False
+
+    def part(self, share: float, name: str = "") -> "Run":
+        """A run of a share of the budget, with a folder of its own where it has a name."""
+        return replace(self, budget=self.budget.share(share), folder=self.folder / name)
+
+
+def train_phase(phase: Phase, run: Run) -> TrainState:
+    """Train one phase in `run.folder/<name>` by the whole budget; its module ends with its average.
+
+    Raises:
+        DelineateError: as `train`.
+    """
+    state = train(
+        new_state(phase.module.requires_grad_(True), seed=run.seed),
+        phase.loss_of,
+        budget=run.budget,
+        folder=run.folder / phase.name,
+        hyper=phase.hyper,
+        on_step=lambda state, spent: run.on_step(phase.name, state, spent),
+        should_stop=run.should_stop,
+    )
+    use_average(state)
+    return state
+
+
+def train_phases(phases: Sequence[Phase], run: Run) -> None:
+    """Train one phase after another, all others frozen.
+
+    Afterwards all are frozen and in evaluation mode. Errors are those of `train`.
+    """
+    for number, phase in enumerate(phases):
+        for other in phases:
             other.module.requires_grad_(False).eval()
-        state = new_state(stage.module.requires_grad_(True), seed=seed + number)
-        train(
-            state,
-            stage.loss_of,
-            budget=budget.share(stage.share),
-            folder=folder / stage.name,
-            hyper=stage.hyper,
-            on_step=lambda s, spent, name=stage.name: on_step(name, s, spent),
-            should_stop=should_stop,
-        )
-        use_average(state)
-    for stage in stages:
-        stage.module.requires_grad_(False).eval()
+        train_phase(phase, replace(run.part(phase.share), seed=run.seed + number))
+    for phase in phases:
+        phase.module.requires_grad_(False).eval()
 
 
 def use_average(state: TrainState) -> None:

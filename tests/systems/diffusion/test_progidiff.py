@@ -7,10 +7,11 @@ from tests.rounding import assert_same_up_to_rounding
 from delineate.diffusion.schedule import trailing_times
 from delineate.foundation.foundation import Foundation
 from delineate.prompts.captions import captions
+from delineate.scans.grid import View
 from delineate.systems.diffusion import progidiff
-from delineate.systems.diffusion.progidiff import ProGiDiff, ProGiDiffConfig, build, train_progidiff
-from delineate.systems.system import Target
-from delineate.training.loop import Budget
+from delineate.systems.diffusion.progidiff import ProGiDiff, ProGiDiffConfig, build, train
+from delineate.systems.system import Asked
+from delineate.training.loop import Budget, Run
 
 
 def dice(mask, truth):
@@ -19,7 +20,7 @@ def dice(mask, truth):
 
 def target(system, name):
     concept = system.vocabulary.concepts[system.vocabulary.index(name)]
-    return Target(concept, captions(concept, "CT")[0])
+    return Asked(concept, captions(concept, "CT")[0])
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +38,8 @@ def slices(two_organ_bank):
 @pytest.fixture(scope="module")
 def drawn(system, slices):
     """Proposals of both prompts on the training slices, (2, S, 64, 64) each."""
-    seen = system.see(slices[0])
-    return {name: system.propose(seen, target(system, name), 2, 0) for name in ("liver", "spleen")}
+    seen = system.see(View(slices[0]))
+    return {name: system.propose(seen, target(system, name), 2, 0).probabilities for name in ("liver", "spleen")}
 
 
 def test_training_leaves_every_weight_of_the_foundation_alone(system, foundation_folder):
@@ -68,13 +69,16 @@ def test_without_its_text_the_organ_is_lost(system, slices, monkeypatch):
     encode = Foundation.encode_text
     other = target(system, "spleen").caption
     monkeypatch.setattr(Foundation, "encode_text", lambda self, texts: encode(self, [other] * len(texts)))
-    mask = system.propose(system.see(slices[0]), target(system, "liver"), 1, 0)[0] >= 0.5
+    mask = system.propose(system.see(View(slices[0])), target(system, "liver"), 1, 0).probabilities[0] >= 0.5
     assert dice(mask, slices[1]) < 0.2
 
 
 def test_without_its_scan_the_organ_is_lost(system, slices):
-    mask = system.propose(system.see(slices[0].roll(7, dims=0)), target(system, "liver"), 1, 0)[0] >= 0.5
-    aligned = system.propose(system.see(slices[0]), target(system, "liver"), 1, 0)[0] >= 0.5
+    mask = (
+        system.propose(system.see(View(slices[0].roll(7, dims=0))), target(system, "liver"), 1, 0).probabilities[0]
+        >= 0.5
+    )
+    aligned = system.propose(system.see(View(slices[0])), target(system, "liver"), 1, 0).probabilities[0] >= 0.5
     assert dice(mask, slices[1]) < dice(aligned, slices[1]) - 0.1
 
 
@@ -95,7 +99,7 @@ def test_a_single_step_starts_at_the_last_time(system, slices, monkeypatch):
     for count in (1, 4):
         config = replace(system.config, sampler="one_step", steps=count, skip_below=0.0)
         one = ProGiDiff(config, system.foundation, system.control, system.vocabulary)
-        one.propose(one.see(slices[0][:1]), target(one, "liver"), 1, 0)
+        one.propose(one.see(View(slices[0][:1])), target(one, "liver"), 1, 0)
     assert asked == [[999], [999, 749, 499, 249]]
     assert trailing_times(1)[0] == 999
 
@@ -104,38 +108,38 @@ def test_a_single_step_starts_at_the_last_time(system, slices, monkeypatch):
 def test_every_sampler_draws_the_organ(system, slices, sampler):
     config = replace(system.config, sampler=sampler)
     other = ProGiDiff(config, system.foundation, system.control, system.vocabulary)
-    mask = other.propose(other.see(slices[0]), target(other, "liver"), 1, 0)[0] >= 0.5
+    mask = other.propose(other.see(View(slices[0])), target(other, "liver"), 1, 0).probabilities[0] >= 0.5
     assert dice(mask, slices[1]) > 0.6
 
 
 @pytest.mark.parametrize("order", [None, "reversed"])
 def test_a_proposal_depends_neither_on_how_many_are_drawn_nor_on_the_order_of_slices(system, slices, drawn, order):
     some = slices[0][10:16] if order is None else slices[0][10:16].flip(0)
-    alone = system.propose(system.see(some), target(system, "liver"), 1, 0)
+    alone = system.propose(system.see(View(some)), target(system, "liver"), 1, 0).probabilities
     expected = drawn["liver"][:1, 10:16] if order is None else drawn["liver"][:1, 10:16].flip(1)
     assert_same_up_to_rounding(alone, expected)
 
 
 @pytest.mark.parametrize("at_once", [1, 3])
 def test_a_proposal_does_not_depend_on_what_shares_its_batch(system, slices, monkeypatch, at_once):
-    seen = system.see(slices[0][12:15])
-    whole = system.propose(seen, target(system, "liver"), 3, 0)
+    seen = system.see(View(slices[0][12:15]))
+    whole = system.propose(seen, target(system, "liver"), 3, 0).probabilities
     monkeypatch.setattr(progidiff, "PAIRS_AT_ONCE", at_once)
-    parts = system.propose(seen, target(system, "liver"), 3, 0)
+    parts = system.propose(seen, target(system, "liver"), 3, 0).probabilities
     assert whole.max() > 0.5
     assert_same_up_to_rounding(parts, whole)
 
 
 def test_equal_slices_get_equal_proposals_since_noise_is_one_field_for_all(system, slices):
     twice = slices[0][14:15].repeat(2, 1, 1, 1)
-    drawn = system.propose(system.see(twice), target(system, "liver"), 2, 0)
+    drawn = system.propose(system.see(View(twice)), target(system, "liver"), 2, 0).probabilities
     assert_same_up_to_rounding(drawn[:, 0], drawn[:, 1])
     assert not torch.equal(drawn[0], drawn[1])
 
 
 def test_seeds_differ_and_the_same_seed_is_the_same_to_the_bit(system, slices):
-    seen = system.see(slices[0][14:15])
-    one, same, other = (system.propose(seen, target(system, "liver"), 1, seed) for seed in (0, 0, 1))
+    seen = system.see(View(slices[0][14:15]))
+    one, same, other = (system.propose(seen, target(system, "liver"), 1, seed).probabilities for seed in (0, 0, 1))
     assert torch.equal(one, same)
     assert (one - other).abs().max() > 1e-4
 
@@ -143,13 +147,13 @@ def test_seeds_differ_and_the_same_seed_is_the_same_to_the_bit(system, slices):
 def test_slices_where_the_encoder_sees_nothing_are_left_empty_and_not_drawn(system, slices):
     config = replace(system.config, skip_below=1.1)
     blind = ProGiDiff(config, system.foundation, system.control, system.vocabulary)
-    drawn = blind.propose(blind.see(slices[0][:2]), target(blind, "liver"), 3, 0)
+    drawn = blind.propose(blind.see(View(slices[0][:2])), target(blind, "liver"), 3, 0).probabilities
     assert drawn.shape == (3, 2, 64, 64)
     assert not drawn.any()
 
 
 def test_the_estimate_is_the_encoder_s_own_mask(system, slices):
-    estimate = system.estimate(system.see(slices[0]), target(system, "liver"))
+    estimate = system.estimate(system.see(View(slices[0])), target(system, "liver"))
     assert estimate.shape == (40, 64, 64)
     assert dice(estimate >= 0.5, slices[1]) > 0.6
 
@@ -160,13 +164,10 @@ def test_two_trainings_of_one_seed_are_one_and_a_stage_is_told_of_each_step(
     def run(name, seed):
         told = []
         made = build(ProGiDiffConfig(size=64), Foundation.load(foundation_folder), two_organ_bank.vocabulary, seed=seed)
-        train_progidiff(
+        train(
             made,
             two_organ_bank,
-            budget=Budget(images=32),
-            folder=tmp_path / name,
-            seed=seed,
-            on_step=lambda stage, state, spent: told.append(stage),
+            Run(Budget(images=32), tmp_path / name, seed=seed, on_step=lambda stage, state, spent: told.append(stage)),
         )
         assert sorted(set(told)) == ["control", "encoder"]
         return made.control.state_dict()

@@ -6,6 +6,7 @@ from delineate.diffusion.codec import PixelUnshuffleCodec, VaeCodec
 from delineate.diffusion.schedule import schedule_from_config
 from delineate.foundation.foundation import Foundation
 from delineate.foundation.pretraining import caption_corpus
+from delineate.scans.grid import View
 from delineate.systems import SYSTEMS
 from delineate.systems.diffusion import sdseg
 from delineate.systems.diffusion.sdseg import (
@@ -16,10 +17,10 @@ from delineate.systems.diffusion.sdseg import (
     SDSegConfig,
     build,
     loss_terms,
-    train_sdseg,
+    train,
 )
-from delineate.systems.system import Target
-from delineate.training.loop import Budget
+from delineate.systems.system import Asked
+from delineate.training.loop import Budget, Run
 
 
 def dice(mask, truth):
@@ -27,7 +28,7 @@ def dice(mask, truth):
 
 
 def target(system, name):
-    return Target(system.vocabulary.concepts[system.vocabulary.index(name)], name)
+    return Asked(system.vocabulary.concepts[system.vocabulary.index(name)], name)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +57,7 @@ def asked(system):
 
 
 def test_a_proposal_is_one_evaluation_at_the_last_time(system, stack, asked):
-    seen = system.see(stack[:20])
+    seen = system.see(View(stack[:20]))
     assert asked == []
     system.propose(seen, target(system, "liver"), 3, 0)  # 60 pairs: more than one chunk
     assert asked == [999] * 60
@@ -65,7 +66,7 @@ def test_a_proposal_is_one_evaluation_at_the_last_time(system, stack, asked):
 def test_the_scan_is_encoded_once(system, stack):
     calls = []
     hook = system.network.encoder.register_forward_hook(lambda *given: calls.append(1))
-    seen = system.see(stack[:4])
+    seen = system.see(View(stack[:4]))
     assert seen.shape == (4, 64, 8, 8)
     for name in ("liver", "spleen"):
         system.propose(seen, target(system, name), 2, 0)
@@ -74,21 +75,23 @@ def test_the_scan_is_encoded_once(system, stack):
 
 
 def test_the_label_is_heeded(system, stack, liver):
-    seen = system.see(stack)
-    right, wrong = (system.propose(seen, target(system, n), 1, 0)[0] >= 0.5 for n in ("liver", "spleen"))
+    seen = system.see(View(stack))
+    right, wrong = (system.propose(seen, target(system, n), 1, 0).probabilities[0] >= 0.5 for n in ("liver", "spleen"))
     assert dice(right, liver) > 0.5
     assert dice(right, liver) - dice(wrong, liver) > 0.3
 
 
 def test_without_its_scan_the_organ_is_lost(system, stack, liver):
-    other = system.propose(system.see(stack.roll(7, dims=0)), target(system, "liver"), 1, 0)[0] >= 0.5
-    own = system.propose(system.see(stack), target(system, "liver"), 1, 0)[0] >= 0.5
+    other = (
+        system.propose(system.see(View(stack.roll(7, dims=0))), target(system, "liver"), 1, 0).probabilities[0] >= 0.5
+    )
+    own = system.propose(system.see(View(stack)), target(system, "liver"), 1, 0).probabilities[0] >= 0.5
     assert dice(other, liver) < dice(own, liver) - 0.1
 
 
 def test_the_same_seed_is_the_same_to_the_bit_and_others_differ(system, stack):
-    seen = system.see(stack[14:15])
-    one, same, other = (system.propose(seen, target(system, "liver"), 2, seed) for seed in (0, 0, 1))
+    seen = system.see(View(stack[14:15]))
+    one, same, other = (system.propose(seen, target(system, "liver"), 2, seed).probabilities for seed in (0, 0, 1))
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
     assert not torch.equal(one[0], one[1])
@@ -96,14 +99,16 @@ def test_the_same_seed_is_the_same_to_the_bit_and_others_differ(system, stack):
 
 @pytest.mark.parametrize("at_once", [1, 5])
 def test_a_proposal_depends_neither_on_its_batch_nor_on_how_many_are_drawn(system, stack, monkeypatch, at_once):
-    seen = system.see(stack[12:15])
-    whole = system.propose(seen, target(system, "liver"), 3, 0)
+    seen = system.see(View(stack[12:15]))
+    whole = system.propose(seen, target(system, "liver"), 3, 0).probabilities
     monkeypatch.setattr(sdseg, "PAIRS_AT_ONCE", at_once)
-    assert_same_up_to_rounding(system.propose(seen, target(system, "liver"), 2, 0), whole[:2])
+    assert_same_up_to_rounding(system.propose(seen, target(system, "liver"), 2, 0).probabilities, whole[:2])
 
 
 def test_equal_slices_get_equal_proposals_since_noise_is_one_field_for_all(system, stack):
-    drawn = system.propose(system.see(stack[14:15].repeat(2, 1, 1, 1)), target(system, "liver"), 2, 0)
+    drawn = system.propose(
+        system.see(View(stack[14:15].repeat(2, 1, 1, 1))), target(system, "liver"), 2, 0
+    ).probabilities
     assert_same_up_to_rounding(drawn[:, 0], drawn[:, 1])
 
 
@@ -123,12 +128,10 @@ def test_latent_estimation_weighs_an_error_of_the_noise_by_what_it_does_to_the_m
 def test_both_terms_are_what_is_trained(two_organ_bank, tmp_path):
     log = []
     made = build(SDSegConfig(64), PixelUnshuffleCodec(), two_organ_bank.vocabulary)
-    train_sdseg(
+    train(
         made,
         two_organ_bank,
-        budget=Budget(images=16),
-        folder=tmp_path,
-        on_step=lambda stage, state, spent: log.append((stage, state.log[-1])),
+        Run(Budget(images=16), tmp_path, on_step=lambda stage, state, spent: log.append((stage, state.log[-1]))),
     )
     assert [stage for stage, _ in log] == ["network", "network"]
     for _, entry in log:
@@ -161,9 +164,7 @@ def test_a_foundation_s_autoencoder_is_used_saved_and_not_changed(two_organ_bank
     made = entry.train(
         two_organ_bank,
         "tiny",
-        budget=Budget(images=16),
-        folder=tmp_path / "work",
-        seed=0,
+        Run(Budget(images=16), tmp_path / "work", seed=0),
         foundation=tmp_path / "foundation",
         device="cpu",
     )
@@ -178,7 +179,7 @@ def test_a_foundation_s_autoencoder_is_used_saved_and_not_changed(two_organ_bank
     assert latent.std().item() == pytest.approx(1, abs=1e-3)
     (tmp_path / "model").mkdir()
     again = entry.load(tmp_path / "model", entry.save(made, tmp_path / "model"), made.vocabulary)
-    drawn = [s.propose(s.see(stack[:2]), target(s, "liver"), 2, 0) for s in (made, again)]
+    drawn = [s.propose(s.see(View(stack[:2])), target(s, "liver"), 2, 0).probabilities for s in (made, again)]
     assert drawn[0].shape == (2, 2, 64, 64)
     assert torch.equal(*drawn)
     assert {p.suffix for p in (tmp_path / "model").rglob("*") if p.is_file()} == {".safetensors", ".json"}

@@ -11,18 +11,19 @@ from delineate.foundation.foundation import SCHEDULER
 from delineate.prompts.captions import captions
 from delineate.prompts.vocabulary import Vocabulary
 from delineate.proposals.fusion import fuse_staple
+from delineate.scans.grid import View
 from delineate.systems.diffusion import unisegdiff
 from delineate.systems.diffusion.unisegdiff import (
     UniSegDiff,
     UniSegDiffConfig,
     build,
     clean_from,
-    train_unisegdiff,
+    train,
     with_generic,
 )
-from delineate.systems.system import Target
+from delineate.systems.system import Asked
 from delineate.training import loop as training
-from delineate.training.loop import Budget
+from delineate.training.loop import Budget, Run
 
 FINDINGS = Vocabulary.from_names(["polyp", "skin lesion"], "endoscopy")
 
@@ -33,7 +34,7 @@ def dice(mask, truth):
 
 def target(system, name):
     concept = system.vocabulary.concepts[system.vocabulary.index(name)]
-    return Target(concept, captions(concept, "CT")[0])
+    return Asked(concept, captions(concept, "CT")[0])
 
 
 def changed(system, **config):
@@ -56,25 +57,27 @@ def slices(two_organ_bank):
 def train_a_little(bank: SliceBank, folder, images=32, **config):
     system = build(UniSegDiffConfig(size=bank.size, **config), bank.vocabulary)
     stages = []
-    train_unisegdiff(
+    train(
         system,
         bank,
-        budget=Budget(images=images),
-        folder=folder,
-        on_step=lambda stage, state, spent: stages.append((stage, sorted(state.log[-1]))),
+        Run(
+            Budget(images=images),
+            folder,
+            on_step=lambda stage, state, spent: stages.append((stage, sorted(state.log[-1]))),
+        ),
     )
     return system, stages
 
 
 def test_it_learns_to_outline(system, slices):
-    seen = system.see(slices[0])
-    masks = system.propose(seen, target(system, "liver"), 4, 0) >= 0.5
+    seen = system.see(View(slices[0]))
+    masks = system.propose(seen, target(system, "liver"), 4, 0).probabilities >= 0.5
     assert all(dice(mask, slices[1]) > 0.6 for mask in masks)
 
 
 def test_the_prompt_decides_what_is_outlined(system, slices):
-    seen = system.see(slices[0])
-    spleen = system.propose(seen, target(system, "spleen"), 1, 0)[0] >= 0.5
+    seen = system.see(View(slices[0]))
+    spleen = system.propose(seen, target(system, "spleen"), 1, 0).probabilities[0] >= 0.5
     assert dice(spleen, slices[1]) < 0.2
 
 
@@ -91,7 +94,7 @@ def test_no_gradient_reaches_the_frozen_condition_network(two_organ_bank, tmp_pa
     train = training.train
     monkeypatch.setattr(training, "train", spy)
     system = build(UniSegDiffConfig(size=64), two_organ_bank.vocabulary)
-    train_unisegdiff(system, two_organ_bank, budget=Budget(images=48), folder=tmp_path)
+    train(system, two_organ_bank, Run(Budget(images=48), tmp_path))
     after = system.condition.state_dict()
     assert all(torch.equal(v, after[k]) for k, v in kept["before"].items())
     assert all(p.grad is None for p in system.condition.parameters() if id(p) in kept["learns"])
@@ -128,7 +131,7 @@ def test_a_strategy_of_one_target_trains_and_asks_one_decoder(two_organ_bank, tm
     assert all(torch.equal(v, idle[k]) for k, v in system.denoiser.decoders[other].state_dict().items())
     stack = two_organ_bank.images[:2].float() / 127.5 - 1
     with evaluations(system) as asked:
-        system.propose(system.see(stack), target(system, "liver"), 1, 0)
+        system.propose(system.see(View(stack)), target(system, "liver"), 1, 0)
     assert [t for t, _ in asked] == ([999] if strategy is Strategy.ONE_STEP else [999, 749, 499, 249])
     assert {b for _, b in asked} == {chosen}
 
@@ -154,7 +157,7 @@ def test_a_chain_asks_the_decoders_in_the_paper_s_order_with_clamped_times(syste
     asked = {}
     for k, chain in enumerate(Branch):
         with evaluations(system) as asked[chain]:
-            system._sample(system.see(slices[0][:1]), chain, Stages().times(), torch.ones(1, 4, 32, 32))
+            system._sample(system.see(View(slices[0][:1])), chain, Stages().times(), torch.ones(1, 4, 32, 32))
         assert asked[chain][0] == (999, Branch.MASK)
         assert asked[chain][1:-1] == [(t, chain) for t in range(599, 299, -30)]
         assert asked[chain][-1] == (0, Branch.NOISE)
@@ -164,7 +167,7 @@ def test_a_chain_asks_the_decoders_in_the_paper_s_order_with_clamped_times(syste
 def test_condition_features_are_computed_once_for_all_proposals(system, slices):
     seen = []
     hook = system.condition.register_forward_hook(lambda module, args, output: seen.append(len(args[0])))
-    system.propose(system.see(slices[0]), target(system, "liver"), 6, 0)
+    system.propose(system.see(View(slices[0])), target(system, "liver"), 6, 0)
     hook.remove()
     assert seen == [5]
 
@@ -173,7 +176,7 @@ def test_condition_features_are_computed_once_for_all_proposals(system, slices):
 def test_no_two_proposals_are_the_same(system, slices, chains):
     """One deterministic step from one x_299 would give ten identical masks."""
     other = changed(system, chains=chains, stages=replace(system.config.stages, interval=100))
-    drawn = other.propose(other.see(slices[0][:2]), target(other, "liver"), 6, 0).flatten(1)
+    drawn = other.propose(other.see(View(slices[0][:2])), target(other, "liver"), 6, 0).probabilities.flatten(1)
     apart = torch.cdist(drawn, drawn) + torch.eye(6)
     assert apart.min() > 1e-4
 
@@ -188,37 +191,37 @@ def test_what_chains_share_is_evaluated_once(system, slices, chains, evaluations
         count += len(args[0])
 
     hook = other.denoiser.register_forward_hook(counted)
-    other.propose(other.see(slices[0][:1]), target(other, "liver"), 4, 0)
+    other.propose(other.see(View(slices[0][:1])), target(other, "liver"), 4, 0)
     hook.remove()
     assert count == evaluations_of_four
 
 
 def test_a_proposal_depends_neither_on_n_nor_on_its_companions(system, slices, monkeypatch):
-    seen = system.see(slices[0])
-    whole = system.propose(seen, target(system, "liver"), 5, 0)
-    fewer = system.propose(seen, target(system, "liver"), 2, 0)
+    seen = system.see(View(slices[0]))
+    whole = system.propose(seen, target(system, "liver"), 5, 0).probabilities
+    fewer = system.propose(seen, target(system, "liver"), 2, 0).probabilities
     assert_same_up_to_rounding(fewer, whole[:2])
-    alone = system.propose(system.see(slices[0][2:3]), target(system, "liver"), 5, 0)
+    alone = system.propose(system.see(View(slices[0][2:3])), target(system, "liver"), 5, 0).probabilities
     assert_same_up_to_rounding(alone[:, 0], whole[:, 2])
     monkeypatch.setattr(unisegdiff, "PAIRS_AT_ONCE", 3)
-    assert_same_up_to_rounding(system.propose(seen, target(system, "liver"), 5, 0), whole)
+    assert_same_up_to_rounding(system.propose(seen, target(system, "liver"), 5, 0).probabilities, whole)
 
 
 def test_the_same_seed_is_equal_to_the_bit_and_another_is_not(system, slices):
-    seen = system.see(slices[0][:1])
-    a, same, other = (system.propose(seen, target(system, "liver"), 2, seed) for seed in (0, 0, 1))
+    seen = system.see(View(slices[0][:1]))
+    a, same, other = (system.propose(seen, target(system, "liver"), 2, seed).probabilities for seed in (0, 0, 1))
     assert torch.equal(a, same)
     assert not torch.equal(a, other)
 
 
 def test_twenty_proposals_fuse_to_a_mask(system, slices):
-    drawn = system.propose(system.see(slices[0][:1]), target(system, "liver"), 20, 0)
+    drawn = system.propose(system.see(View(slices[0][:1])), target(system, "liver"), 20, 0).probabilities
     assert dice(torch.from_numpy(fuse_staple(drawn[:, 0].numpy())) >= 0.5, slices[1][0]) > 0.6
 
 
 def test_progress_ends_with_all_and_does_not_fall(system, slices):
     told = []
-    system.propose(system.see(slices[0]), target(system, "liver"), 3, 0, told.append)
+    system.propose(system.see(View(slices[0])), target(system, "liver"), 3, 0, told.append)
     assert told == sorted(told)
     assert told[-1] == 1.0
 
@@ -247,7 +250,7 @@ def test_both_answers_give_back_the_mask_when_they_are_right(schedule):
 def test_untrained_decoders_answer_with_the_pixel_s_posterior_and_agree(t):
     """Log-odds of mask and noise that follow from one x0: at every time both branches give the same clean mask."""
     system = build(UniSegDiffConfig(size=64), FINDINGS)
-    seen = system.see(torch.rand(2, 3, 64, 64) * 2 - 1)
+    seen = system.see(View(torch.rand(2, 3, 64, 64) * 2 - 1))
     x_t, when = torch.randn(2, 4, 32, 32, generator=torch.Generator().manual_seed(0)), torch.full((2,), t)
     with torch.no_grad():
         answers = system.answers(seen, x_t, when, tuple(Branch))
@@ -262,7 +265,7 @@ def test_untrained_decoders_answer_with_the_pixel_s_posterior_and_agree(t):
 
 def test_from_nothing_the_condition_s_probability_is_not_used():
     system = build(UniSegDiffConfig(size=64, start="nothing"), FINDINGS)
-    seen = system.see(torch.rand(1, 3, 64, 64) * 2 - 1)
+    seen = system.see(View(torch.rand(1, 3, 64, 64) * 2 - 1))
     other = replace(seen, probability=seen.probability.flip(1))
     x_t, t = torch.randn(1, 4, 32, 32), torch.tensor([450])
     with torch.no_grad():
@@ -274,7 +277,7 @@ def test_lesion_asks_for_every_finding_together():
     system = build(UniSegDiffConfig(size=64), FINDINGS)
     assert system.vocabulary.names == ("polyp", "skin lesion", "lesion")
     assert system.learnt.names == ("polyp", "skin lesion")
-    seen = system.see(torch.rand(2, 3, 64, 64) * 2 - 1)
+    seen = system.see(View(torch.rand(2, 3, 64, 64) * 2 - 1))
     both = system.estimate(seen, target(system, "lesion"))
     parts = [system.estimate(seen, target(system, name)) for name in system.learnt.names]
     torch.testing.assert_close(both, parts[0] + parts[1])
@@ -287,7 +290,7 @@ def test_organs_are_no_lesions(two_organ_bank):
 def test_slices_where_the_condition_network_sees_nothing_are_not_drawn(system, slices):
     blind = changed(system, skip_below=1.1)
     with evaluations(blind) as asked:
-        drawn = blind.propose(blind.see(slices[0]), target(blind, "liver"), 3, 0)
+        drawn = blind.propose(blind.see(View(slices[0])), target(blind, "liver"), 3, 0).probabilities
     assert drawn.shape == (3, 5, 64, 64)
     assert not drawn.any()
     assert not asked

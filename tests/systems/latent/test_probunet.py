@@ -7,14 +7,15 @@ from tests.rounding import assert_same_up_to_rounding
 from delineate.adapters import ADAPTERS, AdapterConfig
 from delineate.adapters.adapter import attach
 from delineate.data.slices import NOBODY, SliceBank
-from delineate.few_shot.learning import stages_of
+from delineate.few_shot.learning import phases_of
 from delineate.prompts.vocabulary import Vocabulary
+from delineate.scans.grid import View
 from delineate.systems import SYSTEMS, plain
 from delineate.systems.latent import probunet
 from delineate.systems.latent.probabilistic import FURTHEST
-from delineate.systems.latent.probunet import BETAS, SIZES, ProbUNet, ProbUNetConfig, build, train_probunet
-from delineate.systems.system import Target
-from delineate.training.loop import Budget
+from delineate.systems.latent.probunet import BETAS, SIZES, ProbUNet, ProbUNetConfig, build, train
+from delineate.systems.system import Asked
+from delineate.training.loop import Budget, Run, Step
 
 VOCABULARY = Vocabulary.from_names(["liver", "spleen", "aorta"], "CT")
 MORE = VOCABULARY.merged(Vocabulary.from_names(["left kidney"], "CT"))
@@ -33,12 +34,12 @@ def slices(count: int, seed: int = 0) -> torch.Tensor:
     return torch.rand(count, 3, 32, 32, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
-def target(name: str = "liver", vocabulary: Vocabulary = VOCABULARY) -> Target:
-    return Target(vocabulary.concepts[vocabulary.index(name)], name)
+def target(name: str = "liver", vocabulary: Vocabulary = VOCABULARY) -> Asked:
+    return Asked(vocabulary.concepts[vocabulary.index(name)], name)
 
 
 def drawn(system: ProbUNet, stack: torch.Tensor, n: int, seed: int = 0, name: str = "liver") -> torch.Tensor:
-    return system.propose(system.see(stack), target(name, system.vocabulary), n, seed)
+    return system.propose(system.see(View(stack)), target(name, system.vocabulary), n, seed).probabilities
 
 
 def disputed_bank(size: int = 16) -> SliceBank:
@@ -88,12 +89,12 @@ def test_proposals_differ_by_number_and_by_seed(system):
 
 
 def test_all_slices_of_a_scan_take_the_same_draw_from_priors_of_their_own(system):
-    seen, noise = system.see(slices(3)), probunet.latent_noise(2, CONFIG.latent, seed=5)
+    seen, noise = system.see(View(slices(3))), probunet.latent_noise(2, CONFIG.latent, seed=5)
     for k in range(2):
         for s in range(3):
             z = seen.mean[s] + seen.sigma[s] * noise[k]
             expected = system.network.head(seen.features[s : s + 1], z[None, None]).softmax(dim=1)[0, 2]
-            found = system.propose(seen, target("spleen"), 2, 5)[k, s]
+            found = system.propose(seen, target("spleen"), 2, 5).probabilities[k, s]
             assert_same_up_to_rounding(found, expected)
     assert seen.mean.std(dim=0).min() > 1e-4
 
@@ -118,7 +119,7 @@ def test_targets_exclude_each_other(system):
 
 def test_progress_is_told_to_its_end(system):
     told = []
-    system.propose(system.see(slices(5)), target(), 20, 0, told.append)
+    system.propose(system.see(View(slices(5))), target(), 20, 0, told.append)
     assert told == sorted(told)
     assert told[-1] == 1
 
@@ -232,8 +233,8 @@ def test_the_entropy_of_the_mean_map_does_not_mind_how_the_maps_differ():
 def test_a_step_reaches_every_weight(objective):
     bank = disputed_bank()
     system = build(ProbUNetConfig(16, (16, 32), objective=objective), bank.vocabulary)
-    stage = system.stages(bank)[0]
-    loss, parts = stage.loss_of(8, torch.Generator().manual_seed(0))
+    stage = system.phases(bank)[0]
+    loss, parts = stage.loss_of(8, Step(torch.Generator().manual_seed(0)))
     loss.backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in stage.module.parameters())
     assert all(p.grad.abs().sum() > 0 for p in system.network.posterior.out.parameters())
@@ -244,8 +245,8 @@ def test_a_step_reaches_every_weight(objective):
 @pytest.mark.parametrize("objective", BETAS)
 def test_a_step_depends_on_its_generator_alone(objective):
     bank = disputed_bank()
-    stage = build(ProbUNetConfig(16, (16, 32), objective=objective), bank.vocabulary).stages(bank)[0]
-    first, second, other = (stage.loss_of(4, torch.Generator().manual_seed(s))[0].item() for s in (0, 0, 1))
+    stage = build(ProbUNetConfig(16, (16, 32), objective=objective), bank.vocabulary).phases(bank)[0]
+    first, second, other = (stage.loss_of(4, Step(torch.Generator().manual_seed(s)))[0].item() for s in (0, 0, 1))
     assert first == second != other
 
 
@@ -254,10 +255,10 @@ def test_a_bank_without_raters_has_one_rater():
     single = replace(bank, readings=bank.labels[:, None], rating="all")
     losses = []
     for one in (single, replace(bank, readings=None, rating="consensus")):
-        stage = build(ProbUNetConfig(16, (16, 32), objective="energy"), bank.vocabulary).stages(one)[0]
+        stage = build(ProbUNetConfig(16, (16, 32), objective="energy"), bank.vocabulary).phases(one)[0]
         draw = one.draw(4, 1, torch.Generator().manual_seed(0))
         object.__setattr__(one, "draw", lambda *_, draw=draw: draw)  # the two banks draw alike, the batches differ
-        losses.append(stage.loss_of(4, torch.Generator().manual_seed(0))[0].item())
+        losses.append(stage.loss_of(4, Step(torch.Generator().manual_seed(0)))[0].item())
     assert losses[0] == losses[1]
 
 
@@ -270,8 +271,8 @@ def test_what_is_not_annotated_is_left_out_or_lumped(objective, two_organ_bank):
     unknown.labels[unknown.labels == spleen] = 0
     for bank in (unknown, replace(unknown, lumped=True)):
         system = build(ProbUNetConfig(64, (16, 32), objective=objective), bank.vocabulary)
-        stage = system.stages(bank)[0]
-        loss, _ = stage.loss_of(4, torch.Generator().manual_seed(0))
+        stage = system.phases(bank)[0]
+        loss, _ = stage.loss_of(4, Step(torch.Generator().manual_seed(0)))
         loss.backward()
         gradient = system.network.head.out.bias.grad
         assert gradient[spleen - 1] != 0
@@ -295,12 +296,10 @@ def test_proposals_meet_raters_who_contradict_each_other(objective, images, tmp_
     """Some draws of the latent are right for the rater who drew a disc, and some for the one who drew nothing."""
     bank = disputed_bank()
     config, told = ProbUNetConfig(16, (16, 32), objective=objective, beta=1.0), []
-    system = train_probunet(
+    system = train(
         build(config, bank.vocabulary),
         bank,
-        budget=Budget(images=images),
-        folder=tmp_path,
-        on_step=lambda stage, state, spent: told.append(state.log[-1]["loss"]),
+        Run(Budget(images=images), tmp_path, on_step=lambda stage, state, spent: told.append(state.log[-1]["loss"])),
     )
     assert sum(told[-20:]) < 0.4 * sum(told[:20])
     assert worst_reading(drawn(system, bank.images.float() / 127.5 - 1, 16, name="lung nodule"), bank) > 0.9
@@ -311,9 +310,9 @@ def test_a_single_answer_cannot_meet_both(tmp_path):
     """What the test above would be worth if a deterministic U-Net passed it."""
     bank = disputed_bank()
     alone = plain.build(plain.PlainConfig(16, (16, 32)), bank.vocabulary)
-    plain.train_plain(alone, bank, budget=Budget(images=400), folder=tmp_path)
-    seen = alone.see(bank.images.float() / 127.5 - 1)
-    answer = alone.propose(seen, Target(bank.vocabulary.concepts[0], "lung nodule"), 8, 0)
+    plain.train(alone, bank, Run(Budget(images=400), tmp_path))
+    seen = alone.see(View(bank.images.float() / 127.5 - 1))
+    answer = alone.propose(seen, Asked(bank.vocabulary.concepts[0], "lung nodule"), 8, 0).probabilities
     assert worst_reading(answer, bank) < 0.1
 
 
@@ -335,9 +334,9 @@ def test_an_adapter_changes_nothing_at_first_and_learns_alone(kind, system, two_
         parameter.data += 0.02
     asked = drawn(wide.system, slices(1), 2, name="left kidney")
     torch.testing.assert_close(drawn(wide.merged(), slices(1), 2, name="left kidney"), asked, rtol=1e-3, atol=1e-5)
-    stage = stages_of(wide, bank, 1e-3)[0]
+    stage = phases_of(wide, bank, 1e-3)[0]
     stage.module.requires_grad_(True)
-    loss, _ = stage.loss_of(2, torch.Generator().manual_seed(0))
+    loss, _ = stage.loss_of(2, Step(torch.Generator().manual_seed(0)))
     loss.backward()
     reached = [p for p in wide.own.values() if p.grad is not None and p.grad.abs().sum() > 0]
     assert len(reached) > len(wide.own) / 4

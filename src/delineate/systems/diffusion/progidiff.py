@@ -5,9 +5,11 @@ first trained as a segmenter of every target at once and then conditions the con
 network predicts x0; a prompt's mask is drawn in a few trailing DDIM steps from N noise fields.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
@@ -19,16 +21,20 @@ from delineate.diffusion.sampling import SAMPLERS, known
 from delineate.diffusion.schedule import trailing_times
 from delineate.foundation.control import Control, Hint
 from delineate.foundation.foundation import Foundation
-from delineate.foundation.pretraining import draw_captions
+from delineate.foundation.pretraining import PRETRAIN_SHARE, caption_corpus, draw_captions, pretrain
 from delineate.foundation.text import Encoded
 from delineate.networks.encoder import ENCODER_WIDTHS, Features
 from delineate.prompts.vocabulary import Vocabulary
-from delineate.systems.system import Marked, Target
-from delineate.training.loop import Budget, OnStep, Stage, train_stages
+from delineate.scans.grid import View
+from delineate.storage.weights import load_weights, save_weights
+from delineate.systems.drawing import draw_pairs
+from delineate.systems.system import Asked, Clue, Clues, Drawn, OnShare
+from delineate.training.loop import Loss, Phase, Run, Step, train_phases
 from delineate.training.losses import denoising_loss, lumped, segmentation_loss
 
 ENCODER_SHARE = 0.72  # of the training budget; the rest trains the control
 PROMPTS_DENOISED = 4  # a slice, for the denoiser: each is a pass of its own
+DECODER = r"\b(grow|up|head|trust|mix|decoders|detail)\b|\bfrom_"  # on the way from features to answers
 PAIRS_AT_ONCE = 64  # (slice, proposal) pairs in one forward: bounds memory, changes nothing but rounding
 
 
@@ -45,6 +51,10 @@ class ProGiDiffConfig:
 
 class ProGiDiff:
     """A foundation, its control, and how to draw with them."""
+
+    accepts = frozenset({Clue.MASK, Clue.POINTS, Clue.SCRIBBLES})
+    open_words = False
+    decoder = DECODER
 
     def __init__(self, config: ProGiDiffConfig, foundation: Foundation, control: Control, vocabulary: Vocabulary):
         self.config = config
@@ -64,55 +74,40 @@ class ProGiDiff:
         return self
 
     @torch.no_grad()
-    def see(self, stack: Tensor) -> Features:
-        """Encode slices (S, 3, size, size) once, for any number of prompts."""
-        stack = stack.to(self.foundation.device)
+    def see(self, view: View) -> Features:
+        """Encode slices once, for any number of prompts."""
+        stack = view.stack.to(self.foundation.device)
         parts = [self.control.encoder(chunk) for chunk in stack.split(16)]
         return Features(torch.cat([p.fine for p in parts]), torch.cat([p.coarse for p in parts]))
 
     @torch.no_grad()
-    def estimate(self, seen: Features, target: Target, slices: Tensor | None = None) -> Tensor:
+    def estimate(self, seen: Features, asked: Asked, slices: Tensor | None = None) -> Tensor:
         """The encoder's own probability of the target, (S, size, size): what the denoiser starts from.
 
         Of M `slices`, by their indices, where they are given: (M, size, size).
         """
         seen = seen if slices is None else seen[slices.to(self.foundation.device)]
-        return self._probability(seen, self.foundation.encode_text([target.caption]), target).cpu()
+        return self._probability(seen, self.foundation.encode_text([asked.caption]), asked).cpu()
 
     @torch.no_grad()
-    def propose(
-        self, seen: Features, target: Target, n: int, seed: int, on_step: Callable[[float], None] = lambda share: None
-    ) -> Tensor:
+    def propose(self, seen: Features, asked: Asked, n: int, seed: int, on_step: OnShare = lambda share: None) -> Drawn:
         """N probability volumes (N, S, size, size) of one target.
 
-        Proposal k uses one noise field for all slices, made from (seed, k) alone.
+        Proposal k uses one noise field for all slices, made from (seed, k) alone. With a mask among the clues they are
+        of the clues' slices, and the mask takes the place of the encoder's estimate; known pixels are told to the
+        denoiser at every step, where the codec is one of pixels.
         """
-        text = self.foundation.encode_text([target.caption])
-        probability = self._probability(seen, text, target)
+        clues = asked.clues
+        text = self.foundation.encode_text([asked.caption])
+        if clues.mask is not None and clues.slices is not None:
+            chosen = seen[clues.slices.to(self.foundation.device)]
+            return Drawn(self._draw(chosen, text, clues.mask.to(self.foundation.device), n, seed, on_step, clues))
+        probability = self._probability(seen, text, asked)
         out = torch.zeros(n, len(probability), self.size, self.size)
         active = (probability.flatten(1).max(1).values >= self.config.skip_below).nonzero()[:, 0]
         if len(active):
             out[:, active.cpu()] = self._draw(seen[active], text, probability[active], n, seed, on_step)
-        return out
-
-    @torch.no_grad()
-    def redraw(
-        self,
-        seen: Features,
-        target: Target,
-        marked: Marked,
-        n: int,
-        seed: int,
-        on_step: Callable[[float], None] = lambda share: None,
-    ) -> Tensor:
-        """N probability volumes (N, M, size, size) of the marked slices, from the noise fields of `propose`.
-
-        The marks' probability takes the place of the encoder's.
-        """
-        device = self.foundation.device
-        text = self.foundation.encode_text([target.caption])
-        chosen = seen[marked.slices.to(device)]
-        return self._draw(chosen, text, marked.probability.to(device), n, seed, on_step, marked)
+        return Drawn(out)
 
     def _draw(
         self,
@@ -121,35 +116,32 @@ class ProGiDiff:
         probability: Tensor,
         n: int,
         seed: int,
-        on_step: Callable[[float], None],
-        marked: Marked | None = None,
+        on_step: OnShare,
+        clues: Clues = Clues(),
     ) -> Tensor:
         """(n, S, size, size) on the CPU, of slices with the `probability` (S, size, size) to start from."""
         codec, pooled = self.foundation.codec, text.pooled.expand(len(probability), -1)
         hint = self.control.hint(seen, probability[:, None], pooled, codec)
-        times = trailing_times(self.config.steps)
+        times, device = trailing_times(self.config.steps), hint.estimate.device
         fields = noise_fields(codec, n, tuple(hint.estimate.shape[1:]), seed)
-        out = torch.zeros(n, len(probability), self.size, self.size)
-        pairs = torch.cartesian_prod(torch.arange(len(probability)), torch.arange(n))
-        for done, chunk in enumerate(pairs.split(PAIRS_AT_ONCE), start=1):
-            slices, proposals = chunk[:, 0], chunk[:, 1]
+
+        def draw(proposals: Tensor, slices: Tensor) -> Tensor:
             denoise = self._denoiser(hint[slices], text)
-            if marked is not None and isinstance(codec, PixelUnshuffleCodec):
-                value, where = codec.encode(marked.value[slices]), codec.places(marked.where[slices])
-                denoise = known(denoise, value.to(hint.estimate.device), where.to(hint.estimate.device))
-            x0 = SAMPLERS[self.config.sampler](
-                denoise,
-                lambda step, proposals=proposals: fields(step)[proposals].to(hint.estimate.device),
-                times,
-                self.foundation.schedule,
-            )
-            out[proposals, slices] = codec.decode(x0)[:, 0].clamp(0, 1).cpu()
-            on_step(min(1.0, done * PAIRS_AT_ONCE / len(pairs)))
+            if clues.known is not None and isinstance(codec, PixelUnshuffleCodec):
+                value, where = (pixels[slices] for pixels in clues.known)
+                denoise = known(denoise, codec.encode(value).to(device), codec.places(where).to(device))
+            noise = partial(_of_proposals, fields, proposals, device)
+            x0 = SAMPLERS[self.config.sampler](denoise, noise, times, self.foundation.schedule)
+            return codec.decode(x0)[:, 0]
+
+        pairs = torch.cartesian_prod(torch.arange(len(probability)), torch.arange(n)).flip(1)
+        out = torch.zeros(n, len(probability), self.size, self.size)
+        draw_pairs(pairs, draw, out, PAIRS_AT_ONCE, on_step)
         return out
 
-    def _probability(self, seen: Features, text: Encoded, target: Target) -> Tensor:
+    def _probability(self, seen: Features, text: Encoded, asked: Asked) -> Tensor:
         """(S, size, size): the prompt's words against everything else that the model knows by its plain name."""
-        index = self.vocabulary.index(target.concept.name)
+        index = self.vocabulary.index(asked.name)
         pooled = self.foundation.encode_text(list(self.vocabulary.names)).pooled
         likeness = F.cosine_similarity(text.pooled, pooled)
         if likeness.argmax() == index:  # else the words are unlike any caption that was learnt: the plain name serves
@@ -162,6 +154,11 @@ class ProGiDiff:
         return lambda x, t: clean_estimate(
             self.foundation, self.control, x, torch.full((len(x),), t, device=x.device), tokens, hint
         )
+
+    @property
+    def about(self) -> str:
+        """What the foundation says of itself."""
+        return f"Foundation: {self.foundation.pretraining}."
 
     @property
     def learnt(self) -> Vocabulary:
@@ -179,47 +176,74 @@ class ProGiDiff:
         assert isinstance(control, Control)
         return ProGiDiff(self.config, self.foundation, control, vocabulary)
 
-    def stages(self, bank: SliceBank) -> list[Stage]:
+    def widen(self, names: Sequence[str], *, seed: int = 0) -> None:
+        """Nothing: names are read."""
+
+    def phases(self, bank: SliceBank) -> list[Phase]:
         """Two. The image encoder learns to segment every target at once; then, it frozen, the rest learns to denoise.
 
         Trained by the denoiser from nothing the encoder learns poorly.
         """
-        control, foundation = self.control, self.foundation
+        control, device = self.control, self.foundation.device
         looks = nn.ModuleDict({"encoder": control.encoder, "head": control.head})
         steers = nn.ModuleDict({name: module for name, module in control.named_children() if name not in looks})
 
-        def looked_at(batch: Batch, generator: Generator) -> tuple[Encoded, Features, Tensor, Tensor]:
-            with torch.no_grad():
-                text = foundation.encode_text(draw_captions(bank, generator))
-            possible = (bank.annotated | bank.foreign)[batch.dataset.cpu()].to(foundation.device)
-            features = control.encoder(batch.image)
-            estimate = control.estimate(features, text.pooled, None if bank.lumped else possible)
-            return text, features, lumped(estimate, possible) if bank.lumped else estimate, possible
+        def stream(prompts: int) -> Callable[[int, Generator], Captioned]:
+            def draw(size: int, generator: Generator) -> Captioned:
+                batch = bank.draw(size, prompts, generator).to(device)
+                return Captioned(batch, draw_captions(bank, generator))
 
-        def encoder_loss(size: int, generator: Generator) -> tuple[Tensor, dict[str, float]]:
-            batch = bank.draw(size, 1, generator).to(foundation.device)
-            _, _, log_probability, possible = looked_at(batch, generator)
-            return segmentation_loss(log_probability, batch.labels, possible), {}
-
-        def control_loss(size: int, generator: Generator) -> tuple[Tensor, dict[str, float]]:
-            batch = bank.draw(size, PROMPTS_DENOISED, generator).to(foundation.device)
-            with torch.no_grad():
-                text, features, log_probability, _ = looked_at(batch, generator)
-            image = torch.arange(size, device=foundation.device).repeat_interleave(batch.concepts.shape[1])
-            concept, mask = batch.concepts.flatten(), batch.masks.flatten(0, 1)[:, None]
-            pairs, probability = text[concept], log_probability[image, 1 + concept].exp()[:, None]
-            hint = control.hint(features[image], probability, pairs.pooled, foundation.codec)
-            x0 = foundation.codec.encode(mask)
-            t = torch.randint(1000, (len(x0),), generator=generator).to(foundation.device)
-            noise = foundation.codec.noise(x0.shape, generator).to(foundation.device)
-            x_t = foundation.schedule.add_noise(x0, noise, t)
-            x0_hat = clean_estimate(foundation, control, x_t, t, pairs, hint)
-            return denoising_loss(x0_hat, x0, foundation.codec.decode(x0_hat), mask, concept), {}
+            return draw
 
         return [
-            Stage("encoder", looks, encoder_loss, ENCODER_SHARE),
-            Stage("control", steers, control_loss, 1 - ENCODER_SHARE),
+            Phase("encoder", looks, stream(1), encoder_loss, self, ENCODER_SHARE),
+            Phase("control", steers, stream(PROMPTS_DENOISED), control_loss, self, 1 - ENCODER_SHARE),
         ]
+
+
+@dataclass(frozen=True, eq=False)
+class Captioned:
+    """A batch, and a caption for every name of the vocabulary."""
+
+    batch: Batch
+    captions: list[str]
+
+
+def _of_proposals(fields: Callable[[int], Tensor], proposals: Tensor, device: torch.device, step: int) -> Tensor:
+    return fields(step)[proposals].to(device)
+
+
+def _looked_at(system: ProGiDiff, drawn: Captioned) -> tuple[Encoded, Features, Tensor]:
+    """The captions, the features, and log-probabilities of every name."""
+    batch = drawn.batch
+    with torch.no_grad():
+        text = system.foundation.encode_text(drawn.captions)
+    features = system.control.encoder(batch.image)
+    estimate = system.control.estimate(features, text.pooled, None if batch.lumped else batch.possible)
+    return text, features, lumped(estimate, batch.possible) if batch.lumped else estimate
+
+
+def encoder_loss(system: ProGiDiff, drawn: Captioned, step: Step) -> Loss:
+    """Of the image encoder as a segmenter of every target at once."""
+    _, _, log_probability = _looked_at(system, drawn)
+    return segmentation_loss(log_probability, drawn.batch.labels, drawn.batch.possible), {}
+
+
+def control_loss(system: ProGiDiff, drawn: Captioned, step: Step) -> Loss:
+    """Of the steered foundation's clean estimate, at one time drawn for every (slice, prompt)."""
+    foundation, batch = system.foundation, drawn.batch
+    with torch.no_grad():
+        text, features, log_probability = _looked_at(system, drawn)
+    image = torch.arange(len(batch.image), device=foundation.device).repeat_interleave(batch.concepts.shape[1])
+    concept, mask = batch.concepts.flatten(), batch.masks.flatten(0, 1)[:, None]
+    pairs, probability = text[concept], log_probability[image, 1 + concept].exp()[:, None]
+    hint = system.control.hint(features[image], probability, pairs.pooled, foundation.codec)
+    x0 = foundation.codec.encode(mask)
+    t = torch.randint(1000, (len(x0),), generator=step.generator).to(foundation.device)
+    noise = foundation.codec.noise(x0.shape, step.generator).to(foundation.device)
+    x_t = foundation.schedule.add_noise(x0, noise, t)
+    x0_hat = clean_estimate(foundation, system.control, x_t, t, pairs, hint)
+    return denoising_loss(x0_hat, x0, foundation.codec.decode(x0_hat), mask, concept), {}
 
 
 def clean_estimate(
@@ -244,16 +268,42 @@ def build(config: ProGiDiffConfig, foundation: Foundation, vocabulary: Vocabular
     return ProGiDiff(config, foundation, control, vocabulary)
 
 
-def train_progidiff(
-    system: ProGiDiff,
-    bank: SliceBank,
+def make(
+    preset: str,
+    size: int,
+    vocabulary: Vocabulary,
     *,
-    budget: Budget,
-    folder: Path,
     seed: int = 0,
-    on_step: OnStep = lambda stage, state, spent: None,
-    should_stop: Callable[[], bool] = lambda: False,
+    foundation: Path | None = None,
+    modalities: tuple[str | None, ...] = (None,),
 ) -> ProGiDiff:
-    """Train the control in two stages; the foundation is not touched."""
-    train_stages(system.stages(bank), budget=budget, folder=folder, seed=seed, on_step=on_step, should_stop=should_stop)
+    """A system with an untrained control, on a foundation from a folder, or else on an untrained one."""
+    if foundation is None:
+        base = Foundation.make(preset, "unshuffle", caption_corpus(vocabulary, modalities), seed=seed)
+    else:
+        base = Foundation.load(foundation)
+    return build(ProGiDiffConfig(size=size, encoder=preset), base, vocabulary, seed=seed)
+
+
+def train(system: ProGiDiff, bank: SliceBank, run: Run) -> ProGiDiff:
+    """Train the control in two phases. A foundation that is untrained is pre-trained first, else it is not touched."""
+    if system.foundation.is_untrained:
+        base = pretrain(system.foundation, bank, run.part(PRETRAIN_SHARE, "pretrain"))
+        run = run.part(1 - PRETRAIN_SHARE)  # a control starts as a copy of the foundation's weights
+        system = build(system.config, base, system.vocabulary, seed=run.seed).to(base.device)
+    train_phases(system.phases(bank), run)
+    return system
+
+
+def save(system: ProGiDiff, folder: Path) -> dict[str, Any]:
+    """Write the weights; the configuration comes back."""
+    system.foundation.save(folder / "foundation")
+    save_weights(system.control, folder / "control.safetensors")
+    return asdict(system.config)
+
+
+def load(folder: Path, config: Mapping[str, Any], vocabulary: Vocabulary) -> ProGiDiff:
+    """What `save` wrote."""
+    system = build(ProGiDiffConfig(**config), Foundation.load(folder / "foundation"), vocabulary)
+    load_weights(system.control, folder / "control.safetensors")
     return system

@@ -11,24 +11,30 @@ encoder is ours instead of a copy of the autoencoder's; and the noise is read of
 does not copy x that well: after 3000 phantom slices of 64², Dice was 0.1 with ε̂ as its plain output, 0.75 with v̂.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import UNet2DModel
+from diffusers import AutoencoderKL, UNet2DModel
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from delineate.data.slices import SliceBank
-from delineate.diffusion.codec import Codec, VaeCodec, noise_fields
+from delineate.data.slices import Batch, SliceBank
+from delineate.diffusion.codec import CODECS, Codec, VaeCodec, noise_fields
 from delineate.diffusion.sampling import sample_one_step
 from delineate.diffusion.schedule import Schedule, schedule_from_config, trailing_times
+from delineate.errors import DelineateError
+from delineate.foundation.foundation import Foundation
 from delineate.networks.encoder import ENCODER_WIDTHS, ImageEncoder
 from delineate.prompts.vocabulary import Vocabulary
-from delineate.systems.system import Target
-from delineate.training.loop import Budget, OnStep, Stage, train_stages
+from delineate.scans.grid import View
+from delineate.storage.weights import load_weights, save_weights
+from delineate.systems.drawing import draw_pairs
+from delineate.systems.system import Asked, Clue, Drawn, OnShare
+from delineate.training.loop import Loss, Phase, Run, Step, train_phases
 
 PAIRS_AT_ONCE = 32  # (slice, proposal) pairs in one forward: bounds memory, changes nothing but rounding
 PROMPTS = 3  # a slice: the fewest of which `SliceBank.draw` makes one absent, whatever the slice shows
@@ -117,6 +123,11 @@ class NoiseNetwork(nn.Module):
 class SDSeg:
     """A codec, a noise network, and how to draw with them."""
 
+    accepts: frozenset[Clue] = frozenset()
+    open_words = False
+    about = ""
+    decoder = r"\b(head|up)\b"
+
     def __init__(self, config: SDSegConfig, codec: Codec, vocabulary: Vocabulary, network: NoiseNetwork):
         self.config = config
         self.codec = codec
@@ -141,33 +152,30 @@ class SDSeg:
         return self
 
     @torch.no_grad()
-    def see(self, stack: Tensor) -> Tensor:
+    def see(self, view: View) -> Tensor:
         """Conditions (S, channels, size/8, size/8), made once for any number of prompts and proposals."""
-        return torch.cat([self.network.see(chunk.to(self.device)) for chunk in stack.split(16)])
+        return torch.cat([self.network.see(chunk.to(self.device)) for chunk in view.stack.split(16)])
 
     @torch.no_grad()
-    def propose(
-        self, seen: Tensor, target: Target, n: int, seed: int, on_step: Callable[[float], None] = lambda share: None
-    ) -> Tensor:
+    def propose(self, seen: Tensor, asked: Asked, n: int, seed: int, on_step: OnShare = lambda share: None) -> Drawn:
         """N probability volumes (N, S, size, size) of one target, one evaluation of the denoiser each.
 
         Proposal k uses one noise field for all slices, made from (seed, k) alone.
         """
-        concept = self.vocabulary.index(target.concept.name)
+        concept = self.vocabulary.index(asked.name)
         fields = noise_fields(self.codec, n, tuple(seen.shape[1:]), seed)
-        out = torch.zeros(n, len(seen), self.size, self.size)
-        pairs = torch.cartesian_prod(torch.arange(len(seen)), torch.arange(n))
-        for done, chunk in enumerate(pairs.split(PAIRS_AT_ONCE), start=1):
-            slices, proposals = chunk[:, 0], chunk[:, 1]
+
+        def draw(proposals: Tensor, slices: Tensor) -> Tensor:
+            denoise = partial(self._clean, seen[slices.to(seen.device)], concept)
             x0 = sample_one_step(
-                partial(self._clean, seen[slices.to(seen.device)], concept),
-                lambda step, proposals=proposals: fields(step)[proposals].to(self.device),
-                trailing_times(1),
-                self.schedule,
+                denoise, lambda step: fields(step)[proposals].to(self.device), trailing_times(1), self.schedule
             )
-            out[proposals, slices] = self.codec.decode(x0)[:, 0].clamp(0, 1).cpu()
-            on_step(min(1.0, done * PAIRS_AT_ONCE / len(pairs)))
-        return out
+            return self.codec.decode(x0)[:, 0]
+
+        out = torch.zeros(n, len(seen), self.size, self.size)
+        pairs = torch.cartesian_prod(torch.arange(len(seen)), torch.arange(n)).flip(1)
+        draw_pairs(pairs, draw, out, PAIRS_AT_ONCE, on_step)
+        return Drawn(out)
 
     def _clean(self, condition: Tensor, concept: int, x_t: Tensor, t: int) -> Tensor:
         """x0 = (x_t - σ ε̂) / a."""
@@ -190,23 +198,27 @@ class SDSeg:
         assert isinstance(network, NoiseNetwork)
         return SDSeg(self.config, self.codec, vocabulary, network)
 
-    def stages(self, bank: SliceBank) -> list[Stage]:
+    def widen(self, names: Sequence[str], *, seed: int = 0) -> None:
+        """Refused: a name is an embedded number here."""
+        raise DelineateError(f"this model cannot learn new names ({', '.join(names)}); leave their labels out")
+
+    def phases(self, bank: SliceBank) -> list[Phase]:
         """One: encoder and denoiser together."""
-        codec, network, schedule, device = self.codec, self.network, self.schedule, self.device
+        return [Phase("network", self.network, bank.stream(PROMPTS, self.device), latent_loss, self)]
 
-        def loss_of(size: int, generator: Generator) -> tuple[Tensor, dict[str, float]]:
-            batch = bank.draw(size, PROMPTS, generator).to(device)
-            condition = network.see(batch.image).repeat_interleave(PROMPTS, dim=0)
-            x0 = codec.encode(batch.masks.flatten(0, 1)[:, None])
-            t = torch.randint(1000, (len(x0),), generator=generator).to(device)
-            noise = codec.noise(x0.shape, generator).to(device)
-            x_t = schedule.add_noise(x0, noise, t)
-            noise_hat = network(x_t, t, condition, batch.concepts.flatten(), schedule)
-            noise_term, latent_term = loss_terms(schedule, noise_hat, noise, x_t, x0, t)
-            parts = {"noise": noise_term.item(), "latent": latent_term.item()}
-            return noise_term + LATENT_WEIGHT * latent_term, parts
 
-        return [Stage("network", network, loss_of)]
+def latent_loss(system: SDSeg, batch: Batch, step: Step) -> Loss:
+    """L1 of the noise and of the clean latent, at one time drawn for every (slice, prompt)."""
+    codec, schedule, device = system.codec, system.schedule, system.device
+    condition = system.network.see(batch.image).repeat_interleave(batch.concepts.shape[1], dim=0)
+    x0 = codec.encode(batch.masks.flatten(0, 1)[:, None])
+    t = torch.randint(1000, (len(x0),), generator=step.generator).to(device)
+    noise = codec.noise(x0.shape, step.generator).to(device)
+    x_t = schedule.add_noise(x0, noise, t)
+    noise_hat = system.network(x_t, t, condition, batch.concepts.flatten(), schedule)
+    noise_term, latent_term = loss_terms(schedule, noise_hat, noise, x_t, x0, t)
+    parts = {"noise": noise_term.item(), "latent": latent_term.item()}
+    return noise_term + LATENT_WEIGHT * latent_term, parts
 
 
 def build(config: SDSegConfig, codec: Codec, vocabulary: Vocabulary, *, seed: int = 0) -> SDSeg:
@@ -224,21 +236,46 @@ def loss_terms(
     return F.l1_loss(noise_hat, noise), F.l1_loss(schedule.to_x0(noise_hat, x_t, t), x0)
 
 
-def train_sdseg(
-    system: SDSeg,
-    bank: SliceBank,
-    *,
-    budget: Budget,
-    folder: Path,
-    seed: int = 0,
-    on_step: OnStep = lambda stage, state, spent: None,
-    should_stop: Callable[[], bool] = lambda: False,
+def make(
+    preset: str, size: int, vocabulary: Vocabulary, *, seed: int = 0, foundation: Path | None = None, **_: Any
 ) -> SDSeg:
-    """Train encoder and denoiser together, in one stage; an autoencoder's weights are not touched.
+    """An untrained system, on the codec of a foundation from a folder, or else on the lossless one."""
+    name, codec = "unshuffle", CODECS["unshuffle"](None)
+    if foundation is not None:
+        base = Foundation.load(foundation)
+        name, codec = base.codec_name, base.codec
+    return build(SDSegConfig(size, preset, name), codec, vocabulary, seed=seed)
+
+
+def train(system: SDSeg, bank: SliceBank, run: Run) -> SDSeg:
+    """Train encoder and denoiser together, in one phase; an autoencoder's weights are not touched.
 
     An autoencoder's latents are first standardised on masks, as SDSeg scales them by the spread of its first batch.
     """
     if isinstance(system.codec, VaeCodec):
-        system.codec.measure(bank.draw(MEASURED, 1, Generator().manual_seed(seed)).masks.to(system.device))
-    train_stages(system.stages(bank), budget=budget, folder=folder, seed=seed, on_step=on_step, should_stop=should_stop)
+        system.codec.measure(bank.draw(MEASURED, 1, Generator().manual_seed(run.seed)).masks.to(system.device))
+    train_phases(system.phases(bank), run)
+    return system
+
+
+def save(system: SDSeg, folder: Path) -> dict[str, Any]:
+    """Write the weights; the configuration comes back."""
+    save_weights(system.network, folder / "weights.safetensors")
+    if isinstance(system.codec, VaeCodec):
+        vae: Any = system.codec.vae
+        vae.save_config(folder / "vae")
+        save_weights(vae, folder / "vae" / "diffusion_pytorch_model.safetensors")
+    return {**asdict(system.config), "codec_config": system.codec.config()}
+
+
+def load(folder: Path, config: Mapping[str, Any], vocabulary: Vocabulary) -> SDSeg:
+    """What `save` wrote."""
+    known = SDSegConfig(**{k: v for k, v in config.items() if k != "codec_config"})
+    vae: Any = None
+    if known.codec == "vae":
+        shape: Any = AutoencoderKL.load_config(folder / "vae", local_files_only=True)
+        vae = AutoencoderKL.from_config(shape)
+        load_weights(vae, folder / "vae" / "diffusion_pytorch_model.safetensors")
+    system = build(known, CODECS[known.codec](vae, **config["codec_config"]), vocabulary)
+    load_weights(system.network, folder / "weights.safetensors")
     return system

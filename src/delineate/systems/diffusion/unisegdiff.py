@@ -9,17 +9,17 @@ target. A prompt is answered by the condition network, which tells the targets a
 The first factor is drawn N times, the second is certain; the word "lesion" asks for all findings together.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from delineate.data.slices import SliceBank
+from delineate.data.slices import Batch, SliceBank
 from delineate.diffusion.codec import PixelUnshuffleCodec, noise_fields
 from delineate.diffusion.sampling import known, sample_ddim
 from delineate.diffusion.schedule import Prediction, Schedule, schedule_from_config
@@ -27,11 +27,17 @@ from delineate.diffusion.stages import Branch, Clamp, Stages, Strategy
 from delineate.prompts import anatomy
 from delineate.prompts.concept import Concept
 from delineate.prompts.vocabulary import Vocabulary
+from delineate.scans.grid import View
 from delineate.systems.diffusion.condition import ConditionNetwork
 from delineate.systems.diffusion.denoiser import TwinDenoiser
-from delineate.systems.system import Marked, Target
-from delineate.training.loop import Budget, Hyperparameters, OnStep, Stage, train_stages
+from delineate.systems.drawing import draw_pairs
+from delineate.systems.parts import filled, train
+from delineate.systems.parts import save as save_parts
+from delineate.systems.system import Asked, Clue, Clues, Drawn, OnShare
+from delineate.training.loop import Hyperparameters, Loss, Phase, Step
 from delineate.training.losses import lumped, mask_error, noise_error, segmentation_loss
+
+__all__ = ["UniSegDiff", "UniSegDiffConfig", "build", "load", "make", "save", "train"]
 
 CONDITION_SHARE = 0.7  # of the training budget; the rest trains the denoiser
 PAIRS_AT_ONCE = 64  # (slice, proposal) pairs in one forward: bounds memory, changes nothing but rounding
@@ -151,6 +157,11 @@ class Conditions:
 class UniSegDiff:
     """A condition network, a denoiser with two decoders, and how to draw with them."""
 
+    accepts = frozenset({Clue.MASK, Clue.POINTS, Clue.SCRIBBLES})
+    open_words = False
+    about = ""
+    decoder = r"\b(grow|up|head|trust|mix|decoders|detail)\b|\bfrom_"
+
     def __init__(
         self, config: UniSegDiffConfig, vocabulary: Vocabulary, condition: ConditionNetwork, denoiser: TwinDenoiser
     ):
@@ -184,59 +195,50 @@ class UniSegDiff:
         return self
 
     @torch.no_grad()
-    def see(self, stack: Tensor) -> Conditions:
-        """Condition features of slices (S, 3, size, size), made once for any number of prompts and proposals."""
-        parts = [self.condition(chunk.to(self.device)) for chunk in stack.split(16)]
+    def see(self, view: View) -> Conditions:
+        """Condition features of slices, made once for any number of prompts and proposals."""
+        parts = [self.condition(chunk.to(self.device)) for chunk in view.stack.split(16)]
         levels = [torch.cat(level) for level in zip(*parts, strict=True)]
         probability = [self.condition.log_probability(chunk).exp() for chunk in levels[0].split(16)]
         return Conditions(levels, torch.cat(probability))
 
     @torch.no_grad()
-    def estimate(self, seen: Conditions, target: Target, slices: Tensor | None = None) -> Tensor:
+    def estimate(self, seen: Conditions, asked: Asked, slices: Tensor | None = None) -> Tensor:
         """The condition network's own probability of the target, (S, size, size); of M `slices` (M, size, size)."""
         probability = seen.probability if slices is None else seen.probability[slices.to(self.device)]
-        return probability[:, self._channels(target.concept)].sum(1).cpu()
+        return probability[:, self._channels(asked.name)].sum(1).cpu()
 
     @torch.no_grad()
     def propose(
-        self, seen: Conditions, target: Target, n: int, seed: int, on_step: Callable[[float], None] = lambda share: None
-    ) -> Tensor:
-        """N probability volumes (N, S, size, size) of one target; proposal k uses one noise field for all slices."""
-        own = seen.probability[:, self._channels(target.concept)].sum(1)
+        self, seen: Conditions, asked: Asked, n: int, seed: int, on_step: OnShare = lambda share: None
+    ) -> Drawn:
+        """N probability volumes (N, S, size, size) of one target; proposal k uses one noise field for all slices.
+
+        With a mask among the clues they are of the clues' slices, and the target is all that there may be.
+        """
+        clues = asked.clues
+        if clues.mask is not None and clues.slices is not None:
+            chosen, own = seen[clues.slices.to(self.device)], clues.mask.to(self.device)
+            other = torch.zeros_like(chosen.probability)
+            other[:, 0], other[:, 1] = 1 - own, own
+            return Drawn(self._draw(Conditions(chosen.levels, other), n, seed, on_step, clues).cpu())
+        own = seen.probability[:, self._channels(asked.name)].sum(1)
         share = (own / (1 - seen.probability[:, 0]).clamp(min=1e-6)).clamp(max=1)
         out = torch.zeros(n, len(own), self.size, self.size)
         active = (own.flatten(1).max(1).values >= self.config.skip_below).nonzero()[:, 0]
         if len(active):
             drawn = self._draw(seen[active], n, seed, on_step)
             out[:, active.cpu()] = (drawn * share[active]).cpu()
-        return out
+        return Drawn(out)
 
-    @torch.no_grad()
-    def redraw(
-        self,
-        seen: Conditions,
-        target: Target,
-        marked: Marked,
-        n: int,
-        seed: int,
-        on_step: Callable[[float], None] = lambda share: None,
-    ) -> Tensor:
-        """N probability volumes (N, M, size, size) of the marked slices; the target is then all that there may be."""
-        chosen, own = seen[marked.slices.to(self.device)], marked.probability.to(self.device)
-        other = torch.zeros_like(chosen.probability)
-        other[:, 0], other[:, 1] = 1 - own, own
-        return self._draw(Conditions(chosen.levels, other), n, seed, on_step, marked).cpu()
-
-    def _channels(self, concept: Concept) -> list[int]:
+    def _channels(self, name: str) -> list[int]:
         """Where the condition network answers for a concept."""
         names = self.learnt.names
-        if concept.name in names:
-            return [1 + names.index(concept.name)]
-        return [1 + i for i, name in enumerate(names) if name in anatomy.FINDINGS]
+        if name in names:
+            return [1 + names.index(name)]
+        return [1 + i for i, other in enumerate(names) if other in anatomy.FINDINGS]
 
-    def _draw(
-        self, seen: Conditions, n: int, seed: int, on_step: Callable[[float], None], marked: Marked | None = None
-    ) -> Tensor:
+    def _draw(self, seen: Conditions, n: int, seed: int, on_step: OnShare, clues: Clues = Clues()) -> Tensor:
         """Probability of any target, (n, S, size, size). Even proposals take the mask's chain, odd ones the noise's."""
         edge, times = self.size // self.codec.stride, self.config.stages.times()
         parts_at = {"own": 0, "rapid": 1, "shared": len(times) - 1}[self.config.chains]
@@ -244,9 +246,9 @@ class UniSegDiff:
         everyone = torch.arange(len(seen), device=self.device)
 
         def told(which: Tensor) -> tuple[Tensor, Tensor] | None:
-            if marked is None:
+            if clues.known is None:
                 return None
-            value, where = marked.value[which.cpu()], marked.where[which.cpu()]
+            value, where = (pixels[which.cpu()] for pixels in clues.known)
             return self.codec.encode(value).to(self.device), self.codec.places(where).to(self.device)
 
         out = torch.zeros(n, len(seen), self.size, self.size, device=self.device)
@@ -260,18 +262,31 @@ class UniSegDiff:
                         for some in everyone.split(PAIRS_AT_ONCE)
                     ]
                 )
-            pairs = torch.cartesian_prod(torch.arange(first, n, 2), everyone.cpu()).to(self.device)
-            for chunk in pairs.split(PAIRS_AT_ONCE):
-                k, which = chunk[:, 0].cpu(), chunk[:, 1]
-                x_t = fields(0)[k]
-                if parts_at:
-                    when = torch.full((len(k),), times[parts_at])
-                    x_t = self.schedule.add_noise(trunk[which], fields(1)[k].to(self.device), when)
-                x0 = self._sample(seen[which], chain, times[parts_at:], x_t, told(which))
-                out[chunk[:, 0], which] = self.codec.decode(x0)[:, 0].clamp(0, 1)
-                done += len(chunk)
-                on_step(done / (n * len(seen)))
+            draw = partial(self._continued, seen, chain, times, parts_at, fields, trunk, told)
+            pairs = torch.cartesian_prod(torch.arange(first, n, 2), everyone.cpu())
+            done = draw_pairs(pairs, draw, out, PAIRS_AT_ONCE, on_step, done)
         return out
+
+    def _continued(
+        self,
+        seen: Conditions,
+        chain: Branch,
+        times: list[int],
+        parts_at: int,
+        fields: Callable[[int], Tensor],
+        trunk: Tensor,
+        told: Callable[[Tensor], tuple[Tensor, Tensor] | None],
+        proposals: Tensor,
+        slices: Tensor,
+    ) -> Tensor:
+        """Probabilities (B, size, size) of pairs by one chain: from where it parts, or from noise."""
+        which = slices.to(self.device)
+        x_t = fields(0)[proposals]
+        if parts_at:
+            when = torch.full((len(proposals),), times[parts_at])
+            x_t = self.schedule.add_noise(trunk[which], fields(1)[proposals].to(self.device), when)
+        x0 = self._sample(seen[which], chain, times[parts_at:], x_t, told(which))
+        return self.codec.decode(x0)[:, 0]
 
     def _sample(
         self, seen: Conditions, chain: Branch, times: list[int], x_t: Tensor, told: tuple[Tensor, Tensor] | None = None
@@ -315,54 +330,54 @@ class UniSegDiff:
         learnt = tuple(c for c in vocabulary.concepts if c.name != GENERIC or GENERIC in self.learnt.names)
         return UniSegDiff(self.config, Vocabulary(learnt), condition, denoiser)
 
-    def wider(self, count: int, *, seed: int = 0) -> tuple[str, nn.Module]:
-        """The path, within `parts`, of the block that answers, and an untrained one like it for `count` more names."""
+    def widen(self, names: Sequence[str], *, seed: int = 0) -> tuple[str, nn.Module]:
+        """The path, within `parts`, of the block that answers, and an untrained one like it for more names."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return "condition.head", nn.Conv2d(self.condition.encoder.widths[0], self.codec.stride**2 * count, 1)
+            return "condition.head", nn.Conv2d(self.condition.encoder.widths[0], self.codec.stride**2 * len(names), 1)
 
-    def stages(self, bank: SliceBank) -> list[Stage]:
+    def phases(self, bank: SliceBank) -> list[Phase]:
         """Two. The condition network learns to segment and is frozen; then the denoiser learns on its features.
 
         Without pre-training (an ablation) both are trained by the denoiser's loss alone.
         """
-        condition, denoiser, device = self.condition, self.denoiser, self.device
-        stages, pretrained, hyper = self.config.stages, self.config.pretrained, SIZES[self.config.preset].hyper
-        branches = tuple(Branch) if stages.target == "both" else (Branch(stages.target),)
-
-        def condition_loss(size: int, generator: Generator) -> tuple[Tensor, dict[str, float]]:
-            batch = bank.draw(size, 1, generator).to(device)
-            possible = (bank.annotated | bank.foreign).to(device)[batch.dataset]
-            seen = condition.log_probability(condition(batch.image)[0], None if bank.lumped else possible)
-            return segmentation_loss(lumped(seen, possible) if bank.lumped else seen, batch.labels, possible), {}
-
-        def denoiser_loss(size: int, generator: Generator) -> tuple[Tensor, dict[str, float]]:
-            batch = bank.draw(size, 1, generator).to(device)
-            with torch.set_grad_enabled(not pretrained):
-                levels = condition(batch.image)
-                seen = Conditions(levels, condition.log_probability(levels[0]).exp())
-            mask = (batch.labels > 0).float()[:, None]
-            x0 = self.codec.encode(mask)
-            t = stages.draw(size, generator)
-            noise = self.codec.noise(x0.shape, generator).to(device)
-            x_t = self.schedule.add_noise(x0, noise, t)
-            answers = self.answers(seen, x_t, t, branches)
-            noise_weight, mask_weight = (w.to(device) for w in stages.loss_weights(t))
-            loss, parts = torch.zeros((), device=device), {}
-            if Branch.NOISE in answers:
-                error = noise_error(answers[Branch.NOISE], noise)
-                loss, parts["noise"] = loss + (noise_weight * error).mean(), error.mean().item()
-            if Branch.MASK in answers:
-                error = mask_error(answers[Branch.MASK], F.pixel_unshuffle(mask, self.codec.stride))
-                loss, parts["mask"] = loss + (mask_weight * error).mean(), error.mean().item()
-            return loss, parts
-
-        if not pretrained:
-            return [Stage("denoiser", nn.ModuleDict(self.parts), denoiser_loss, hyper=hyper)]
+        hyper, stream = SIZES[self.config.preset].hyper, bank.stream(1, self.device)
+        if not self.config.pretrained:
+            return [Phase("denoiser", nn.ModuleDict(self.parts), stream, denoiser_loss, self, hyper=hyper)]
         return [
-            Stage("condition", condition, condition_loss, CONDITION_SHARE, hyper),
-            Stage("denoiser", denoiser, denoiser_loss, 1 - CONDITION_SHARE, hyper),
+            Phase("condition", self.condition, stream, condition_loss, self, CONDITION_SHARE, hyper),
+            Phase("denoiser", self.denoiser, stream, denoiser_loss, self, 1 - CONDITION_SHARE, hyper),
         ]
+
+
+def condition_loss(system: UniSegDiff, batch: Batch, step: Step) -> Loss:
+    """Of the condition network as a segmenter of every target at once."""
+    condition, possible = system.condition, batch.possible
+    seen = condition.log_probability(condition(batch.image)[0], None if batch.lumped else possible)
+    return segmentation_loss(lumped(seen, possible) if batch.lumped else seen, batch.labels, possible), {}
+
+
+def denoiser_loss(system: UniSegDiff, batch: Batch, step: Step) -> Loss:
+    """λ_n L_n + λ_m (L_dice + L_ce) of the two decoders, at a time drawn for every slice (Hu et al. 2025, Sec. 2.2)."""
+    stages, condition, device = system.config.stages, system.condition, system.device
+    branches = tuple(Branch) if stages.target == "both" else (Branch(stages.target),)
+    with torch.set_grad_enabled(not system.config.pretrained):
+        levels = condition(batch.image)
+        seen = Conditions(levels, condition.log_probability(levels[0]).exp())
+    mask = (batch.labels > 0).float()[:, None]
+    x0 = system.codec.encode(mask)
+    t = stages.draw(len(mask), step.generator)
+    noise = system.codec.noise(x0.shape, step.generator).to(device)
+    answers = system.answers(seen, system.schedule.add_noise(x0, noise, t), t, branches)
+    noise_weight, mask_weight = (w.to(device) for w in stages.loss_weights(t))
+    loss, parts = torch.zeros((), device=device), {}
+    if Branch.NOISE in answers:
+        error = noise_error(answers[Branch.NOISE], noise)
+        loss, parts["noise"] = loss + (noise_weight * error).mean(), error.mean().item()
+    if Branch.MASK in answers:
+        error = mask_error(answers[Branch.MASK], F.pixel_unshuffle(mask, system.codec.stride))
+        loss, parts["mask"] = loss + (mask_weight * error).mean(), error.mean().item()
+    return loss, parts
 
 
 def clean_from(answer: Tensor, branch: Branch, x_t: Tensor, t: Tensor, schedule: Schedule) -> Tensor:
@@ -400,16 +415,23 @@ def build(config: UniSegDiffConfig, vocabulary: Vocabulary, *, seed: int = 0) ->
     return UniSegDiff(config, vocabulary, condition, denoiser)
 
 
-def train_unisegdiff(
-    system: UniSegDiff,
-    bank: SliceBank,
-    *,
-    budget: Budget,
-    folder: Path,
-    seed: int = 0,
-    on_step: OnStep = lambda stage, state, spent: None,
-    should_stop: Callable[[], bool] = lambda: False,
+def make(
+    preset: str, size: int, vocabulary: Vocabulary, *, seed: int = 0, uniform: bool = False, **_: Any
 ) -> UniSegDiff:
-    """Train condition network and denoiser, as `UniSegDiff.stages` says."""
-    train_stages(system.stages(bank), budget=budget, folder=folder, seed=seed, on_step=on_step, should_stop=should_stop)
-    return system
+    """An untrained system of a preset; with `uniform` without stages, which is DDIM."""
+    config = UniSegDiffConfig(size, preset)
+    if uniform:
+        config = replace(config, stages=Stages(Strategy.UNIFORM, target="mask", interval=10), chains="own")
+    return build(config, vocabulary, seed=seed)
+
+
+def save(system: UniSegDiff, folder: Path) -> dict[str, Any]:
+    """Write the weights; the configuration comes back."""
+    return {**save_parts(system, folder), "targets": list(system.learnt.names)}
+
+
+def load(folder: Path, config: Mapping[str, Any], vocabulary: Vocabulary) -> UniSegDiff:
+    """What `save` wrote."""
+    known = {k: v for k, v in config.items() if k != "targets"}
+    learnt = Vocabulary(tuple(c for c in vocabulary.concepts if c.name in config["targets"]))
+    return filled(build(UniSegDiffConfig.from_json(known), learnt), folder)

@@ -24,7 +24,7 @@ Decided:
 * **A scan has one draw**: proposal k takes mean + σ ε_k with the same ε_k on every slice, whatever else is drawn.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,10 +34,13 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from delineate.data.slices import Batch, SliceBank
+from delineate.diffusion.seeds import seed_of
 from delineate.prompts.vocabulary import Vocabulary
+from delineate.scans.grid import View
 from delineate.systems.latent.probabilistic import ProbabilisticUNet
-from delineate.systems.system import Target
-from delineate.training.loop import Budget, OnStep, Stage, train_stages
+from delineate.systems.parts import filled, save, train
+from delineate.systems.system import Asked, Clue, Drawn, OnShare
+from delineate.training.loop import Loss, Phase, Step
 from delineate.training.losses import (
     energy_distance,
     gaussian_divergence,
@@ -45,6 +48,8 @@ from delineate.training.losses import (
     segmentation_loss,
     sinkhorn_divergence,
 )
+
+__all__ = ["BETAS", "SIZES", "ProbUNet", "ProbUNetConfig", "build", "latent_loss", "load", "make", "save", "train"]
 
 SIZES = {"tiny": ((32, 64, 128, 256), 16), "base": ((64, 128, 256, 512, 512), 32)}  # widths and features of a preset
 BETAS = {"elbo": 10.0, "energy": 1.0, "sinkhorn": 1.0}  # as published, in the units of `divergence_weight`
@@ -117,6 +122,11 @@ class Seen:
 class ProbUNet:
     """A network and its vocabulary: channel 0 is background, channel 1 + i is concept i."""
 
+    accepts: frozenset[Clue] = frozenset()
+    open_words = False
+    about = ""
+    decoder = r"\bhead\b"
+
     def __init__(self, config: ProbUNetConfig, vocabulary: Vocabulary, network: ProbabilisticUNet):
         self.config = config
         self.vocabulary = vocabulary
@@ -138,19 +148,17 @@ class ProbUNet:
         return self
 
     @torch.no_grad()
-    def see(self, stack: Tensor) -> Seen:
-        """Features and prior of slices (S, 3, size, size), made once for any number of prompts and proposals."""
-        chunks = [chunk.to(self.device) for chunk in stack.split(PAIRS_AT_ONCE)]
+    def see(self, view: View) -> Seen:
+        """Features and prior of slices, made once for any number of prompts and proposals."""
+        chunks = [chunk.to(self.device) for chunk in view.stack.split(PAIRS_AT_ONCE)]
         features = torch.cat([self.network.see(chunk) for chunk in chunks])
         mean, log_sigma = (torch.cat(part) for part in zip(*map(self.network.prior, chunks), strict=True))
         return Seen(features, mean, log_sigma.exp())
 
     @torch.no_grad()
-    def propose(
-        self, seen: Seen, target: Target, n: int, seed: int, on_step: Callable[[float], None] = lambda share: None
-    ) -> Tensor:
+    def propose(self, seen: Seen, asked: Asked, n: int, seed: int, on_step: OnShare = lambda share: None) -> Drawn:
         """N probability volumes (N, S, size, size) of one target; proposal k depends on (seed, k) alone."""
-        channel = 1 + self.vocabulary.index(target.concept.name)
+        channel = 1 + self.vocabulary.index(asked.name)
         noise = latent_noise(n, self.config.latent, seed).to(self.device)
         out = torch.zeros(n, len(seen.features), self.size, self.size)
         done, slices_at_once = 0, max(1, PAIRS_AT_ONCE // n)
@@ -163,7 +171,7 @@ class ProbUNet:
                 out[proposals, at] = share.unflatten(0, z.shape[:2]).transpose(0, 1).cpu()
                 done += len(slices) * len(proposals)
                 on_step(done / (n * len(seen.features)))
-        return out.clamp_(max=1)
+        return Drawn(out.clamp_(max=1))
 
     @property
     def learnt(self) -> Vocabulary:
@@ -181,44 +189,43 @@ class ProbUNet:
         assert isinstance(network, ProbabilisticUNet)
         return ProbUNet(self.config, vocabulary, network)
 
-    def wider(self, count: int, *, seed: int = 0) -> tuple[str, nn.Module]:
-        """The path, within `parts`, of the layer that answers, and an untrained one like it for `count` more names."""
+    def widen(self, names: Sequence[str], *, seed: int = 0) -> tuple[str, nn.Module]:
+        """The path, within `parts`, of the layer that answers, and an untrained one like it for more names."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return "network.head.out", nn.Conv2d(self.config.features, count, 1)
+            return "network.head.out", nn.Conv2d(self.config.features, len(names), 1)
 
-    def stages(self, bank: SliceBank) -> list[Stage]:
+    def phases(self, bank: SliceBank) -> list[Phase]:
         """One: trunk, prior, posterior and head together."""
-        config, network = self.config, self.network
-        of_set = DISTANCES.get(config.objective)
+        return [Phase("network", self.network, bank.stream(1, self.device), latent_loss, self)]
 
-        def loss_of(size: int, generator: Generator) -> tuple[Tensor, dict[str, float]]:
-            batch = bank.draw(size, 1, generator).to(self.device)
-            prior, (mean, log_sigma) = network.prior(batch.image), network.read(batch.image, batch.labels)
-            divergence = gaussian_divergence(mean, log_sigma, *prior).mean()
-            noise = torch.randn(size, config.samples if of_set else 1, config.latent, generator=generator)
-            z = mean[:, None] + log_sigma.exp()[:, None] * noise.to(self.device)
-            logits = network.head(network.see(batch.image), z)
-            possible = (bank.annotated | bank.foreign).to(self.device)[batch.dataset]
-            log_probability = _log_probability(logits, possible, bank.lumped)
-            parts = {"divergence": divergence.item()}
-            if of_set is None:
-                rebuilt = segmentation_loss(log_probability, batch.labels, possible)
-            else:
-                readings = _readings(batch)
-                entropy = mixture_entropy(log_probability.unflatten(0, z.shape[:2]), readings)
-                distance = of_set(*as_sets(log_probability.unflatten(0, z.shape[:2]), readings)).mean()
-                parts |= {"distance": distance.item(), "entropy": entropy.item()}
-                rebuilt = distance + config.pixel * entropy
-            return rebuilt + config.divergence_weight * divergence, parts
 
-        return [Stage("network", network, loss_of)]
+def latent_loss(system: ProbUNet, batch: Batch, step: Step) -> Loss:
+    """Reconstruction plus the divergence of the posterior: the Probabilistic U-Net's bound, or PULASki's distance."""
+    config, network = system.config, system.network
+    of_set = DISTANCES.get(config.objective)
+    prior, (mean, log_sigma) = network.prior(batch.image), network.read(batch.image, batch.labels)
+    divergence = gaussian_divergence(mean, log_sigma, *prior).mean()
+    noise = torch.randn(len(mean), config.samples if of_set else 1, config.latent, generator=step.generator)
+    z = mean[:, None] + log_sigma.exp()[:, None] * noise.to(system.device)
+    logits = network.head(network.see(batch.image), z)
+    log_probability = _log_probability(logits, batch.possible, batch.lumped)
+    parts = {"divergence": divergence.item()}
+    if of_set is None:
+        rebuilt = segmentation_loss(log_probability, batch.labels, batch.possible)
+    else:
+        readings = _readings(batch)
+        entropy = mixture_entropy(log_probability.unflatten(0, z.shape[:2]), readings)
+        distance = of_set(*as_sets(log_probability.unflatten(0, z.shape[:2]), readings)).mean()
+        parts |= {"distance": distance.item(), "entropy": entropy.item()}
+        rebuilt = distance + config.pixel * entropy
+    return rebuilt + config.divergence_weight * divergence, parts
 
 
 def latent_noise(n: int, latent: int, seed: int) -> Tensor:
     """Standard normal numbers (n, latent) for n proposals; row k depends on (seed, k) and on nothing else."""
-    seeds = [((seed * 1_000_003 + k) * 2018 + 1) % 2**63 for k in range(n)]
-    return torch.stack([torch.randn(latent, generator=Generator().manual_seed(s)) for s in seeds])
+    generators = [Generator().manual_seed(seed_of(seed, k)) for k in range(n)]
+    return torch.stack([torch.randn(latent, generator=generator) for generator in generators])
 
 
 def as_sets(log_probability: Tensor, readings: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -265,20 +272,13 @@ def build(config: ProbUNetConfig, vocabulary: Vocabulary, *, seed: int = 0) -> P
     return ProbUNet(config, vocabulary, network)
 
 
-def train_probunet(
-    system: ProbUNet,
-    bank: SliceBank,
-    *,
-    budget: Budget,
-    folder: Path,
-    seed: int = 0,
-    on_step: OnStep = lambda stage, state, spent: None,
-    should_stop: Callable[[], bool] = lambda: False,
+def make(
+    preset: str, size: int, vocabulary: Vocabulary, *, seed: int = 0, objective: str = "elbo", **_: Any
 ) -> ProbUNet:
-    """Train on the same slices, augmentation, optimiser and averaging as every other system, in one stage.
+    """An untrained system of a preset, for one of `BETAS`."""
+    return build(ProbUNetConfig.preset(objective, preset, size), vocabulary, seed=seed)
 
-    What a batch takes for its labels is the bank's to say: with `rating="random"` it is a random rater's, as both
-    papers have it. A set distance sees all raters in any case.
-    """
-    train_stages(system.stages(bank), budget=budget, folder=folder, seed=seed, on_step=on_step, should_stop=should_stop)
-    return system
+
+def load(folder: Path, config: Mapping[str, Any], vocabulary: Vocabulary) -> ProbUNet:
+    """What `save` wrote."""
+    return filled(build(ProbUNetConfig.from_json(config), vocabulary), folder)
