@@ -67,6 +67,8 @@ MinutesOption = Annotated[float | None, typer.Option(min=0.01, help="Train for t
 ImagesOption = Annotated[
     int | None, typer.Option(min=1, help="Train on this many images instead; only this repeats to the bit.")
 ]
+HOUSE = "house"
+BaseArgument = Annotated[Path, typer.Argument(help=f"Model folder; '{HOUSE}' for the one that ships.")]
 AugmentationOption = Annotated[
     str | None,
     typer.Option(
@@ -118,6 +120,11 @@ def preset_of(name: str, known: Iterable[str]) -> str:
     if name not in known:
         raise typer.BadParameter(f"--preset is one of {', '.join(known)}; got '{name}'")
     return name
+
+
+def base_of(path: Path) -> Path | None:
+    """The folder, or None for the model that ships (a folder of that name comes first)."""
+    return None if str(path) == HOUSE and not path.exists() else path
 
 
 def budget_of(minutes: float | None, images: int | None) -> dict[str, Any]:
