@@ -89,32 +89,31 @@ def adapt(
         if value not in known:
             raise typer.BadParameter(f"{option} is one of {', '.join(known)}; got '{value}'")
     names = dict(_pair(text) for text in name or ())
+    from delineate.jobs.adapt import AdaptRequest
     from delineate.jobs.adapt import adapt as run
 
     chosen = compute(threads, device)
     budget = {"minutes": MINUTES, "images": None} if minutes is None and images is None else budget_of(minutes, images)
+    request = AdaptRequest(
+        base_of(model),
+        dataset,
+        AdapterConfig(kind, rank, alpha or float(rank), targets, singular),
+        shots=_count(shots),
+        slices=slices,
+        hold_out=hold_out,
+        source=source,
+        unlabelled=unlabelled,
+        n4=n4,
+        names=names,
+        augmentation=augmentation,
+        learning_rate=rate,
+        **budget,
+        seed=seed,
+        target=target,
+        modality=modality,
+    )
     with progress_bar(err, quiet=as_json) as bar:
-        report = run(
-            base_of(model),
-            dataset,
-            output,
-            config=AdapterConfig(kind, rank, alpha or float(rank), targets, singular),
-            shots=_count(shots),
-            slices=slices,
-            hold_out=hold_out,
-            source=source,
-            unlabelled=unlabelled,
-            n4=n4,
-            names=names,
-            augmentation=augmentation,
-            learning_rate=rate,
-            **budget,
-            seed=seed,
-            target=target,
-            modality=modality,
-            device=chosen,
-            watch=bar,
-        )
+        report = run(request, output, device=chosen, watch=bar)
     if as_json:
         print_json(report)
         return

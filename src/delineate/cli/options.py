@@ -4,13 +4,16 @@ import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
 from delineate.prompts.anatomy import MODALITY_CODES
 from delineate.systems import SYSTEMS
+
+if TYPE_CHECKING:
+    from delineate.data.folds import Fold
 
 out = Console()
 err = Console(stderr=True)
@@ -125,6 +128,13 @@ def preset_of(name: str, known: Iterable[str]) -> str:
 def base_of(path: Path) -> Path | None:
     """The folder, or None for the model that ships (a folder of that name comes first)."""
     return None if str(path) == HOUSE and not path.exists() else path
+
+
+def fold_of(text: str | None) -> "Fold | None":
+    """The fold. Raises `DelineateError` where `text` names none."""
+    from delineate.data.folds import Fold
+
+    return None if text is None else Fold.parse(text)
 
 
 def budget_of(minutes: float | None, images: int | None) -> dict[str, Any]:

@@ -76,7 +76,6 @@ def segment(
 ) -> None:
     """Outline what you name in a scan, or in every scan of a folder."""
     from delineate.evaluation.report import print_run
-    from delineate.jobs.segment import Request
     from delineate.model_folder import calibration_hash, check_model, fingerprint, read_vocabulary
     from delineate.prompts.prompt import Prompt
     from delineate.prompts.vocabulary import unknown_prompt_message
@@ -105,7 +104,7 @@ def segment(
         raise PromptError(" ".join(unknown))
 
     from delineate.calibration.guarantees import GuaranteeError, refused_guarantees
-    from delineate.jobs.segment import run_cohort
+    from delineate.jobs.segment import SegmentRequest, run_cohort
     from delineate.segmenter import Segmenter
 
     chosen = compute(threads, device)
@@ -113,7 +112,7 @@ def segment(
     names = [match.concept.name for match in matches.values() if match.concept is not None]
     refused = refused_guarantees(folder, names, proposals, adapter is not None, **shares)
     shares |= {"series": series, "fill_gaps": fill_gaps, "seg": SEGS[seg]}
-    request = Request(tuple(prompt), proposals, seed, consensus, maps, modality, volume, pictures, **shares)
+    request = SegmentRequest(tuple(prompt), proposals, seed, consensus, maps, modality, volume, pictures, **shares)
     with progress_bar(err, quiet=as_json) as bar:
         bar.start("loading the model")
         segmenter = Segmenter.load(folder, chosen, adapter)

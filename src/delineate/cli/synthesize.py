@@ -18,6 +18,7 @@ from delineate.cli.options import (
     budget_of,
     compute,
     err,
+    fold_of,
     out,
     preset_of,
     print_json,
@@ -60,26 +61,24 @@ def synthesize(
     as_json: JsonOption = False,
 ) -> None:
     """Enlarge a labelled dataset: new scans on the old masks, made from its train split; run again to go on."""
-    from delineate.jobs.synthesize import Drawing, synthesize
+    from delineate.jobs.synthesize import SynthesizeRequest, synthesize
+    from delineate.synthesis.artist import Drawing
 
     chosen = compute(threads, device)
-    drawing = Drawing(variants, edges, label_boundary, steps, guidance, look, keep_all)
+    request = SynthesizeRequest(
+        dataset,
+        Drawing(variants, edges, label_boundary, steps, guidance, look, keep_all),
+        foundation,
+        hed,
+        preset_of(preset, PRESETS),
+        **budget_of(minutes, images),
+        seed=seed,
+        target=target,
+        modality=modality,
+        fold=fold_of(fold),
+    )
     with progress_bar(err, quiet=as_json) as bar:
-        summary = synthesize(
-            dataset,
-            output,
-            drawing,
-            foundation=foundation,
-            hed=hed,
-            preset=preset_of(preset, PRESETS),
-            **budget_of(minutes, images),
-            seed=seed,
-            target=target,
-            modality=modality,
-            fold=fold,
-            device=chosen,
-            watch=bar,
-        )
+        summary = synthesize(request, output, device=chosen, watch=bar)
     if as_json:
         print_json(summary)
         return

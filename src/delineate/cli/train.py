@@ -24,6 +24,7 @@ from delineate.cli.options import (
     budget_of,
     compute,
     err,
+    fold_of,
     out,
     preset_of,
 )
@@ -58,7 +59,7 @@ def train(
     device: DeviceOption = "auto",
 ) -> None:
     """Train a system on the train split of one or several datasets; run again to go on after a stop."""
-    from delineate.jobs.train import train_system
+    from delineate.jobs.train import TrainRequest, train_system
 
     if system not in SYSTEMS:
         raise typer.BadParameter(f"SYSTEM is one of {', '.join(SYSTEMS)}; got '{system}'")
@@ -66,22 +67,23 @@ def train(
         able = ", ".join(name for name, entry in SYSTEMS.items() if entry.takes_foundation)
         raise typer.BadParameter(f"--foundation is for {able}; {system} is trained without one")
     chosen = compute(threads, device)
-    settings = {
-        "preset": preset_of(preset, SYSTEMS[system].presets),
-        "foundation": foundation,
-        "seed": seed,
-        "target": target,
-        "modality": modality,
-        "fold": fold,
-        "augmentation": augmentation,
-        "raters": raters,
-        "merge": merge,
-        "keep_real": keep_real,
-        "cell": cell,
-        "calibrate": calibrate,
-    }
+    request = TrainRequest(
+        system,
+        datasets,
+        preset_of(preset, SYSTEMS[system].presets),
+        **budget_of(minutes, images),
+        foundation=foundation,
+        seed=seed,
+        target=target,
+        modality=modality,
+        fold=fold_of(fold),
+        merge=merge,
+        keep_real=keep_real,
+        cell=cell,
+        augmentation=augmentation,
+        raters=raters,
+        calibrate=calibrate,
+    )
     with progress_bar(err) as bar:
-        curves = train_system(
-            system, datasets, output, **settings, **budget_of(minutes, images), device=chosen, watch=bar
-        )
+        curves = train_system(request, output, device=chosen, watch=bar)
     out.print(f"model:  {output}\ncurves: {curves}", highlight=False, soft_wrap=True)

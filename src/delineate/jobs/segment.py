@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # which imports torch
 
 
 @dataclass(frozen=True)
-class Request:
+class SegmentRequest:
     """What is asked of every scan of a run. A finished case is skipped on `resume` only if all of this is equal."""
 
     prompts: tuple[str, ...]
@@ -48,7 +48,7 @@ class Request:
 def run_cohort(
     segmenter: "Segmenter",
     scans: Sequence[Path],
-    request: Request,
+    request: SegmentRequest,
     folder: Path,
     *,
     model_hash: str,
@@ -99,7 +99,7 @@ def run_cohort(
 
 
 def _segment_case(
-    segmenter: "Segmenter", path: Path, request: Request, folder: Path, on_step: Callable[[float], None]
+    segmenter: "Segmenter", path: Path, request: SegmentRequest, folder: Path, on_step: Callable[[float], None]
 ) -> dict[str, Any]:
     started = time.monotonic()
     digest = digest_of(path)
@@ -130,7 +130,9 @@ def _segment_case(
     }
 
 
-def _write_seg(proposals: Proposals, request: Request, folder: Path, algorithm: str) -> tuple[list[str], list[str]]:
+def _write_seg(
+    proposals: Proposals, request: SegmentRequest, folder: Path, algorithm: str
+) -> tuple[list[str], list[str]]:
     """Write `segmentation.dcm` with a segment for every found target; its name, or a note why there is none."""
     from delineate.scans.dicom.seg import write_seg
 

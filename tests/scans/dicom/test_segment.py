@@ -13,7 +13,7 @@ from tests.dicom_series import answer_here, bundled, dataset, in_world, oblique,
 from delineate.cli import app as cli
 from delineate.data.phantom import make_phantom
 from delineate.errors import ScanError
-from delineate.jobs.segment import Request, run_cohort
+from delineate.jobs.segment import SegmentRequest, run_cohort
 from delineate.prompts.vocabulary import Vocabulary
 from delineate.scans.dicom import seg as dicom_seg
 from delineate.scans.dicom import series as dicom
@@ -58,7 +58,7 @@ def stored():
 
 
 def run(scans, folder, **more):
-    request = Request(("liver", "right kidney"), n=2, pictures=False, **more)
+    request = SegmentRequest(("liver", "right kidney"), n=2, pictures=False, **more)
     return run_cohort(Segmenter(Bright()), find_scans(scans), request, folder, model_hash="abc")
 
 
@@ -109,7 +109,7 @@ def test_no_seg_is_said_and_is_no_failure(tmp_path, stored):
 
 def test_resuming_depends_on_the_instances_and_not_on_their_names(tmp_path, stored):
     paths = write_series(tmp_path / "s", stored)
-    request = Request(("liver",), n=1, pictures=False)
+    request = SegmentRequest(("liver",), n=1, pictures=False)
 
     def again():
         options = {"model_hash": "abc", "resume": True}
