@@ -18,7 +18,7 @@ from delineate.errors import ScanError
 from delineate.evaluation.report import print_run
 from delineate.jobs.segment import SegmentRequest, run_cohort
 from delineate.prompts.vocabulary import Vocabulary
-from delineate.scans.finding import case_name, find_scans
+from delineate.scans.finding import Found, Kind, case_name, find_scans
 from delineate.scans.reading import read_labels
 from delineate.segmenter import Segmenter
 from delineate.storage.files import sha256_of
@@ -300,8 +300,8 @@ def test_scans_of_a_folder_are_found_sorted_without_hidden_files(scans):
     (scans / "._case0.png").write_text("")
     (scans / "deeper").mkdir()
     shutil.copy(scans / "case0.png", scans / "deeper" / "case9.png")
-    assert [p.name for p in find_scans(scans)] == ["case0.png", "case1.png", "case2.png"]
-    assert find_scans(scans / "case0.png") == [scans / "case0.png"]
+    assert [found.path.name for found in find_scans(scans)] == ["case0.png", "case1.png", "case2.png"]
+    assert find_scans(scans / "case0.png") == [Found(scans / "case0.png", "case0", Kind.PICTURE)]
 
 
 @pytest.mark.parametrize("other", ["case0.tif", "case0_0000.png", "case0.nii.gz"])

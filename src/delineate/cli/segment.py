@@ -80,15 +80,14 @@ def segment(
     from delineate.prompts.prompt import Prompt
     from delineate.prompts.vocabulary import unknown_prompt_message
     from delineate.proposals.fusion import FUSIONS
-    from delineate.scans.dicom.source import is_dicom
-    from delineate.scans.finding import find_scans
+    from delineate.scans.finding import Found, Kind, find_scans
 
     if consensus not in FUSIONS:
         raise typer.BadParameter(f"--consensus is one of {', '.join(FUSIONS)}")
     if seg not in SEGS:
         raise typer.BadParameter(f"--seg is one of {', '.join(SEGS)}; got '{seg}'")
     scans = find_scans(path)
-    if (series is not None or fill_gaps) and not any(is_dicom(scan) for scan in scans):
+    if (series is not None or fill_gaps) and not any(scan.kind is Kind.DICOM for scan in scans):
         raise typer.BadParameter("--series and --fill-gaps are for DICOM, and there is none")
     folder, _ = check_model(model)
     vocabulary, adapter_hash, where = read_vocabulary(folder), None, f"--model {model}" if model else ""
@@ -118,10 +117,10 @@ def segment(
         segmenter = Segmenter.load(folder, chosen, adapter)
         number = 0
 
-        def on_case(index: int, scan: Path) -> None:
+        def on_case(index: int, scan: Found) -> None:
             nonlocal number
             number = index
-            bar.start(f"{scan.name} ({index + 1} of {len(scans)})", done=index / len(scans))
+            bar.start(f"{scan.path.name} ({index + 1} of {len(scans)})", done=index / len(scans))
 
         report = run_cohort(
             segmenter,

@@ -219,9 +219,9 @@ def _preparation(request: AdaptRequest, shots: Dataset) -> Preparation:
     """N4 where asked for, and the standard scale of the unlabelled scans and the shots where there are any of those."""
     if request.unlabelled is None:
         return Preparation(request.n4)
-    paths = [*find_scans(request.unlabelled), *(case.image for case in shots.cases)]
+    scans = [*find_scans(request.unlabelled), *(case.image for case in shots.cases)]
     modality = request.modality or shots.modality
-    return Preparation.learnt([read_scan(path, modality=modality) for path in paths], request.n4)
+    return Preparation.learnt([read_scan(scan, modality=modality) for scan in scans], request.n4)
 
 
 def _source(path: Path | str, base: Segmenter) -> Dataset:

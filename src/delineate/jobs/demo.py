@@ -15,6 +15,7 @@ from delineate.jobs.train import TrainRequest, train_system
 from delineate.jobs.watch import Watch
 from delineate.model_folder import fingerprint
 from delineate.pictures import dice_chart
+from delineate.scans.finding import Found
 from delineate.segmenter import Segmenter
 from delineate.storage.files import write_json
 
@@ -48,10 +49,10 @@ def run_demo(
     targets = [name for name in TARGETS if name in everything] or list(everything)[:4]
     dataset = open_dataset(data, targets=targets)
     house = Segmenter.load(None, device)
-    case = dataset.split("test")[0]
-    watch.start(f"segmenting {case.image.name} with the house model")
+    scans = [Found.at(dataset.split("test")[0].image)]
+    watch.start(f"segmenting {scans[0].path.name} with the house model")
     request = SegmentRequest(tuple(targets), modality=dataset.modality, maps=True)
-    run_cohort(house, [case.image], request, folder / "house", model_hash=fingerprint(None), on_step=watch.update)
+    run_cohort(house, scans, request, folder / "house", model_hash=fingerprint(None), on_step=watch.update)
 
     trained = {}
     for system in ("progidiff", "unet"):
@@ -63,7 +64,7 @@ def run_demo(
     own = next(iter(trained.values()))
     request = SegmentRequest(tuple(targets), modality=dataset.modality)
     own_hash = fingerprint(folder / "progidiff")
-    run_cohort(own, [case.image], request, folder / "trained", model_hash=own_hash, on_step=watch.update)
+    run_cohort(own, scans, request, folder / "trained", model_hash=own_hash, on_step=watch.update)
 
     summaries = {
         label: _score(label, segmenter, dataset, watch)

@@ -16,8 +16,7 @@ from delineate.errors import ScanError
 from delineate.review.answers import Answer, answers_of_run
 from delineate.review.schema import Case as CaseInfo
 from delineate.review.schema import Window
-from delineate.scans.dicom.source import is_dicom
-from delineate.scans.finding import case_name, digest_of, find_scans
+from delineate.scans.finding import Found, Kind, case_name, digest_of, find_scans
 from delineate.scans.intensity import intensity_range, is_in_hounsfield_units
 from delineate.scans.reading import read_scan
 from delineate.scans.scan import Scan
@@ -107,8 +106,9 @@ class Case:
             return kept[1]
 
     def _read(self) -> Scan:
-        left_out = () if is_dicom(self.file) else ("series", "fill_gaps")
-        return read_scan(self.file, **{k: v for k, v in self.reading.items() if k not in left_out})
+        found = Found.at(self.file)
+        left_out = () if found.kind is Kind.DICOM else ("series", "fill_gaps")
+        return read_scan(found, **{k: v for k, v in self.reading.items() if k not in left_out})
 
 
 _KEPT: dict[int, tuple[Case, Scan]] = {}
@@ -139,10 +139,10 @@ def find_cases(path: Path, output: Path | None = None, **reading: Any) -> list[C
         return [_segmented(number, file, reading) for number, file in enumerate(done)]
     scans = find_scans(path)
     folder = Path(f"{case_name(path)}-review") if output is None else Path(output)
-    single = len(scans) == 1 and scans[0] == path
+    single = len(scans) == 1 and scans[0].path == path
     return [
-        Case(f"c{n}", case_name(p), p, folder if single else folder / safe_name(case_name(p)), reading=reading)
-        for n, p in enumerate(scans)
+        Case(f"c{n}", scan.name, scan.path, folder if single else folder / safe_name(scan.name), reading=reading)
+        for n, scan in enumerate(scans)
     ]
 
 

@@ -18,7 +18,7 @@ from delineate.prompts.vocabulary import Vocabulary
 from delineate.scans.dicom import seg as dicom_seg
 from delineate.scans.dicom import series as dicom
 from delineate.scans.dicom.seg import read_seg
-from delineate.scans.finding import case_name, digest_of, find_scans
+from delineate.scans.finding import Found, Kind, case_name, digest_of, find_scans
 from delineate.scans.geometry import spacing_of
 from delineate.scans.reading import read_labels, read_scan
 from delineate.segmenter import Segmenter
@@ -131,10 +131,10 @@ def test_what_a_folder_stands_for(tmp_path, stored):
     write_series(tmp_path / "all" / "c", stored)
     (tmp_path / "all" / "empty").mkdir()
     found = find_scans(tmp_path / "all")
-    assert [case_name(p) for p in found] == ["a.b", "c"]
-    assert find_scans(tmp_path / "all" / "c") == [tmp_path / "all" / "c"]
+    assert [(one.name, one.kind) for one in found] == [("a.b", Kind.DICOM), ("c", Kind.DICOM)]
+    assert find_scans(tmp_path / "all" / "c") == [Found(tmp_path / "all" / "c", "c", Kind.DICOM)]
     single = tmp_path / "all" / "c" / "000.dcm"
-    assert find_scans(single) == [single]
+    assert find_scans(single) == [Found(single, "000", Kind.DICOM)]
     assert case_name(single) == "000"
     shutil.copy(single, tmp_path / "1.2.840.5")
     assert case_name(tmp_path / "1.2.840.5") == "1.2.840.5"
