@@ -14,8 +14,7 @@ import numpy as np
 
 from delineate.errors import ScanError
 from delineate.review.answers import Answer, answers_of_run
-from delineate.review.schema import Case as CaseInfo
-from delineate.review.schema import Window
+from delineate.review.schema import CaseInfo, Window
 from delineate.scans.finding import Found, Kind, case_name, digest_of, find_scans
 from delineate.scans.intensity import intensity_range, is_in_hounsfield_units
 from delineate.scans.reading import read_scan
@@ -34,7 +33,7 @@ MOST_SCANS = 3  # kept in memory at once
 
 
 @dataclass(frozen=True, eq=False)
-class Case:
+class ReviewCase:
     """A scan to be reviewed and where what is made of it is kept. The scan is read when it is first looked at.
 
     Attributes:
@@ -111,11 +110,11 @@ class Case:
         return read_scan(found, **{k: v for k, v in self.reading.items() if k not in left_out})
 
 
-_KEPT: dict[int, tuple[Case, Scan]] = {}
+_KEPT: dict[int, tuple[ReviewCase, Scan]] = {}
 _KEPT_LOCK = Lock()
 
 
-def find_cases(path: Path, output: Path | None = None, **reading: Any) -> list[Case]:
+def find_cases(path: Path, output: Path | None = None, **reading: Any) -> list[ReviewCase]:
     """The cases that `path` stands for, in order of their names.
 
     Args:
@@ -141,12 +140,12 @@ def find_cases(path: Path, output: Path | None = None, **reading: Any) -> list[C
     folder = Path(f"{case_name(path)}-review") if output is None else Path(output)
     single = len(scans) == 1 and scans[0].path == path
     return [
-        Case(f"c{n}", scan.name, scan.path, folder if single else folder / safe_name(scan.name), reading=reading)
+        ReviewCase(f"c{n}", scan.name, scan.path, folder if single else folder / safe_name(scan.name), reading=reading)
         for n, scan in enumerate(scans)
     ]
 
 
-def _segmented(number: int, done: Path, reading: Mapping[str, Any]) -> Case:
+def _segmented(number: int, done: Path, reading: Mapping[str, Any]) -> ReviewCase:
     """A case that `delineate segment` finished."""
     try:
         entry = json.loads(done.read_text(encoding="utf-8"))
@@ -158,14 +157,14 @@ def _segmented(number: int, done: Path, reading: Mapping[str, Any]) -> Case:
         raise ScanError(f"{done}: not a case.json of this release; run `delineate segment` again") from error
     if not file.exists() and (beside := done.parent.parent.parent / file).exists():
         file = beside
-    return Case(f"c{number}", name, file, done.parent, sha256, {**asked, **reading}, earlier)
+    return ReviewCase(f"c{number}", name, file, done.parent, sha256, {**asked, **reading}, earlier)
 
 
 def _said(reading: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in reading.items() if value is not None and value is not False}
 
 
-def describe(case: Case, scan: Scan) -> CaseInfo:
+def describe(case: ReviewCase, scan: Scan) -> CaseInfo:
     """What is told of a scan."""
     low, high = float(scan.voxels.min()), float(scan.voxels.max())
     return CaseInfo(

@@ -106,7 +106,7 @@ class ProbUNetConfig:
 
 
 @dataclass(frozen=True, eq=False)
-class Seen:
+class SlicePrior:
     """What was seen of slices once: features (S, features, size, size), mean and sigma of the prior (S, latent)."""
 
     features: Tensor
@@ -138,16 +138,16 @@ class ProbUNet:
         return self
 
     @torch.no_grad()
-    def see(self, stack: Tensor) -> Seen:
+    def see(self, stack: Tensor) -> SlicePrior:
         """Features and prior of slices (S, 3, size, size), made once for any number of prompts and proposals."""
         chunks = [chunk.to(self.device) for chunk in stack.split(PAIRS_AT_ONCE)]
         features = torch.cat([self.network.see(chunk) for chunk in chunks])
         mean, log_sigma = (torch.cat(part) for part in zip(*map(self.network.prior, chunks), strict=True))
-        return Seen(features, mean, log_sigma.exp())
+        return SlicePrior(features, mean, log_sigma.exp())
 
     @torch.no_grad()
     def propose(
-        self, seen: Seen, target: Target, n: int, seed: int, on_step: Callable[[float], None] = lambda share: None
+        self, seen: SlicePrior, target: Target, n: int, seed: int, on_step: Callable[[float], None] = lambda share: None
     ) -> Tensor:
         """N probability volumes (N, S, size, size) of one target; proposal k depends on (seed, k) alone."""
         channel = 1 + self.vocabulary.index(target.concept.name)
