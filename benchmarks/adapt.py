@@ -43,7 +43,7 @@ from delineate.data.augmentation import AUGMENTATIONS, Augmentation
 from delineate.data.dataset import Dataset
 from delineate.few_shot.learning import look_at, train_adapter, training_slices
 from delineate.few_shot.shots import draw_shots, only
-from delineate.jobs.adapt import adapt, with_names
+from delineate.jobs.adapt import AdaptRequest, adapt, with_names
 from delineate.metrics.overlap import bootstrap_mean, dice, hd95_mm
 from delineate.pictures import contour, new_figure, write_figure
 from delineate.scans.bias import biased
@@ -474,7 +474,7 @@ def slices(args: argparse.Namespace) -> None:
     base, mr = args.ct / "progidiff", open_dataset(args.data / "chaos_mr_t2")
     adapter = args.work / "shown"
     if not is_adapter(adapter):
-        adapt(base, args.data / "chaos_mr_t2", adapter, shots=5, images=args.images)
+        adapt(AdaptRequest(base, args.data / "chaos_mr_t2", shots=5, images=args.images), adapter)
     models = {
         "CT model": quick(Segmenter.load(base)),
         "with adapter, 5 patients": quick(Segmenter.load(base, adapter=adapter)),

@@ -32,7 +32,7 @@ from delineate import open_dataset
 from delineate.data.dataset import Dataset
 from delineate.data.slices import SliceBank, Variants, build_slices
 from delineate.evaluation.evaluation import evaluate
-from delineate.jobs.synthesize import synthesize
+from delineate.jobs.synthesize import SynthesizeRequest, synthesize
 from delineate.metrics.overlap import paired_bootstrap
 from delineate.segmenter import Segmenter
 from delineate.storage.files import write_json
@@ -185,7 +185,8 @@ def synthesize_one(args: argparse.Namespace, setting: str) -> dict[str, Any]:
     targets, modality, _ = SETS[setting.rpartition("-")[0]]
     named = f"{folder_of(args, setting)}={','.join(targets)}@{modality}"
     drawing = Drawing(variants=args.variants, steps=args.steps)
-    return synthesize(named, args.work / "synthetic" / setting, drawing, foundation=args.base, images=args.tune)
+    request = SynthesizeRequest(named, drawing, foundation=args.base, images=args.tune)
+    return synthesize(request, args.work / "synthetic" / setting)
 
 
 def bank_of(args: argparse.Namespace, setting: str, merged: bool) -> SliceBank:

@@ -42,7 +42,7 @@ from delineate.evaluation.protocols.lines import answers
 from delineate.evaluation.protocols.raters import raters_line
 from delineate.jobs.calibrate import Evidence, calibrate, calibration_from, evidence_from
 from delineate.jobs.opening import read_bank
-from delineate.jobs.train import train_on
+from delineate.jobs.train import TrainRequest, train_on
 from delineate.jobs.watch import Nobody
 from delineate.metrics.overlap import bootstrap_mean, paired_bootstrap
 from delineate.proposals.proposals import presence
@@ -199,9 +199,10 @@ def train_one(args: argparse.Namespace, dataset: Dataset, system: str, seed: int
     output = model_path(args, system, seed)
     work = Path(f"{output}-training")
     work.mkdir(parents=True, exist_ok=True)
-    settings = {"system": system, "preset": "tiny", "minutes": None, "seed": seed, "foundation": None}
-    settings |= {"images": images_for(args, VARIANTS.get(system, (system,))[0]), "raters": "random"}
-    train_on(system, bank_of(dataset), output, work, settings, [dataset.name], device=args.device)
+    images = images_for(args, VARIANTS.get(system, (system,))[0])
+    request = TrainRequest(system, [dataset.root], images=images, seed=seed, raters="random")
+    about = {"system": system, "preset": "tiny", "minutes": None, "seed": seed, "images": images, "raters": "random"}
+    train_on(request, bank_of(dataset), output, work, about, [dataset.name], device=args.device)
 
 
 def score_one(args: argparse.Namespace, dataset: Dataset, system: str, seed: int) -> None:

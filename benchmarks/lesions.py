@@ -36,7 +36,7 @@ from delineate.data.lidc import write_lidc
 from delineate.data.slices import SliceBank
 from delineate.evaluation.evaluation import Row, evaluate, summarise
 from delineate.jobs.opening import read_bank
-from delineate.jobs.train import train_on
+from delineate.jobs.train import TrainRequest, train_on
 from delineate.jobs.watch import Nobody
 from delineate.metrics.overlap import paired_bootstrap
 from delineate.segmenter import Segmenter
@@ -189,16 +189,11 @@ def train_one(args: argparse.Namespace, name: str, system: str, sets: list[str],
     chosen, output = [datasets[s] for s in sets], model_path(args, name)
     work = Path(f"{output}-training")
     work.mkdir(parents=True, exist_ok=True)
-    settings = {
-        "system": system,
-        "preset": preset_of(args, system),
-        "minutes": None,
-        "seed": args.seed,
-        "foundation": None,
-    }
-    settings["images"] = images_for(args, system, len(sets) / len(SETS))
+    images, roots = images_for(args, system, len(sets) / len(SETS)), [d.root for d in chosen]
+    request = TrainRequest(system, roots, preset_of(args, system), images=images, seed=args.seed)
+    about = {"system": system, "preset": request.preset, "minutes": None, "seed": args.seed, "images": images}
     bank = bank_of(args, chosen)
-    train_on(system, bank, output, work, settings, [d.name for d in chosen], device=args.device)
+    train_on(request, bank, output, work, about, [d.name for d in chosen], device=args.device)
 
 
 def score_one(args: argparse.Namespace, name: str, system: str, sets: list[str], datasets: dict[str, Dataset]) -> None:

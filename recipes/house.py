@@ -19,9 +19,9 @@ from delineate.data.dataset import Dataset
 from delineate.data.lidc import write_lidc
 from delineate.data.phantom import write_phantom_dataset
 from delineate.evaluation.evaluation import evaluate, summarise
-from delineate.jobs.calibrate import calibrate_model
+from delineate.jobs.calibrate import calibrate_folder
 from delineate.jobs.opening import read_bank
-from delineate.jobs.train import train_on
+from delineate.jobs.train import TrainRequest, train_on
 from delineate.model_folder import save_model
 from delineate.segmenter import Segmenter
 from delineate.storage.shipped import house_folder
@@ -64,13 +64,16 @@ def main() -> None:
     datasets = gather(args.data, args.work)
     model = args.work / "model"
     if not (model / "manifest.json").exists():
-        settings = {"preset": args.preset, "minutes": args.minutes, "images": None, "foundation": None}
-        settings |= {"seed": args.seed, "target": [], "modality": None, "datasets": []}
+        request = TrainRequest(
+            "progidiff", [d.root for d in datasets], args.preset, minutes=args.minutes, seed=args.seed
+        )
+        about = {"preset": args.preset, "minutes": args.minutes, "images": None}
+        about |= {"seed": args.seed, "target": [], "modality": None}
         bank = read_bank(datasets, PRESETS[args.preset], Lines(), shares=[SHARES[d.name] for d in datasets])
         print(f"{len(bank)} slices, {len(bank.vocabulary.concepts)} targets", flush=True)
         work = args.work / "model-training"
         work.mkdir(parents=True, exist_ok=True)
-        train_on("progidiff", bank, model, work, settings, [d.name for d in datasets], watch=Lines())
+        train_on(request, bank, model, work, about, [d.name for d in datasets], watch=Lines())
     segmenter = Segmenter.load(model)
     segmenter.system.config = replace(segmenter.system.config, steps=ProGiDiffConfig().steps)
     figures = {}
@@ -80,7 +83,7 @@ def main() -> None:
         print(dataset.name, round(figures[dataset.name]["mean"].get("consensus_dice", float("nan")), 3), flush=True)
     ship(segmenter, model, figures)
     real = [dataset for dataset in datasets if dataset.name != "phantom_mr"]
-    calibrate_model(house_folder(), real, false_alarms=FALSE_ALARMS, on_step=Lines().update)
+    calibrate_folder(house_folder(), real, false_alarms=FALSE_ALARMS, on_step=Lines().update)
 
 
 def gather(data: Path, work: Path) -> list[Dataset]:

@@ -15,7 +15,7 @@ import shutil
 from pathlib import Path
 
 from delineate.data.lidc import write_lidc
-from delineate.jobs.pretrain import HELD_OUT, pretrain_foundation
+from delineate.jobs.pretrain import HELD_OUT, PretrainRequest, pretrain_foundation
 from delineate.storage.files import write_json, write_text
 from delineate.storage.shipped import HOUSE_SYNTHESIS, house_folder
 from delineate.synthesis.synthesizer import Synthesizer
@@ -46,7 +46,8 @@ def main() -> None:
         named = [f"{gather(args.data, args.work, name)}{what}" for name, (what, _, _) in SETS.items()]
         budget = {"minutes": None if args.images else args.minutes or 60.0, "images": args.images}
         shares = [share for _, share, _ in SETS.values()]
-        pretrain_foundation(named, base, edges=True, shares=shares, seed=args.seed, **budget, watch=Lines())
+        request = PretrainRequest(named, edges=True, shares=shares, seed=args.seed, **budget)
+        pretrain_foundation(request, base, watch=Lines())
     ship(base)
 
 

@@ -17,7 +17,7 @@ from delineate.data.phantom import write_phantom_dataset
 from delineate.data.slices import SliceBank, build_slices
 from delineate.foundation.foundation import Foundation
 from delineate.foundation.pretraining import caption_corpus, pretrain
-from delineate.jobs.pretrain import pretrain_foundation
+from delineate.jobs.pretrain import PretrainRequest, pretrain_foundation
 from delineate.segmenter import Segmenter
 from delineate.storage.files import write_json
 from delineate.systems import SYSTEMS
@@ -97,7 +97,7 @@ def foundation_folder(two_organ_bank, tmp_path_factory) -> Path:
 def edges_base(phantom_dataset, tmp_path_factory) -> Path:
     """A foundation with an edge control, as `delineate pretrain --edges` writes one; do not write there."""
     folder = tmp_path_factory.mktemp("edges") / "base"
-    pretrain_foundation([phantom_dataset], folder, edges=True, images=120)
+    pretrain_foundation(PretrainRequest([phantom_dataset], edges=True, images=120), folder)
     return folder
 
 

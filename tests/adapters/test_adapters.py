@@ -177,7 +177,9 @@ def test_targets_name_layers_by_what_they_are(base):
 
 @pytest.mark.parametrize("base", ["unet"], indirect=True)
 def test_a_model_without_attention_says_so(base):
-    with pytest.raises(DelineateError, match=r"no layer .* --targets attention; take --targets all"):
+    with pytest.raises(
+        DelineateError, match=r"no layer .* --targets attention; take --kind full, or lora with --targets all"
+    ):
         attach(base, AdapterConfig("lora", targets="attention"), NAMES)
 
 

@@ -18,8 +18,8 @@ from delineate.data.slices import Batch, Variants, build_slices
 from delineate.data.synthetic import Origin, read_origins
 from delineate.errors import DatasetError, DelineateError
 from delineate.evaluation.evaluation import evaluate
-from delineate.jobs.evaluate import evaluate_model
-from delineate.jobs.train import train_system
+from delineate.jobs.evaluate import EvaluateRequest, evaluate_model
+from delineate.jobs.train import TrainRequest, train_system
 from delineate.model_folder import check_model
 from delineate.segmenter import Segmenter
 from delineate.storage.files import write_json
@@ -173,7 +173,7 @@ def test_a_fold_is_refused_in_one_line(augmented, tmp_path):
         fold_of(open_dataset(augmented), 1, 3)
     assert "\n" not in str(told.value)
     with pytest.raises(DatasetError, match="delineate synthesize --fold 1/2"):
-        train_system("unet", [augmented], tmp_path / "model", images=8, fold="1/2")
+        train_system(TrainRequest("unet", [augmented], images=8, fold=Fold(1, 2)), tmp_path / "model")
     assert not (tmp_path / "model").exists()
 
 
@@ -374,7 +374,7 @@ def test_merging_teaches_something_else_and_repeats(banks, mode, tmp_path):
     ],
 )
 def test_a_model_says_what_it_learnt_from(augmented, tmp_path, system, asked, use, mode):
-    train_system(system, [augmented], tmp_path / "model", images=16, **asked)
+    train_system(TrainRequest(system, [augmented], images=16, **asked), tmp_path / "model")
     training = check_model(tmp_path / "model")[1]["training"]
     card = (tmp_path / "model" / "card.md").read_text()
     assert training["synthetic"] == use
@@ -393,13 +393,13 @@ def test_a_model_says_what_it_learnt_from(augmented, tmp_path, system, asked, us
 
 
 def test_a_model_of_an_augmented_folder_is_scored_on_the_real_one(augmented, phantom_dataset, tmp_path):
-    train_system("unet", [augmented], tmp_path / "model", images=8)
-    report = evaluate_model(phantom_dataset, tmp_path / "report", tmp_path / "model", n=1)
+    train_system(TrainRequest("unet", [augmented], images=8), tmp_path / "model")
+    report = evaluate_model(EvaluateRequest(phantom_dataset, tmp_path / "model", n=1), tmp_path / "report")
     assert report["split"] == "test"
 
 
 def test_a_plain_training_is_called_what_it_was_called_before(phantom_dataset, tmp_path):
-    train_system("unet", [phantom_dataset], tmp_path / "model", images=8)
+    train_system(TrainRequest("unet", [phantom_dataset], images=8), tmp_path / "model")
     training = check_model(tmp_path / "model")[1]["training"]
     assert not {"synthetic", "merging", "merge", "keep_real", "cell", "variants"} & training.keys()
     assert "ynthetic" not in (tmp_path / "model" / "card.md").read_text()
@@ -409,17 +409,17 @@ def test_a_plain_training_is_called_what_it_was_called_before(phantom_dataset, t
 def test_merging_needs_synthetic_cases(phantom_dataset, tmp_path, asked):
     option = next(iter(asked)).replace("_", "-")
     with pytest.raises(DelineateError, match=f"--{option} is for synthetic cases, .*: delineate synthesize"):
-        train_system("unet", [phantom_dataset], tmp_path / "model", images=8, **asked)
+        train_system(TrainRequest("unet", [phantom_dataset], images=8, **asked), tmp_path / "model")
 
 
 def test_other_settings_are_refused_when_going_on(augmented, tmp_path):
     work = tmp_path / "model-training"
     with pytest.raises(DelineateError, match="--cell is from 1 to"):
-        train_system("unet", [augmented], tmp_path / "model", images=8, cell=1000)
+        train_system(TrainRequest("unet", [augmented], images=8, cell=1000), tmp_path / "model")
     (work / "network" / "checkpoint-0000000008").mkdir(parents=True)
     for other in ({"cell": 8}, {"cell": 1000, "augmentation": "none"}, {"merge": "image"}, {"keep_real": 0.1}, {}):
         with pytest.raises(DelineateError, match="unfinished training with other settings"):
-            train_system("unet", [augmented], tmp_path / "model", images=8, **other)
+            train_system(TrainRequest("unet", [augmented], images=8, **other), tmp_path / "model")
 
 
 def test_the_command_line_passes_it_on(augmented, phantom_dataset, tmp_path, monkeypatch, capsys):

@@ -10,7 +10,7 @@ from delineate.diffusion.schedule import Prediction
 from delineate.errors import DelineateError, ModelError
 from delineate.foundation.foundation import Foundation
 from delineate.foundation.text import build_text_encoder, build_tokenizer
-from delineate.jobs.pretrain import pretrain_foundation
+from delineate.jobs.pretrain import PretrainRequest, pretrain_foundation
 from delineate.prompts.captions import captions
 from delineate.prompts.vocabulary import Vocabulary
 from delineate.scans.grid import View
@@ -222,7 +222,9 @@ def test_a_foundation_that_learns_edges_is_resumed_to_the_bit_and_counts_all_it_
     """Stopped between its stages, and after all of them, when the folder could not be written."""
 
     def pretrained(name):
-        return pretrain_foundation([phantom_dataset], tmp_path / name, edges=True, images=40, target=["liver"])
+        return pretrain_foundation(
+            PretrainRequest([phantom_dataset], edges=True, images=40, target=["liver"]), tmp_path / name
+        )
 
     def stops(*given, **more):
         raise Interrupted("stopped")
@@ -235,7 +237,7 @@ def test_a_foundation_that_learns_edges_is_resumed_to_the_bit_and_counts_all_it_
         with pytest.raises(Interrupted):
             pretrained("resumed")
     with pytest.raises(DelineateError, match="unfinished training with other settings"):  # without edges
-        pretrain_foundation([phantom_dataset], tmp_path / "resumed", images=40, target=["liver"])
+        pretrain_foundation(PretrainRequest([phantom_dataset], images=40, target=["liver"]), tmp_path / "resumed")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("delineate.synthesis.synthesizer.Synthesizer.save", fails)
         with pytest.raises(OSError, match="No space"):

@@ -22,8 +22,8 @@ from delineate.evaluation.evaluation import Row
 from delineate.few_shot.learning import best_of, training_slices
 from delineate.few_shot.report import card_of, figures_of, usual_doubt
 from delineate.interaction.marker import Marker, MarkerConfig, build
-from delineate.jobs.adapt import adapt, with_names
-from delineate.jobs.evaluate import evaluate_model
+from delineate.jobs.adapt import AdaptRequest, adapt, with_names
+from delineate.jobs.evaluate import EvaluateRequest, evaluate_model
 from delineate.model_folder import save_model
 from delineate.prompts.vocabulary import Vocabulary
 from delineate.scans.preparation import Preparation
@@ -61,7 +61,7 @@ def adapter(base, mr, phantom_dataset, tmp_path_factory) -> tuple[Path, dict]:
     """The usual adapter of three shots, and its report."""
     folder = tmp_path_factory.mktemp("adapter") / "to-mr"
     known = f"{phantom_dataset}=liver,spleen"
-    return folder, adapt(base, mr, folder, shots=3, source=known, **HOW)
+    return folder, adapt(AdaptRequest(base, mr, shots=3, source=known, **HOW), folder)
 
 
 def test_a_few_scans_carry_a_model_to_another_contrast(adapter, base, mr, tmp_path):
@@ -72,8 +72,8 @@ def test_a_few_scans_carry_a_model_to_another_contrast(adapter, base, mr, tmp_pa
     assert held["after"] > held["before"] + 0.2
     assert report["verdict"] == "seems better"
     assert "too few for an interval" in report["sentence"]
-    plain = evaluate_model(mr, tmp_path / "before", base, target=HOW["target"])
-    carried = evaluate_model(mr, tmp_path / "after", base, adapter=folder, target=HOW["target"])
+    plain = evaluate_model(EvaluateRequest(mr, base, target=HOW["target"]), tmp_path / "before")
+    carried = evaluate_model(EvaluateRequest(mr, base, adapter=folder, target=HOW["target"]), tmp_path / "after")
     assert carried["mean"]["consensus_dice"] > plain["mean"]["consensus_dice"] + 0.2
     assert carried["adapter_sha256"] != carried["model_sha256"]
 
@@ -139,14 +139,14 @@ def test_the_base_is_the_same_to_the_bit_with_an_adapter_beside_it(adapter, base
 def test_the_same_call_gives_the_same_adapter_and_another_seed_another(base, mr, tmp_path):
     quick = HOW | {"images": 32}
     for name, seed in (("one", 0), ("two", 0), ("three", 1)):
-        adapt(base, mr, tmp_path / name, shots=2, seed=seed, **quick)
+        adapt(AdaptRequest(base, mr, shots=2, seed=seed, **quick), tmp_path / name)
     weights = [(tmp_path / name / "adapter.safetensors").read_bytes() for name in ("one", "two", "three")]
     assert weights[0] == weights[1] != weights[2]
 
 
 def test_an_interrupted_adaptation_goes_on_where_it_was(base, mr, tmp_path, monkeypatch):
     quick = HOW | {"images": 64}
-    adapt(base, mr, tmp_path / "whole", shots=2, **quick)
+    adapt(AdaptRequest(base, mr, shots=2, **quick), tmp_path / "whole")
     steps = 0
 
     class Watch:
@@ -159,11 +159,11 @@ def test_an_interrupted_adaptation_goes_on_where_it_was(base, mr, tmp_path, monk
                 os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(Interrupted, match="the same command goes on"):
-        adapt(base, mr, tmp_path / "parted", shots=2, watch=Watch(), **quick)
+        adapt(AdaptRequest(base, mr, shots=2, **quick), tmp_path / "parted", watch=Watch())
     assert not (tmp_path / "parted").exists()
     with pytest.raises(DelineateError, match="unfinished training with other settings"):
-        adapt(base, mr, tmp_path / "parted", shots=3, **quick)
-    adapt(base, mr, tmp_path / "parted", shots=2, **quick)
+        adapt(AdaptRequest(base, mr, shots=3, **quick), tmp_path / "parted")
+    adapt(AdaptRequest(base, mr, shots=2, **quick), tmp_path / "parted")
     one, other = (adapter_on(tmp_path / n, base)[0].weights() for n in ("whole", "parted"))
     assert all(torch.equal(v, other[k]) for k, v in one.items())
 
@@ -174,12 +174,12 @@ def test_what_a_call_left_that_was_stopped_at_its_very_start_is_not_taken_over(b
     work.mkdir()
     (work / "checks.json").write_text(json.dumps([{"stage": "start", "share": 0.0, "dice": 2.0}]))
     (work / "check-0.safetensors").write_bytes(b"of another adapter")
-    report = adapt(base, mr, tmp_path / "a", shots=2, **(HOW | {"images": 16}))
+    report = adapt(AdaptRequest(base, mr, shots=2, **(HOW | {"images": 16})), tmp_path / "a")
     assert max(c["dice"] for c in report["checks"]) <= 1
 
 
 def test_each_shot_in_turn_is_held_out_where_there_is_nobody_else(base, mr, tmp_path):
-    report = adapt(base, mr, tmp_path / "a", shots=3, hold_out="one-out", **(HOW | {"images": 320}))
+    report = adapt(AdaptRequest(base, mr, shots=3, hold_out="one-out", **(HOW | {"images": 320})), tmp_path / "a")
     assert report["held_out"]["rule"] == "one-out"
     assert report["held_out"]["subjects"] == 3
     assert "interval" in report["held_out"]
@@ -188,7 +188,7 @@ def test_each_shot_in_turn_is_held_out_where_there_is_nobody_else(base, mr, tmp_
 
 
 def test_without_held_out_subjects_nothing_is_claimed(base, mr, tmp_path):
-    report = adapt(base, mr, tmp_path / "a", shots=2, hold_out="none", **(HOW | {"images": 16}))
+    report = adapt(AdaptRequest(base, mr, shots=2, hold_out="none", **(HOW | {"images": 16})), tmp_path / "a")
     assert report["verdict"] == "cannot tell"
     assert report["targets"] == {}
     assert not (tmp_path / "a" / "dice.png").exists()
@@ -197,14 +197,14 @@ def test_without_held_out_subjects_nothing_is_claimed(base, mr, tmp_path):
 
 def test_an_adaptation_that_does_harm_is_left_at_its_start(base, mr, tmp_path):
     """With a learning rate that destroys, the best check is the first: the adapter changes nothing and says so."""
-    report = adapt(base, mr, tmp_path / "a", shots=2, learning_rate=30.0, **(HOW | {"images": 48}))
+    report = adapt(AdaptRequest(base, mr, shots=2, learning_rate=30.0, **(HOW | {"images": 48})), tmp_path / "a")
     assert best_of(report["checks"]) == 0
     assert report["verdict"] == "no clear change"
     assert report["held_out"]["gain"] == pytest.approx(0, abs=1e-9)
 
 
 def test_an_organ_that_only_the_target_has_is_added(base, mr, tmp_path):
-    report = adapt(base, mr, tmp_path / "a", shots=3, images=240)
+    report = adapt(AdaptRequest(base, mr, shots=3, images=240), tmp_path / "a")
     assert "right kidney" in report["targets"]
     assert "before" not in report["targets"]["right kidney"]
     segmenter = Segmenter.load(base, adapter=tmp_path / "a")
@@ -214,7 +214,7 @@ def test_an_organ_that_only_the_target_has_is_added(base, mr, tmp_path):
 
 
 def test_slices_instead_of_cases(base, mr, tmp_path):
-    report = adapt(base, mr, tmp_path / "a", shots=3, slices=4, **(HOW | {"images": 16}))
+    report = adapt(AdaptRequest(base, mr, shots=3, slices=4, **(HOW | {"images": 16})), tmp_path / "a")
     assert report["training"]["slices"] == 4
     few = open_dataset(mr, targets=["liver", "spleen"])
     bank = training_slices(few, few.vocabulary(), 64, Preparation(), 4, "none", 0)
@@ -225,14 +225,14 @@ def test_slices_instead_of_cases(base, mr, tmp_path):
 
 def test_the_usual_shots_are_five_or_as_many_as_there_are(base, mr, phantom_dataset, tmp_path):
     quick = {"images": 8, "target": ["liver"]}
-    assert adapt(base, mr, tmp_path / "a", **quick)["training"]["subjects"] == 5
-    assert adapt(base, phantom_dataset, tmp_path / "b", **quick)["training"]["subjects"] == 4
-    assert adapt(base, mr, tmp_path / "c", shots="all", **quick)["training"]["subjects"] == 5
+    assert adapt(AdaptRequest(base, mr, **quick), tmp_path / "a")["training"]["subjects"] == 5
+    assert adapt(AdaptRequest(base, phantom_dataset, **quick), tmp_path / "b")["training"]["subjects"] == 4
+    assert adapt(AdaptRequest(base, mr, shots="all", **quick), tmp_path / "c")["training"]["subjects"] == 5
 
 
 def test_unlabelled_scans_set_the_standard_of_grey_values_for_good(base, mr, tmp_path):
     """The adapter remembers it: a scan in other units, a thousand times as bright, gives the same answer."""
-    adapt(base, mr, tmp_path / "a", shots=2, unlabelled=mr / "imagesTr", **(HOW | {"images": 48}))
+    adapt(AdaptRequest(base, mr, shots=2, unlabelled=mr / "imagesTr", **(HOW | {"images": 48})), tmp_path / "a")
     assert len(read_adapter(tmp_path / "a").habits.preparation.standard) == 11
     segmenter, dataset = Segmenter.load(base, adapter=tmp_path / "a"), open_dataset(mr)
     scan, _ = dataset.read(dataset.split("test")[0])
@@ -244,7 +244,7 @@ def test_unlabelled_scans_set_the_standard_of_grey_values_for_good(base, mr, tmp
 def test_an_adapter_is_never_scored_on_the_scans_it_learnt_from(adapter, base, mr, tmp_path):
     folder, _ = adapter
     with pytest.raises(DelineateError, match=r"learnt from 3 of these scans \(phantom\d+\); score it on others"):
-        evaluate_model(mr, tmp_path, base, adapter=folder, split="train", target=HOW["target"])
+        evaluate_model(EvaluateRequest(mr, base, adapter=folder, split="train", target=HOW["target"]), tmp_path)
 
 
 # Wrong bases, damaged folders.
@@ -301,7 +301,7 @@ def test_merged_and_saved_it_is_a_model_like_any_other(adapter, base, mr, tmp_pa
 def test_something_else_is_never_replaced(base, mr, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ModelError, match="exists and is not an adapter folder"):
-        adapt(base, mr, tmp_path, shots=2, **HOW)
+        adapt(AdaptRequest(base, mr, shots=2, **HOW), tmp_path)
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
@@ -402,6 +402,6 @@ def test_the_card_says_when_nothing_was_measured(adapter):
 
 def test_attach_is_refused_before_any_scan_is_read(base, mr, tmp_path):
     with pytest.raises(DelineateError, match="take --targets all"):
-        adapt(base, mr, tmp_path / "a", config=AdapterConfig("lora", targets="attention"), **HOW)
+        adapt(AdaptRequest(base, mr, config=AdapterConfig("lora", targets="attention"), **HOW), tmp_path / "a")
     assert not (tmp_path / "a-training").exists()
     assert attach(Segmenter.load(base).system, AdapterConfig(), Segmenter.load(base).vocabulary).own

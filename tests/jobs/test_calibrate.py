@@ -10,7 +10,7 @@ from delineate.calibration.guarantees import THRESHOLDS, Calibration
 from delineate.data.dataset import Case, Dataset, open_dataset
 from delineate.errors import DatasetError, DelineateError, ModelError
 from delineate.evaluation.protocols.lines import answers
-from delineate.jobs.calibrate import _near, calibrate, calibrate_model, evidence_from, save_calibration
+from delineate.jobs.calibrate import _near, calibrate, calibrate_folder, evidence_from, save_calibration
 from delineate.model_folder import calibration_hash, check_model, fingerprint, save_model
 from delineate.prompts.vocabulary import Vocabulary
 from delineate.proposals.proposals import Outcome
@@ -141,18 +141,18 @@ def test_nobody_is_calibrated_on_what_was_learnt(model, phantom_dataset):
     named = type(opened)(**{**opened.__dict__, "name": "phantom"})
     for split in ("train", "all"):
         with pytest.raises(DatasetError, match="was trained on its train split"):
-            calibrate_model(model, [named], split=split)
+            calibrate_folder(model, [named], split=split)
     renamed = type(opened)(**{**opened.__dict__, "name": "another"})
     subjects = hashlib.sha256("\n".join(sorted({case.subject for case in opened.cases})).encode()).hexdigest()
     training = {"datasets": ["phantom"], "held_out": [{"name": "phantom", "fold": None, "subjects": subjects}]}
     save_model(model, Segmenter.load(model), "unet", training=training, card="none")
     with pytest.raises(DatasetError, match="was trained on its train split"):  # the same subjects under another name
-        calibrate_model(model, [renamed], split="train")
+        calibrate_folder(model, [renamed], split="train")
     from delineate.data.folds import Fold
 
     with pytest.raises(DelineateError, match="without --fold"):
-        calibrate_model(model, [named], fold=Fold(1, 2))
-    calibrate_model(model, [named], n=2)
+        calibrate_folder(model, [named], fold=Fold(1, 2))
+    calibrate_folder(model, [named], n=2)
     assert json.loads((model / "calibration.json").read_text())["about"]["subjects"] == 1
 
 

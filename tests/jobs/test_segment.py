@@ -16,14 +16,14 @@ from delineate.calibration.guarantees import THRESHOLDS, Calibration, Presence
 from delineate.data.phantom import make_phantom_image
 from delineate.errors import ScanError
 from delineate.evaluation.report import print_run
-from delineate.jobs.segment import Request, run_cohort
+from delineate.jobs.segment import SegmentRequest, run_cohort
 from delineate.prompts.vocabulary import Vocabulary
-from delineate.scans.finding import case_name, find_scans
+from delineate.scans.finding import Found, Kind, case_name, find_scans
 from delineate.scans.reading import read_labels
 from delineate.segmenter import Segmenter
 from delineate.storage.files import sha256_of
 
-REQUEST = Request(("liver", "spleen", "livr3"), n=2, pictures=False)
+REQUEST = SegmentRequest(("liver", "spleen", "livr3"), n=2, pictures=False)
 
 
 class Bright:
@@ -300,8 +300,8 @@ def test_scans_of_a_folder_are_found_sorted_without_hidden_files(scans):
     (scans / "._case0.png").write_text("")
     (scans / "deeper").mkdir()
     shutil.copy(scans / "case0.png", scans / "deeper" / "case9.png")
-    assert [p.name for p in find_scans(scans)] == ["case0.png", "case1.png", "case2.png"]
-    assert find_scans(scans / "case0.png") == [scans / "case0.png"]
+    assert [found.path.name for found in find_scans(scans)] == ["case0.png", "case1.png", "case2.png"]
+    assert find_scans(scans / "case0.png") == [Found(scans / "case0.png", "case0", Kind.PICTURE)]
 
 
 @pytest.mark.parametrize("other", ["case0.tif", "case0_0000.png", "case0.nii.gz"])
@@ -335,7 +335,7 @@ def test_a_calibrated_answer_says_how_far_it_can_be_believed(system, scans, tmp_
         volume_errors={"liver": np.full(20, np.log(1.5))},
     )
     segmenter = Segmenter(system, calibration=calibration)
-    request = Request(("liver",), n=2, pictures=False, missed_at_most=0.1)
+    request = SegmentRequest(("liver",), n=2, pictures=False, missed_at_most=0.1)
     report = run_cohort(
         segmenter, find_scans(scans)[:1], request, tmp_path / "out", model_hash="abc", calibration_hash="def"
     )
@@ -354,7 +354,7 @@ def test_a_calibrated_answer_says_how_far_it_can_be_believed(system, scans, tmp_
     bare = run_cohort(
         Segmenter(system),
         find_scans(scans)[:1],
-        Request(("liver",), n=2, pictures=False),
+        SegmentRequest(("liver",), n=2, pictures=False),
         tmp_path / "out",
         model_hash="abc",
     )

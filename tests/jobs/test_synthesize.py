@@ -13,16 +13,16 @@ from PIL import Image
 from delineate.data.augmented import cropped, slab_of
 from delineate.data.check import check_dataset
 from delineate.data.dataset import open_dataset
-from delineate.data.folds import fold_of
+from delineate.data.folds import Fold, fold_of
 from delineate.data.phantom import make_phantom_image
 from delineate.data.slices import build_slices, slices_of
 from delineate.errors import DatasetError, DelineateError, ModelError
 from delineate.foundation.foundation import Foundation
 from delineate.jobs import synthesize as synthesizing
-from delineate.jobs.evaluate import evaluate_model
+from delineate.jobs.evaluate import EvaluateRequest, evaluate_model
 from delineate.jobs.pretrain import HELD_OUT
-from delineate.jobs.synthesize import synthesize
-from delineate.jobs.train import train_system
+from delineate.jobs.synthesize import SynthesizeRequest, synthesize
+from delineate.jobs.train import TrainRequest, train_system
 from delineate.scans.grid import CT_WINDOW_HU, canonical_fit, intensity_range, stack_of
 from delineate.scans.reading import read_scan
 from delineate.scans.scan import Scan
@@ -62,7 +62,7 @@ def small(tmp_path_factory, phantom_dataset):
 def made(small, edges_base, tmp_path_factory):
     """A dataset of volumes made larger, and the summary."""
     folder = tmp_path_factory.mktemp("made") / "larger"
-    return folder, synthesize(small, folder, QUICK, foundation=edges_base, images=40, target=TARGETS)
+    return folder, synthesize(SynthesizeRequest(small, QUICK, foundation=edges_base, images=40, target=TARGETS), folder)
 
 
 # Volumes
@@ -190,10 +190,10 @@ def test_two_variants_differ(made):
 
 
 def test_what_was_made_can_be_trained_on_and_scored_on_the_real_test_set(made, phantom_dataset, small, tmp_path):
-    train_system("unet", [made[0]], tmp_path / "model", images=16)
+    train_system(TrainRequest("unet", [made[0]], images=16), tmp_path / "model")
     with pytest.raises(DelineateError):
-        evaluate_model(small, tmp_path / "unreadable", tmp_path / "model", n=1, target=TARGETS)
-    report = evaluate_model(phantom_dataset, tmp_path / "report", tmp_path / "model", n=1)
+        evaluate_model(EvaluateRequest(small, tmp_path / "model", n=1, target=TARGETS), tmp_path / "unreadable")
+    report = evaluate_model(EvaluateRequest(phantom_dataset, tmp_path / "model", n=1), tmp_path / "report")
     assert report["cases"] == 1
 
 
@@ -225,7 +225,7 @@ def test_an_interrupted_run_goes_on_and_gives_the_same_bytes(made, small, edges_
     with monkeypatch.context() as patch:
         patch.setattr(synthesizing, "train_synthesizer", stops_early)
         with pytest.raises(Interrupted):
-            synthesize(small, folder, QUICK, **how)
+            synthesize(SynthesizeRequest(small, QUICK, **how), folder)
     assert not folder.exists()
 
     for drawing, more in (
@@ -234,7 +234,7 @@ def test_an_interrupted_run_goes_on_and_gives_the_same_bytes(made, small, edges_
         (QUICK, {"images": 48}),
     ):
         with pytest.raises(DelineateError, match="unfinished training with other settings"):
-            synthesize(small, folder, drawing, **how | more)
+            synthesize(SynthesizeRequest(small, drawing, **how | more), folder)
 
     drawn = []
 
@@ -247,7 +247,7 @@ def test_an_interrupted_run_goes_on_and_gives_the_same_bytes(made, small, edges_
     with monkeypatch.context() as patch:
         patch.setattr(synthesizing.Artist, "draw", draws_two)
         with pytest.raises(KeyboardInterrupt):
-            synthesize(small, folder, QUICK, **how)
+            synthesize(SynthesizeRequest(small, QUICK, **how), folder)
     assert len(list((tmp_path / "larger-training" / "drawn").glob("*.json"))) == 2
 
     def fail(*given, **more):
@@ -256,13 +256,13 @@ def test_an_interrupted_run_goes_on_and_gives_the_same_bytes(made, small, edges_
     with monkeypatch.context() as patch:
         patch.setattr(synthesizing, "contact_sheet", fail)
         with pytest.raises(OSError, match="No space"):
-            synthesize(small, folder, QUICK, **how)
+            synthesize(SynthesizeRequest(small, QUICK, **how), folder)
     assert not folder.exists()
 
     again = []
     with monkeypatch.context() as patch:
         patch.setattr(synthesizing.Synthesizer, "draw", lambda *given, **more: again.append(1))
-        summary = synthesize(small, folder, QUICK, **how)
+        summary = synthesize(SynthesizeRequest(small, QUICK, **how), folder)
     assert again == []  # nothing is drawn twice
     assert summary == made[1]
     whole, resumed = bytes_of(made[0]), bytes_of(folder)
@@ -280,7 +280,7 @@ def test_a_request_to_stop_while_drawing_ends_politely(small, edges_base, tmp_pa
 
     monkeypatch.setattr(synthesizing.Artist, "draw", asked_to_stop)
     with pytest.raises(Interrupted, match="stopped after 1 of 4 scans; the same command goes on"):
-        synthesize(small, tmp_path / "out", QUICK, foundation=edges_base, images=10, target=TARGETS)
+        synthesize(SynthesizeRequest(small, QUICK, foundation=edges_base, images=10, target=TARGETS), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -293,28 +293,31 @@ def test_a_folder_that_is_not_empty_is_left_alone(small, edges_base, tmp_path):
     (tmp_path / "file").write_text("mine")
     for taken in ("mine", "file"):
         with pytest.raises(DelineateError, match="exists and is not empty; choose another folder"):
-            synthesize(small, tmp_path / taken, QUICK, foundation=edges_base, images=8)
+            synthesize(SynthesizeRequest(small, QUICK, foundation=edges_base, images=8), tmp_path / taken)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "mine"]
 
 
 def test_a_dataset_with_synthetic_scans_is_not_enlarged_again(made, edges_base, tmp_path):
     with pytest.raises(DatasetError, match="holds synthetic scans already; synthesize from the real dataset"):
-        synthesize(made[0], tmp_path / "out", QUICK, foundation=edges_base, images=8)
+        synthesize(SynthesizeRequest(made[0], QUICK, foundation=edges_base, images=8), tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
 
 def test_a_base_that_is_none_or_without_splits_is_refused(small, edges_base, tmp_path):
     with pytest.raises(ModelError, match="not a Stable Diffusion folder"):
-        synthesize(small, tmp_path / "out", QUICK, foundation=tmp_path, images=8)
+        synthesize(SynthesizeRequest(small, QUICK, foundation=tmp_path, images=8), tmp_path / "out")
     copy = shutil.copytree(small, tmp_path / "copy")
     (copy / "splits.json").unlink()
     with pytest.raises(DatasetError, match=r"no splits.json"):
-        synthesize(copy, tmp_path / "out", QUICK, foundation=edges_base, images=8)
+        synthesize(SynthesizeRequest(copy, QUICK, foundation=edges_base, images=8), tmp_path / "out")
 
 
 def test_a_base_that_saw_the_dataset_without_a_fold_is_no_base_for_one(phantom_dataset, edges_base, tmp_path):
     with pytest.raises(DelineateError, match=r"the foundation .* was trained on abdomen without --fold"):
-        synthesize(phantom_dataset, tmp_path / "out", QUICK, foundation=edges_base, images=8, fold="1/3")
+        synthesize(
+            SynthesizeRequest(phantom_dataset, QUICK, foundation=edges_base, images=8, fold=Fold(1, 3)),
+            tmp_path / "out",
+        )
 
 
 @pytest.mark.parametrize(
@@ -364,7 +367,7 @@ def flat_images(root, colour):
 @pytest.mark.parametrize("colour", [False, True], ids=["grey", "colour"])
 def test_flat_images_stay_what_they_are(edges_base, tmp_path, colour):
     root, folder = flat_images(tmp_path / "flat", colour), tmp_path / "larger"
-    summary = synthesize(f"{root}=organ@US", folder, QUICK, foundation=edges_base, images=40)
+    summary = synthesize(SynthesizeRequest(f"{root}=organ@US", QUICK, foundation=edges_base, images=40), folder)
     assert summary["kept"] == summary["drawn"] == 6
     assert check_dataset(folder).ok
     dataset = open_dataset(folder)
@@ -396,7 +399,9 @@ def test_a_folder_of_stable_diffusion_serves_and_stays_frozen(small, tmp_path):
     base.save(tmp_path / "sd")
     (tmp_path / "sd" / "delineate.json").unlink()
     drawing = Drawing(variants=1, steps=2, keep_all=True)
-    summary = synthesize(small, tmp_path / "larger", drawing, foundation=tmp_path / "sd", images=20, target=TARGETS)
+    summary = synthesize(
+        SynthesizeRequest(small, drawing, foundation=tmp_path / "sd", images=20, target=TARGETS), tmp_path / "larger"
+    )
     assert summary["kept"] == 2
     tuned = Synthesizer.load(tmp_path / "larger-training" / "synthesizer")
     assert tuned.foundation.fingerprint() == base.fingerprint()
@@ -404,11 +409,13 @@ def test_a_folder_of_stable_diffusion_serves_and_stays_frozen(small, tmp_path):
 
 
 def test_a_base_in_grey_draws_grey_volumes_and_refuses_colour(small, foundation_folder, tmp_path):
-    summary = synthesize(small, tmp_path / "larger", QUICK, foundation=foundation_folder, images=10, target=TARGETS)
+    summary = synthesize(
+        SynthesizeRequest(small, QUICK, foundation=foundation_folder, images=10, target=TARGETS), tmp_path / "larger"
+    )
     assert summary["kept"] == 4
     root = flat_images(tmp_path / "flat", colour=True)
     with pytest.raises(DelineateError, match=r"draws grey scans and .* is in colour"):
-        synthesize(f"{root}=organ", tmp_path / "out", QUICK, foundation=foundation_folder, images=10)
+        synthesize(SynthesizeRequest(f"{root}=organ", QUICK, foundation=foundation_folder, images=10), tmp_path / "out")
 
 
 # The gate, and one noise for a volume
@@ -497,7 +504,9 @@ def test_an_erased_organ_is_rejected_by_its_mask(artist, tmp_path, monkeypatch):
 def test_rejected_scans_are_counted_and_left_out(small, edges_base, tmp_path, monkeypatch):
     draw, folder = Synthesizer.draw, tmp_path / "larger"
     monkeypatch.setattr(Synthesizer, "draw", lambda self, *given, **how: torch.ones_like(draw(self, *given, **how)))
-    summary = synthesize(small, folder, Drawing(variants=2, steps=1), foundation=edges_base, images=10, target=TARGETS)
+    summary = synthesize(
+        SynthesizeRequest(small, Drawing(variants=2, steps=1), foundation=edges_base, images=10, target=TARGETS), folder
+    )
     assert {k: summary[k] for k in ("drawn", "kept", "rejected")} == {
         "drawn": 4,
         "kept": 0,
@@ -579,13 +588,17 @@ def test_a_fold_holds_its_own_train_and_val_cases(phantom_dataset, foundation_fo
     part = fold_of(open_dataset(phantom_dataset, targets=TARGETS), 1, 3)
     write_json(base / HELD_OUT, [])
     drawing = Drawing(variants=1, steps=1, keep_all=True)
-    synthesize(phantom_dataset, folder, drawing, foundation=base, images=10, target=TARGETS, fold="1/3")
+    synthesize(
+        SynthesizeRequest(phantom_dataset, drawing, foundation=base, images=10, target=TARGETS, fold=Fold(1, 3)), folder
+    )
     dataset = open_dataset(folder)
     assert dataset.splits == {"train": part.splits["train"], "val": part.splits["val"], "test": ()}
     assert told(folder)["source"] == {"name": "abdomen", "fold": "1/3"}
     assert told(folder)["held_out"][0]["fold"] == "1/3"
-    train_system("unet", [folder], tmp_path / "model", images=8)
+    train_system(TrainRequest("unet", [folder], images=8), tmp_path / "model")
     with pytest.raises(DelineateError, match="add --fold 1/3"):
-        evaluate_model(phantom_dataset, tmp_path / "report", tmp_path / "model", n=1, target=TARGETS)
-    report = evaluate_model(phantom_dataset, tmp_path / "report", tmp_path / "model", n=1, target=TARGETS, fold="1/3")
+        evaluate_model(EvaluateRequest(phantom_dataset, tmp_path / "model", n=1, target=TARGETS), tmp_path / "report")
+    report = evaluate_model(
+        EvaluateRequest(phantom_dataset, tmp_path / "model", n=1, target=TARGETS, fold=Fold(1, 3)), tmp_path / "report"
+    )
     assert report["cases"] == len(part.splits["test"])

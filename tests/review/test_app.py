@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from tests.review_world import SHAPE, Bright, Client, desk_for, write_picture, write_volume
 
-from delineate.jobs.segment import Request, run_cohort
+from delineate.jobs.segment import SegmentRequest, run_cohort
 from delineate.review.runs import to_pairs, toggles_of
+from delineate.scans.finding import Found
 from delineate.scans.reading import read_labels, read_scan
 from delineate.segmenter import Segmenter
 
@@ -507,7 +508,13 @@ def test_a_flat_image_is_saved_as_png(tmp_path):
 def test_earlier_answers_are_there_for_everybody_and_can_be_picked(tmp_path):
     scan = write_volume(tmp_path / "v.nii.gz")
     segmenter = Segmenter(Bright())
-    run_cohort(segmenter, [scan], Request(("liver",), n=2, pictures=False), tmp_path / "out", model_hash="m" * 64)
+    run_cohort(
+        segmenter,
+        [Found.at(scan)],
+        SegmentRequest(("liver",), n=2, pictures=False),
+        tmp_path / "out",
+        model_hash="m" * 64,
+    )
     desk = desk_for(tmp_path / "out")
     truth = segmenter(read_scan(scan), ["liver"], n=2).targets[0]
     for user in ("ann", "bob"):

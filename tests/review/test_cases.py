@@ -10,10 +10,11 @@ import pytest
 from tests.review_world import AFFINE, SHAPE, Bright, write_picture, write_volume
 
 from delineate.errors import ScanError
-from delineate.jobs.segment import Request, run_cohort
+from delineate.jobs.segment import SegmentRequest, run_cohort
 from delineate.review.answers import read_answer, save_answer
 from delineate.review.cases import doubt_as_nifti, find_cases, scan_as_nifti, windows_of
 from delineate.review.schema import Mark
+from delineate.scans.finding import Found
 from delineate.scans.reading import read_scan
 from delineate.scans.scan import Scan
 from delineate.segmenter import Segmenter
@@ -26,7 +27,13 @@ def segmented(tmp_path):
     """What `delineate segment` leaves of two volumes and a picture; the answers as they were."""
     scans = [write_volume(tmp_path / f"v{n}.nii.gz", n) for n in range(2)] + [write_picture(tmp_path / "p.png")]
     segmenter = Segmenter(Bright())
-    run_cohort(segmenter, scans, Request(PROMPTS, n=3, pictures=False), tmp_path / "out", model_hash="m")
+    run_cohort(
+        segmenter,
+        list(map(Found.at, scans)),
+        SegmentRequest(PROMPTS, n=3, pictures=False),
+        tmp_path / "out",
+        model_hash="m",
+    )
     return tmp_path / "out", {p.name.split(".")[0]: segmenter(read_scan(p), PROMPTS, n=3) for p in scans}
 
 
@@ -68,9 +75,9 @@ def test_one_case_folder_can_be_named_too(segmented):
 
 def test_saved_maps_are_taken_for_doubt(tmp_path):
     scans = [write_volume(tmp_path / "v.nii.gz"), write_picture(tmp_path / "p.png")]
-    request = Request(("liver",), n=4, maps=True, pictures=False)
+    request = SegmentRequest(("liver",), n=4, maps=True, pictures=False)
     segmenter = Segmenter(Bright())
-    run_cohort(segmenter, scans, request, tmp_path / "out", model_hash="m")
+    run_cohort(segmenter, list(map(Found.at, scans)), request, tmp_path / "out", model_hash="m")
     for case, path in zip(find_cases(tmp_path / "out"), reversed(scans), strict=True):
         truth = segmenter(read_scan(path), ["liver"], n=4).targets[0].disagreement()
         np.testing.assert_allclose(case.earlier[0].doubt(case.info.shape), truth, atol=1 / 255)

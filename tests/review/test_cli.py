@@ -62,11 +62,18 @@ def test_usage_that_cannot_be_is_refused_before_anything_is_served(served, tmp_p
 def test_a_scan_that_is_gone_is_named_and_the_others_are_served(served, tmp_path):
     from tests.review_world import Bright
 
-    from delineate.jobs.segment import Request, run_cohort
+    from delineate.jobs.segment import SegmentRequest, run_cohort
+    from delineate.scans.finding import Found
     from delineate.segmenter import Segmenter
 
     scans = [write_volume(tmp_path / f"v{n}.nii.gz", n) for n in range(2)]
-    run_cohort(Segmenter(Bright()), scans, Request(("liver",), n=1, pictures=False), tmp_path / "out", model_hash="m")
+    run_cohort(
+        Segmenter(Bright()),
+        list(map(Found.at, scans)),
+        SegmentRequest(("liver",), n=1, pictures=False),
+        tmp_path / "out",
+        model_hash="m",
+    )
     scans[0].unlink()
     done = review(tmp_path / "out")
     assert done.exit_code == 0

@@ -13,6 +13,7 @@ from PIL import Image
 from tests.scans.test_geometry import ALL_48, affine_with
 
 from delineate.errors import ScanError
+from delineate.scans.finding import Found, Kind, digest_of
 from delineate.scans.geometry import FLAT_AFFINE, orientation_of, to_canonical
 from delineate.scans.reading import read_labels, read_scan
 from delineate.scans.scan import SCAN_SUFFIXES, Scan, is_scan_file, stem_of
@@ -475,3 +476,19 @@ def test_a_scan_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch)
         write_scan(path, Scan(np.zeros(SHAPE, np.float32), np.eye(4)))
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["x.nii.gz"]
+
+
+def test_what_was_found_is_not_looked_at_again(tmp_path, monkeypatch):
+    path = tmp_path / "a_0000.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(np.ones((3, 3, 3), np.int16), np.eye(4)), path)
+    found = Found.at(path)
+    assert (found.path, found.name, found.kind) == (path, "a", Kind.NIFTI)
+    digest = found.digest
+    assert digest == digest_of(path)
+    monkeypatch.setattr("delineate.scans.finding.kind_of", None)
+    monkeypatch.setattr("delineate.scans.finding.digest_of", None)
+    assert found.digest == digest
+    assert np.array_equal(read_scan(found).voxels, np.ones((3, 3, 3)))
+    (tmp_path / "notes.dcm").write_text("no mark")
+    monkeypatch.undo()
+    assert Found.at(tmp_path / "notes.dcm").kind is Kind.OTHER

@@ -3,7 +3,7 @@ import torch
 from safetensors.torch import save_file
 
 from delineate.errors import DelineateError, ModelError
-from delineate.jobs.synthesize import synthesize
+from delineate.jobs.synthesize import SynthesizeRequest, synthesize
 from delineate.synthesis.artist import Drawing
 from delineate.synthesis.hed import STAGES, Hed
 
@@ -111,7 +111,7 @@ def test_hed_needs_its_folder_and_the_folder_needs_hed(phantom_dataset, folder, 
         (Drawing(edges="sobel"), None, "edges are one of scharr, canny, hed, none; got 'sobel'"),
     ):
         with pytest.raises(DelineateError, match=words):
-            synthesize(phantom_dataset, tmp_path / "out", drawing, hed=hed, images=8)
+            synthesize(SynthesizeRequest(phantom_dataset, drawing, hed=hed, images=8), tmp_path / "out")
     with pytest.raises(ModelError, match="found 0"):
-        synthesize(phantom_dataset, tmp_path / "out", Drawing(edges="hed"), hed=tmp_path, images=8)
+        synthesize(SynthesizeRequest(phantom_dataset, Drawing(edges="hed"), hed=tmp_path, images=8), tmp_path / "out")
     assert not list(tmp_path.iterdir())

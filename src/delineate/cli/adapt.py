@@ -1,4 +1,4 @@
-"""Commands about adapters; `delineate.cli.app` registers them."""
+"""`delineate adapt`."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,6 +8,7 @@ from rich.table import Table
 
 from delineate.adapters import ADAPTERS, TARGETS, AdapterConfig
 from delineate.cli.options import (
+    BaseArgument,
     DatasetArgument,
     DeviceOption,
     ImagesOption,
@@ -15,6 +16,7 @@ from delineate.cli.options import (
     ModalityOption,
     TargetOption,
     ThreadsOption,
+    base_of,
     budget_of,
     compute,
     err,
@@ -23,15 +25,12 @@ from delineate.cli.options import (
     say,
 )
 from delineate.cli.progress import progress_bar
-from delineate.errors import ModelError
 
-HOUSE = "house"
-ModelArgument = Annotated[Path, typer.Argument(help=f"Model folder; '{HOUSE}' for the one that ships.")]
 MINUTES = 3.0  # of adapting, unless told otherwise
 
 
 def adapt(
-    model: ModelArgument,
+    model: BaseArgument,
     dataset: DatasetArgument,
     output: Annotated[Path, typer.Option("--output", "-o", help="Adapter folder to write.")],
     shots: Annotated[
@@ -90,71 +89,35 @@ def adapt(
         if value not in known:
             raise typer.BadParameter(f"{option} is one of {', '.join(known)}; got '{value}'")
     names = dict(_pair(text) for text in name or ())
+    from delineate.jobs.adapt import AdaptRequest
     from delineate.jobs.adapt import adapt as run
 
     chosen = compute(threads, device)
     budget = {"minutes": MINUTES, "images": None} if minutes is None and images is None else budget_of(minutes, images)
+    request = AdaptRequest(
+        base_of(model),
+        dataset,
+        AdapterConfig(kind, rank, alpha or float(rank), targets, singular),
+        shots=_count(shots),
+        slices=slices,
+        hold_out=hold_out,
+        source=source,
+        unlabelled=unlabelled,
+        n4=n4,
+        names=names,
+        augmentation=augmentation,
+        learning_rate=rate,
+        **budget,
+        seed=seed,
+        target=target,
+        modality=modality,
+    )
     with progress_bar(err, quiet=as_json) as bar:
-        report = run(
-            _model(model),
-            dataset,
-            output,
-            config=AdapterConfig(kind, rank, alpha or float(rank), targets, singular),
-            shots=_count(shots),
-            slices=slices,
-            hold_out=hold_out,
-            source=source,
-            unlabelled=unlabelled,
-            n4=n4,
-            names=names,
-            augmentation=augmentation,
-            learning_rate=rate,
-            **budget,
-            seed=seed,
-            target=target,
-            modality=modality,
-            device=chosen,
-            watch=bar,
-        )
+        report = run(request, output, device=chosen, watch=bar)
     if as_json:
         print_json(report)
         return
     _print_report(report, output)
-
-
-def merge(
-    model: ModelArgument,
-    adapter: Annotated[Path, typer.Argument(help="Adapter folder that was made for it.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Model folder to write.")],
-    as_json: JsonOption = False,
-) -> None:
-    """Write a model and its adapter as one model folder, for programs that know no adapters."""
-    from delineate.adapters.folder import fingerprint, load_adapter
-    from delineate.model_folder import check_free, check_model, save_model
-    from delineate.scans.preparation import Preparation
-    from delineate.segmenter import Segmenter
-
-    check_free(output)
-    folder, about = check_model(_model(model))
-    base = Segmenter.load(folder)
-    adapted, told = load_adapter(adapter, base.system, base.fingerprint)
-    if told.habits.preparation != Preparation():
-        raise ModelError(
-            f"{adapter}: prepares scans (--n4, --unlabelled), which no model folder can say; use it as it is"
-        )
-    training = {**about["training"], "adapter": {"sha256": fingerprint(adapter), **told.training}}
-    card = (adapter / "card.md").read_text() + "\nMerged into one model.\n"
-    merged = Segmenter(adapted.merged(), base.adapted(adapted, told.habits).modalities)
-    save_model(output, merged, about["system"], training=training, card=card)
-    if as_json:
-        print_json({"model": str(output)})
-    else:
-        out.print(f"model: {output}", highlight=False, soft_wrap=True)
-
-
-def _model(path: Path) -> Path | None:
-    """The folder, or None for the model that ships (a folder of that name comes first)."""
-    return None if str(path) == HOUSE and not path.exists() else path
 
 
 def _count(text: str | None) -> int | str | None:

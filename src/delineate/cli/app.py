@@ -11,11 +11,13 @@ from rich.table import Table
 from delineate import __version__
 from delineate.cli import adapt as cli_adapt
 from delineate.cli import calibrate as cli_calibrate
+from delineate.cli import distance as cli_distance
 from delineate.cli import evaluate as cli_evaluate
+from delineate.cli import merge as cli_merge
 from delineate.cli import pretrain as cli_pretrain
 from delineate.cli import review as cli_review
 from delineate.cli import segment as cli_segment
-from delineate.cli import synthesize as cli_synthesis
+from delineate.cli import synthesize as cli_synthesize
 from delineate.cli import train as cli_train
 from delineate.cli.options import (
     DatasetArgument,
@@ -179,8 +181,8 @@ def doctor(as_json: JsonOption = False) -> None:
 
 
 app.command()(cli_adapt.adapt)
-app.command()(cli_adapt.merge)
+app.command()(cli_merge.merge)
 app.command()(cli_calibrate.calibrate)
 app.command()(cli_review.review)
-app.command()(cli_synthesis.synthesize)
-app.command()(cli_synthesis.distance)
+app.command()(cli_synthesize.synthesize)
+app.command()(cli_distance.distance)

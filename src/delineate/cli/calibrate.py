@@ -1,7 +1,7 @@
 """`delineate calibrate`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
@@ -16,6 +16,7 @@ from delineate.cli.options import (
     ThreadsOption,
     compute,
     err,
+    fold_of,
     fraction,
     out,
     print_json,
@@ -48,25 +49,13 @@ def calibrate(
     as_json: JsonOption = False,
 ) -> None:
     """Let held-out subjects say how far a model can be believed: probabilities, likely absent, guarantees."""
-    from delineate.data.folds import Fold
-    from delineate.jobs.calibrate import calibrate_model
-    from delineate.jobs.opening import open_all
+    from delineate.jobs.calibrate import CalibrateRequest, calibrate_model
 
-    chosen, part = compute(threads, device), None if fold is None else Fold.parse(fold)
-    opened = open_all(datasets, target, modality, part)
+    chosen = compute(threads, device)
+    alarms: Any = false_alarms  # a float by `fraction`
+    request = CalibrateRequest(model, datasets, split, proposals, alarms, target, modality, fold_of(fold))
     with progress_bar(err, quiet=as_json) as bar:
-        bar.start(f"segmenting the {split} split")
-        found = calibrate_model(
-            model,
-            opened,
-            fold=part,
-            split=split,
-            n=proposals,
-            false_alarms=false_alarms,  # type: ignore[arg-type]  # a float by `fraction`
-            device=chosen,
-            output=output,
-            on_step=bar.update,
-        )
+        found = calibrate_model(request, output, device=chosen, watch=bar)
     summary = found.summary()
     if as_json:
         print_json(summary)

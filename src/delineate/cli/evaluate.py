@@ -19,6 +19,7 @@ from delineate.cli.options import (
     ThreadsOption,
     compute,
     err,
+    fold_of,
     out,
     print_json,
 )
@@ -43,25 +44,13 @@ def evaluate(
 ) -> None:
     """Score a model on the held-out subjects of a dataset, in 3-D: Dice, IoU, HD95 (mm), NSD, or by --protocol."""
     from delineate.evaluation.protocols import PROTOCOLS
-    from delineate.jobs.evaluate import evaluate_model
+    from delineate.jobs.evaluate import EvaluateRequest, evaluate_model
 
     chosen = compute(threads, device)
+    part = fold_of(fold)
+    request = EvaluateRequest(dataset, model, adapter, protocol, split, proposals, seed, target, modality, part)
     with progress_bar(err, quiet=as_json) as bar:
-        summary = evaluate_model(
-            dataset,
-            output,
-            model,
-            adapter=adapter,
-            protocol=protocol,
-            split=split,
-            n=proposals,
-            seed=seed,
-            target=target,
-            modality=modality,
-            fold=fold,
-            device=chosen,
-            watch=bar,
-        )
+        summary = evaluate_model(request, output, device=chosen, watch=bar)
     if as_json:
         print_json(summary)
     else:

@@ -4,13 +4,16 @@ import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
 from delineate.prompts.anatomy import MODALITY_CODES
 from delineate.systems import SYSTEMS
+
+if TYPE_CHECKING:
+    from delineate.data.folds import Fold
 
 out = Console()
 err = Console(stderr=True)
@@ -68,6 +71,8 @@ ImagesOption = Annotated[
     int | None,
     typer.Option(min=1, help="Train on this many images instead; only this repeats, to the bit on one machine."),
 ]
+HOUSE = "house"
+BaseArgument = Annotated[Path, typer.Argument(help=f"Model folder; '{HOUSE}' for the one that ships.")]
 AugmentationOption = Annotated[
     str | None,
     typer.Option(
@@ -119,6 +124,18 @@ def preset_of(name: str, known: Iterable[str]) -> str:
     if name not in known:
         raise typer.BadParameter(f"--preset is one of {', '.join(known)}; got '{name}'")
     return name
+
+
+def base_of(path: Path) -> Path | None:
+    """The folder, or None for the model that ships (a folder of that name comes first)."""
+    return None if str(path) == HOUSE and not path.exists() else path
+
+
+def fold_of(text: str | None) -> "Fold | None":
+    """The fold. Raises `DelineateError` where `text` names none."""
+    from delineate.data.folds import Fold
+
+    return None if text is None else Fold.parse(text)
 
 
 def budget_of(minutes: float | None, images: int | None) -> dict[str, Any]:

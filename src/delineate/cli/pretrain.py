@@ -18,6 +18,7 @@ from delineate.cli.options import (
     budget_of,
     compute,
     err,
+    fold_of,
     out,
     preset_of,
 )
@@ -50,18 +51,20 @@ def pretrain(
     device: DeviceOption = "auto",
 ) -> None:
     """Train a foundation: a text-to-image model of scans and masks, for `train progidiff` and `synthesize`."""
-    from delineate.jobs.pretrain import pretrain_foundation
+    from delineate.jobs.pretrain import PretrainRequest, pretrain_foundation
 
     chosen = compute(threads, device)
-    settings = {
-        "preset": preset_of(preset, PRESETS),
-        "codec": codec,
-        "edges": edges,
-        "seed": seed,
-        "target": target,
-        "modality": modality,
-        "fold": fold,
-    }
+    request = PretrainRequest(
+        datasets,
+        preset_of(preset, PRESETS),
+        codec,
+        edges,
+        **budget_of(minutes, images),
+        seed=seed,
+        target=target,
+        modality=modality,
+        fold=fold_of(fold),
+    )
     with progress_bar(err) as bar:
-        pretrain_foundation(datasets, output, **settings, **budget_of(minutes, images), device=chosen, watch=bar)
+        pretrain_foundation(request, output, device=chosen, watch=bar)
     out.print(f"foundation: {output}", highlight=False, soft_wrap=True)

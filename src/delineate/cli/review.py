@@ -29,7 +29,7 @@ from delineate.errors import DelineateError
 
 if TYPE_CHECKING:
     from delineate.review.asking import Answering
-    from delineate.review.cases import Case
+    from delineate.review.cases import ReviewCase
     from delineate.segmenter import Segmenter
 
 HIGHEST_PORT = 65535
@@ -150,7 +150,7 @@ def _answering(model: Path | None, adapter: Path | None, threads: int | None, de
 
 
 def _serve(
-    cases: Sequence["Case"],
+    cases: Sequence["ReviewCase"],
     answering: "Answering",
     users: Sequence[str],
     host: str,

@@ -76,20 +76,18 @@ def segment(
 ) -> None:
     """Outline what you name in a scan, or in every scan of a folder."""
     from delineate.evaluation.report import print_run
-    from delineate.jobs.segment import Request
     from delineate.model_folder import calibration_hash, check_model, fingerprint, read_vocabulary
     from delineate.prompts.prompt import Prompt
     from delineate.prompts.vocabulary import unknown_prompt_message
     from delineate.proposals.fusion import FUSIONS
-    from delineate.scans.dicom.source import is_dicom
-    from delineate.scans.finding import find_scans
+    from delineate.scans.finding import Found, Kind, find_scans
 
     if consensus not in FUSIONS:
         raise typer.BadParameter(f"--consensus is one of {', '.join(FUSIONS)}")
     if seg not in SEGS:
         raise typer.BadParameter(f"--seg is one of {', '.join(SEGS)}; got '{seg}'")
     scans = find_scans(path)
-    if (series is not None or fill_gaps) and not any(is_dicom(scan) for scan in scans):
+    if (series is not None or fill_gaps) and not any(scan.kind is Kind.DICOM for scan in scans):
         raise typer.BadParameter("--series and --fill-gaps are for DICOM, and there is none")
     folder, _ = check_model(model)
     vocabulary, adapter_hash, where = read_vocabulary(folder), None, f"--model {model}" if model else ""
@@ -105,7 +103,7 @@ def segment(
         raise PromptError(" ".join(unknown))
 
     from delineate.calibration.guarantees import GuaranteeError, refused_guarantees
-    from delineate.jobs.segment import run_cohort
+    from delineate.jobs.segment import SegmentRequest, run_cohort
     from delineate.segmenter import Segmenter
 
     chosen = compute(threads, device)
@@ -113,16 +111,16 @@ def segment(
     names = [match.concept.name for match in matches.values() if match.concept is not None]
     refused = refused_guarantees(folder, names, proposals, adapter is not None, **shares)
     shares |= {"series": series, "fill_gaps": fill_gaps, "seg": SEGS[seg]}
-    request = Request(tuple(prompt), proposals, seed, consensus, maps, modality, volume, pictures, **shares)
+    request = SegmentRequest(tuple(prompt), proposals, seed, consensus, maps, modality, volume, pictures, **shares)
     with progress_bar(err, quiet=as_json) as bar:
         bar.start("loading the model")
         segmenter = Segmenter.load(folder, chosen, adapter)
         number = 0
 
-        def on_case(index: int, scan: Path) -> None:
+        def on_case(index: int, scan: Found) -> None:
             nonlocal number
             number = index
-            bar.start(f"{scan.name} ({index + 1} of {len(scans)})", done=index / len(scans))
+            bar.start(f"{scan.path.name} ({index + 1} of {len(scans)})", done=index / len(scans))
 
         report = run_cohort(
             segmenter,

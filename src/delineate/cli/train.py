@@ -24,10 +24,13 @@ from delineate.cli.options import (
     budget_of,
     compute,
     err,
+    fold_of,
     out,
     preset_of,
 )
 from delineate.cli.progress import progress_bar
+from delineate.networks import NETWORKS
+from delineate.schemes import SCHEMES
 from delineate.systems import SYSTEMS
 
 
@@ -51,6 +54,16 @@ def train(
     merge: MergeOption = None,
     keep_real: KeepRealOption = None,
     cell: CellOption = None,
+    network: Annotated[
+        str | None, typer.Option(help=f"What ensemble and mcdropout are made of: {', '.join(NETWORKS)} (unet).")
+    ] = None,
+    scheme: Annotated[
+        str | None,
+        typer.Option(help="; ".join(f"{name}: {row.summary}" for name, row in SCHEMES.items()) + "."),
+    ] = None,
+    unlabelled: Annotated[
+        Path | None, typer.Option(help="Folder of scans without labels, for a scheme that learns from them.")
+    ] = None,
     calibrate: Annotated[
         bool, typer.Option(help="Afterwards let the val subjects say how far the model can be believed.")
     ] = True,
@@ -58,7 +71,7 @@ def train(
     device: DeviceOption = "auto",
 ) -> None:
     """Train a system on the train split of one or several datasets; run again to go on after a stop."""
-    from delineate.jobs.train import train_system
+    from delineate.jobs.train import TrainRequest, train_system
 
     if system not in SYSTEMS:
         raise typer.BadParameter(f"SYSTEM is one of {', '.join(SYSTEMS)}; got '{system}'")
@@ -66,22 +79,26 @@ def train(
         able = ", ".join(name for name, entry in SYSTEMS.items() if entry.takes_foundation)
         raise typer.BadParameter(f"--foundation is for {able}; {system} is trained without one")
     chosen = compute(threads, device)
-    settings = {
-        "preset": preset_of(preset, SYSTEMS[system].presets),
-        "foundation": foundation,
-        "seed": seed,
-        "target": target,
-        "modality": modality,
-        "fold": fold,
-        "augmentation": augmentation,
-        "raters": raters,
-        "merge": merge,
-        "keep_real": keep_real,
-        "cell": cell,
-        "calibrate": calibrate,
-    }
+    request = TrainRequest(
+        system,
+        datasets,
+        preset_of(preset, SYSTEMS[system].presets),
+        **budget_of(minutes, images),
+        foundation=foundation,
+        seed=seed,
+        target=target,
+        modality=modality,
+        fold=fold_of(fold),
+        merge=merge,
+        keep_real=keep_real,
+        cell=cell,
+        augmentation=augmentation,
+        raters=raters,
+        network=network,
+        scheme=scheme,
+        unlabelled=unlabelled,
+        calibrate=calibrate,
+    )
     with progress_bar(err) as bar:
-        curves = train_system(
-            system, datasets, output, **settings, **budget_of(minutes, images), device=chosen, watch=bar
-        )
+        curves = train_system(request, output, device=chosen, watch=bar)
     out.print(f"model:  {output}\ncurves: {curves}", highlight=False, soft_wrap=True)

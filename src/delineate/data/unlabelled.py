@@ -1,15 +1,13 @@
 """Scans without labels as training slices."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Generator, Tensor
 
 from delineate.data.augmentation import AUGMENTATIONS
-from delineate.errors import DatasetError
-from delineate.scans.finding import find_scans
+from delineate.scans.finding import Found
 from delineate.scans.grid import stack_of
 from delineate.scans.reading import read_scan
 
@@ -40,25 +38,29 @@ class UnlabelledBank:
 
 
 def read_unlabelled(
-    folder: Path,
+    found: Sequence[Found],
     size: int,
     *,
     modality: str | None = None,
     augmentation: str = "default",
-    progress: Callable[[Iterable[Path], int], Iterable[Path]] = lambda items, _: items,
+    on_scan: Callable[[float], None] = lambda share: None,
 ) -> UnlabelledBank:
-    """The scans of a folder on the working grid of `size` pixels; masks that lie there are not looked at.
+    """Scans on the working grid of `size` pixels; one that cannot be read ends it.
+
+    Args:
+        found: the scans.
+        size: pixels along a side of the grid.
+        modality: of all of them.
+        augmentation: of what is drawn.
+        on_scan: told the share that is read.
 
     Raises:
-        DatasetError: there are none.
         ScanError: one cannot be read.
     """
     images, mirrored = [], []
-    found = find_scans(folder)
-    for path in progress(found, len(found)):
-        scan = read_scan(path, modality=modality)
+    for done, one in enumerate(found, start=1):
+        scan = read_scan(one, modality=modality)
         images.append(((stack_of(scan, size) + 1) * 127.5).round().to(torch.uint8))
         mirrored.append(torch.full((len(images[-1]),), scan.is_flat))
-    if not images:
-        raise DatasetError(f"{folder}: no scans in this folder; --unlabelled wants a folder of them")
+        on_scan(done / len(found))
     return UnlabelledBank(torch.cat(images), torch.cat(mirrored), augmentation)

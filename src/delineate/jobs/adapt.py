@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from delineate.adapters.adapter import Adapted, attach
 from delineate.adapters.folder import AdapterFolder, in_half, is_adapter, save_adapter
 from delineate.data.dataset import Dataset
 from delineate.data.folds import refuse_seen
-from delineate.data.named import open_named, parse_named
+from delineate.data.named import NamedFolder, open_named, parse_named
 from delineate.data.slices import SliceBank
 from delineate.errors import DatasetError
 from delineate.evaluation.evaluation import Row, evaluate
@@ -33,35 +33,13 @@ from delineate.training.loop import Budget, polite_stop
 USUAL_SHOTS = 5
 
 
-def adapt(
-    model: Path | None,
-    path: Path | str,
-    output: Path,
-    *,
-    config: AdapterConfig = AdapterConfig(),
-    shots: int | str | None = None,
-    slices: int | None = None,
-    hold_out: str = "auto",
-    source: Path | str | None = None,
-    unlabelled: Path | None = None,
-    n4: bool = False,
-    names: Mapping[str, str] | None = None,
-    augmentation: str = "nnunet",
-    learning_rate: float | None = None,
-    minutes: float | None = None,
-    images: int | None = None,
-    seed: int = 0,
-    target: Sequence[str] | None = None,
-    modality: str | None = None,
-    device: str = "cpu",
-    watch: Watch = Nobody(),
-) -> dict[str, Any]:
-    """Adapt a model and write the adapter folder; returns the report that its `figures` hold.
+@dataclass(frozen=True)
+class AdaptRequest:
+    """A model to be carried to another kind of scan.
 
-    Args:
+    Attributes:
         model: folder of the base; None for the model that ships.
-        path: dataset of the new kind of scan, named as in `train_system`.
-        output: adapter folder to write. Checkpoints live in `<output>-training/`, and the same call goes on there.
+        dataset: of the new kind of scan, named as in `delineate.jobs.train.TrainRequest`.
         config: which adapter.
         shots: how many labelled subjects are learnt from, drawn from the train split, or "all"; by default 5, or as
             many as there are.
@@ -76,63 +54,92 @@ def adapt(
         minutes: budget of all training, or
         images: the same in images, which alone repeats (`Budget`).
         seed: of the draw, the first weights and the training.
-        target: as in `train_system`.
-        modality: as in `train_system`.
-        device: to train on.
-        watch: told of progress.
+        target: as in `TrainRequest`.
+        modality: as in `TrainRequest`.
+    """
+
+    model: Path | None
+    dataset: Path | str
+    config: AdapterConfig = field(default_factory=AdapterConfig)
+    shots: int | str | None = None
+    slices: int | None = None
+    hold_out: str = "auto"
+    source: Path | str | None = None
+    unlabelled: Path | None = None
+    n4: bool = False
+    names: Mapping[str, str] | None = None
+    augmentation: str = "nnunet"
+    learning_rate: float | None = None
+    minutes: float | None = None
+    images: int | None = None
+    seed: int = 0
+    target: Sequence[str] | None = None
+    modality: str | None = None
+
+    def __post_init__(self):
+        _ = self.folder
+
+    @property
+    def folder(self) -> NamedFolder:
+        """The dataset, read as people write it."""
+        return parse_named(self.dataset, self.target, self.modality)
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it but the model, which is told apart by its hash."""
+        told = asdict(self) | {
+            "dataset": str(self.folder),
+            "source": None if self.source is None else str(self.source),
+            "unlabelled": None if self.unlabelled is None else str(self.unlabelled),
+            "names": dict(self.names or {}),
+            "target": list(self.target or ()),
+        }
+        return {name: value for name, value in told.items() if name != "model"}
+
+
+LEARNT_BY = ("shots", "slices", "hold_out", "n4", "seed", "augmentation", "minutes", "images")
+"""Of a request, what the adapter remembers as it was asked for."""
+
+
+def adapt(request: AdaptRequest, output: Path, *, device: str = "cpu", watch: Watch = Nobody()) -> dict[str, Any]:
+    """Adapt a model and write the adapter folder; returns the report that its `figures` hold.
+
+    Checkpoints live in `<output>-training/`, and the same request goes on there.
 
     Raises:
         DelineateError: of any kind, before training where it can be known by then.
     """
-    output = Path(output)
+    output, seed, config = Path(output), request.seed, request.config
     check_free(output, is_adapter, "adapter")
-    folder, about_model = check_model(model)
-    named = parse_named(path, target, modality)
-    settings = {
-        "base": fingerprint(folder),
-        "dataset": str(named),
-        "config": asdict(config),
-        "shots": shots,
-        "slices": slices,
-        "hold_out": hold_out,
-        "n4": n4,
-        "seed": seed,
-        "names": dict(names or {}),
-        "augmentation": augmentation,
-        "minutes": minutes,
-        "images": images,
-        "unlabelled": str(unlabelled) if unlabelled else None,
-        "learning_rate": learning_rate,
-    }
-    dataset = open_named(path, target, modality)
+    folder, about_model = check_model(request.model)
+    base_hash = fingerprint(folder)
+    dataset = request.folder.open()
     refuse_seen(about_model["training"].get("held_out") or (), dataset, None, "the model")
     base = Segmenter.load(folder, device)
-    dataset, renamed = with_names(dataset, base.vocabulary, names or {})
+    dataset, renamed = with_names(dataset, base.vocabulary, request.names or {})
     vocabulary = base.vocabulary.merged(dataset.vocabulary())
-    count = min(USUAL_SHOTS, len(pool_of(dataset))) if shots is None else None if shots == "all" else int(shots)
-    drawn = draw_shots(dataset, count, hold_out=hold_out, seed=seed)
+    drawn = draw_shots(dataset, _count(request.shots, dataset), hold_out=request.hold_out, seed=seed)
     learnt = attach(base.system, config, vocabulary).system.learnt  # what cannot be adapted is refused here
-    source_set = None if source is None else _source(source, base)
-    work = work_folder(output, settings)
+    source_set = None if request.source is None else _source(request.source, base)
+    work = work_folder(output, request, base=base_hash)
     if not any(work.rglob("checkpoint-*")):  # checks of a call that was stopped before it had learnt anything
         _remove(work.rglob("check*.*"))
     watch.start("preparing scans")
-    preparation = _preparation(unlabelled, only(dataset, drawn.drawn), n4, modality)
+    preparation = _preparation(request, only(dataset, drawn.drawn))
     habits = Habits(preparation, dataset.modality)
 
     def bank_of(subjects: Sequence[str]) -> SliceBank:
         few = only(dataset, subjects)
-        return training_slices(few, learnt, base.system.size, preparation, slices, augmentation, seed)
+        return training_slices(few, learnt, base.system.size, preparation, request.slices, request.augmentation, seed)
 
     def fresh() -> Adapted:
         return attach(base.system, config, vocabulary, seed=seed)
 
-    rate = learning_rate or ADAPTERS[config.kind].learning_rate
+    rate = request.learning_rate or ADAPTERS[config.kind].learning_rate
     logs: dict[str, list[dict[str, float]]] = {}
     with polite_stop() as should_stop:
         how = {"rate": rate, "seed": seed, "should_stop": should_stop, "on_step": reporter(logs, watch)}
         adapted, checks, unseen = learn(
-            fresh, base, dataset, drawn, habits, bank_of, Budget(images, minutes), work, how
+            fresh, base, dataset, drawn, habits, bank_of, Budget(request.images, request.minutes), work, how
         )
     watch.start("measuring")
     in_half(adapted)
@@ -152,16 +159,16 @@ def adapt(
         "base_parameters": sum(p.numel() for part in base.system.parts.values() for p in part.parameters()),
     }
     training = {
-        **{k: v for k, v in settings.items() if k not in ("base", "dataset", "unlabelled", "config", "names")},
+        **{name: getattr(request, name) for name in LEARNT_BY},
+        "learning_rate": rate,
         "dataset": dataset.name,
         "modality": dataset.modality,
         "renamed": renamed,
-        "learning_rate": rate,
         "subjects": len(drawn.drawn),
         "learnt_from": [sha256_of(case.image) for case in only(dataset, drawn.drawn).cases],
         "stages": {stage: log[-1] for stage, log in logs.items() if log},
     }
-    told = {"sha256": fingerprint(folder), "name": folder.name, "system": about_model["system"]}
+    told = {"sha256": base_hash, "name": folder.name, "system": about_model["system"]}
     about = AdapterFolder(config, told, habits, training, figures)
     targets = figures["targets"]
     picture = {"dice.png": adaptation_chart(targets, figures["sentence"])} if targets else {}
@@ -201,12 +208,20 @@ def _remove(paths: Iterable[Path]) -> None:
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
-def _preparation(unlabelled: Path | None, shots: Dataset, n4: bool, modality: str | None) -> Preparation:
+def _count(shots: int | str | None, dataset: Dataset) -> int | None:
+    """How many subjects are drawn; None is all."""
+    if shots is None:
+        return min(USUAL_SHOTS, len(pool_of(dataset)))
+    return None if shots == "all" else int(shots)
+
+
+def _preparation(request: AdaptRequest, shots: Dataset) -> Preparation:
     """N4 where asked for, and the standard scale of the unlabelled scans and the shots where there are any of those."""
-    if unlabelled is None:
-        return Preparation(n4)
-    paths = [*find_scans(unlabelled), *(case.image for case in shots.cases)]
-    return Preparation.learnt([read_scan(path, modality=modality or shots.modality) for path in paths], n4)
+    if request.unlabelled is None:
+        return Preparation(request.n4)
+    scans = [*find_scans(request.unlabelled), *(case.image for case in shots.cases)]
+    modality = request.modality or shots.modality
+    return Preparation.learnt([read_scan(scan, modality=modality) for scan in scans], request.n4)
 
 
 def _source(path: Path | str, base: Segmenter) -> Dataset:

@@ -27,8 +27,11 @@ from delineate.calibration.conformal import false_fraction, missed_fraction
 from delineate.calibration.guarantees import FILES, REACHED, THRESHOLDS, Calibration, presence_from
 from delineate.data.dataset import Dataset
 from delineate.data.folds import Fold, is_of, refuse_seen, trained_on
+from delineate.data.named import parse_named
 from delineate.errors import DatasetError, ModelError
 from delineate.evaluation.protocols.lines import Answered, answers
+from delineate.jobs.opening import open_all
+from delineate.jobs.watch import Nobody, Watch
 from delineate.model_folder import check_model, is_model
 from delineate.proposals.proposals import presence
 from delineate.scans.geometry import canonical_spacing, orientation_of, to_canonical
@@ -220,7 +223,53 @@ def _joined(parts: Sequence[Histogram]) -> Histogram:
     return p, y, w
 
 
+@dataclass(frozen=True)
+class CalibrateRequest:
+    """A model to be calibrated on held-out subjects.
+
+    Attributes:
+        model: its folder.
+        datasets: as in `delineate.jobs.train.TrainRequest`, and so are target, modality and fold.
+        split: whose subjects: "val", "test" or "all"; not those it was trained on.
+        n: masks a target; guarantees hold for this many.
+        false_alarms: how often a target that is not there may be called found.
+    """
+
+    model: Path
+    datasets: Sequence[Path | str]
+    split: str = "val"
+    n: int = 8
+    false_alarms: float = FALSE_ALARMS
+    target: Sequence[str] | None = None
+    modality: str | None = None
+    fold: Fold | None = None
+
+
 def calibrate_model(
+    request: CalibrateRequest, output: Path | None = None, *, device: str = "cpu", watch: Watch = Nobody()
+) -> Calibration:
+    """Calibrate the model in a folder, which is replaced as a whole (or written to `output`).
+
+    Raises:
+        DelineateError: as `calibrate_folder`, or a dataset cannot be opened.
+    """
+    named = [parse_named(text, request.target, request.modality) for text in request.datasets]
+    datasets = open_all(named, request.fold)
+    watch.start(f"segmenting the {request.split} split")
+    return calibrate_folder(
+        request.model,
+        datasets,
+        fold=request.fold,
+        split=request.split,
+        n=request.n,
+        false_alarms=request.false_alarms,
+        device=device,
+        output=output,
+        on_step=watch.update,
+    )
+
+
+def calibrate_folder(
     model: Path,
     datasets: Sequence[Dataset],
     *,
@@ -232,7 +281,7 @@ def calibrate_model(
     output: Path | None = None,
     on_step: Callable[[float], None] = lambda share: None,
 ) -> Calibration:
-    """Calibrate the model in a folder, which is replaced as a whole (or written to `output`).
+    """The same on datasets at hand.
 
     Raises:
         ModelError: no model there.

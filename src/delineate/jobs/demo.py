@@ -10,11 +10,12 @@ from delineate.data.dataset import Dataset, open_dataset
 from delineate.data.phantom import write_phantom_dataset
 from delineate.evaluation.evaluation import evaluate, summarise
 from delineate.evaluation.report import print_comparison
-from delineate.jobs.segment import Request, run_cohort
-from delineate.jobs.train import train_system
+from delineate.jobs.segment import SegmentRequest, run_cohort
+from delineate.jobs.train import TrainRequest, train_system
 from delineate.jobs.watch import Watch
 from delineate.model_folder import fingerprint
 from delineate.pictures import dice_chart
+from delineate.scans.finding import Found
 from delineate.segmenter import Segmenter
 from delineate.storage.files import write_json
 
@@ -48,21 +49,22 @@ def run_demo(
     targets = [name for name in TARGETS if name in everything] or list(everything)[:4]
     dataset = open_dataset(data, targets=targets)
     house = Segmenter.load(None, device)
-    case = dataset.split("test")[0]
-    watch.start(f"segmenting {case.image.name} with the house model")
-    request = Request(tuple(targets), modality=dataset.modality, maps=True)
-    run_cohort(house, [case.image], request, folder / "house", model_hash=fingerprint(None), on_step=watch.update)
+    scans = [Found.at(dataset.split("test")[0].image)]
+    watch.start(f"segmenting {scans[0].path.name} with the house model")
+    request = SegmentRequest(tuple(targets), modality=dataset.modality, maps=True)
+    run_cohort(house, scans, request, folder / "house", model_hash=fingerprint(None), on_step=watch.update)
 
     trained = {}
     for system in ("progidiff", "unet"):
         model = folder / system
         if not (model / "manifest.json").exists():
-            train_system(system, [data], model, target=targets, minutes=minutes, device=device, watch=watch)
+            asked = TrainRequest(system, [data], target=targets, minutes=minutes)
+            train_system(asked, model, device=device, watch=watch)
         trained[f"{system}, {minutes:g} min"] = Segmenter.load(model, device)
     own = next(iter(trained.values()))
-    request = Request(tuple(targets), modality=dataset.modality)
+    request = SegmentRequest(tuple(targets), modality=dataset.modality)
     own_hash = fingerprint(folder / "progidiff")
-    run_cohort(own, [case.image], request, folder / "trained", model_hash=own_hash, on_step=watch.update)
+    run_cohort(own, scans, request, folder / "trained", model_hash=own_hash, on_step=watch.update)
 
     summaries = {
         label: _score(label, segmenter, dataset, watch)

@@ -1,6 +1,7 @@
 """A model scored on a dataset: the whole job behind `delineate evaluate`."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,47 +16,71 @@ from delineate.segmenter import Segmenter
 from delineate.storage.files import sha256_of, write_json
 
 
-def evaluate_model(
-    path: Path | str,
-    output: Path,
-    model: Path | None,
-    *,
-    adapter: Path | None = None,
-    protocol: str = "overlap",
-    split: str = "test",
-    n: int = 8,
-    seed: int = 0,
-    target: Sequence[str] | None = None,
-    modality: str | None = None,
-    fold: str | None = None,
-    device: str = "cpu",
-    watch: Watch = Nobody(),
-) -> dict[str, Any]:
-    """Score a model on a split of a dataset, named as in `train_system`, by one of `PROTOCOLS`.
+@dataclass(frozen=True)
+class EvaluateRequest:
+    """A model to be scored on a split of a dataset.
 
-    Writes report.json, rows.csv and a picture into `output`, and returns the report. With `fold` ("1/4") the splits are
-    those of that fold. A model that was trained on the dataset in another fold is refused, as is one that was trained
-    with a fold where none is given here, or the reverse: it would be scored on its own training subjects.
+    Attributes:
+        dataset: named as in `delineate.jobs.train.TrainRequest`.
+        model: its folder; None for the model that ships.
+        adapter: folder of an adapter on the model.
+        protocol: what is measured, one of `PROTOCOLS`.
+        split: "train", "val", "test" or "all".
+        n: masks for each target.
+        seed: of the masks.
+        target: as in `TrainRequest`.
+        modality: as in `TrainRequest`.
+        fold: the splits are those of this fold.
+
+    Raises:
+        DelineateError: no such protocol.
     """
-    if protocol not in PROTOCOLS:
-        raise DelineateError(f"--protocol is one of {', '.join(PROTOCOLS)}; got '{protocol}'")
-    dataset = open_named(path, target, modality)
-    part = None if fold is None else Fold.parse(fold)
-    if part is not None:
-        dataset = fold_of(dataset, *part)
-    refuse_seen(trained_on(check_model(model)[1]["training"]), dataset, part, "the model")
+
+    dataset: Path | str
+    model: Path | None = None
+    adapter: Path | None = None
+    protocol: str = "overlap"
+    split: str = "test"
+    n: int = 8
+    seed: int = 0
+    target: Sequence[str] | None = None
+    modality: str | None = None
+    fold: Fold | None = None
+
+    def __post_init__(self):
+        if self.protocol not in PROTOCOLS:
+            raise DelineateError(f"--protocol is one of {', '.join(PROTOCOLS)}; got '{self.protocol}'")
+
+
+def evaluate_model(
+    request: EvaluateRequest, output: Path, *, device: str = "cpu", watch: Watch = Nobody()
+) -> dict[str, Any]:
+    """Score a model; writes report.json, rows.csv and a picture into `output`, and returns the report.
+
+    A model that was trained on the dataset in another fold is refused, as is one that was trained with a fold where
+    none is given here, or the reverse: it would be scored on its own training subjects.
+    """
+    model, adapter, split, fold = request.model, request.adapter, request.split, request.fold
+    dataset = open_named(request.dataset, request.target, request.modality)
+    if fold is not None:
+        dataset = fold_of(dataset, *fold)
+    refuse_seen(trained_on(check_model(model)[1]["training"]), dataset, fold, "the model")
+    without_labels = check_model(model)[1]["training"].get("unlabelled", {}).get("sha256", ())
+    learnt_from = {"the model": without_labels}
     if adapter is not None:
-        learnt_from = set(read_adapter(adapter).training.get("learnt_from", ()))
-        if seen_too := [case.name for case in dataset.split(split) if sha256_of(case.image) in learnt_from]:
+        learnt_from[str(adapter)] = read_adapter(adapter).training.get("learnt_from", ())
+    for who, digests in learnt_from.items():
+        seen_too = [c.name for c in dataset.split(split) if sha256_of(c.image) in set(digests)] if digests else []
+        if seen_too:
             raise DelineateError(
-                f"{adapter}: learnt from {len(seen_too)} of these scans ({seen_too[0]}); score it on others (--split)"
+                f"{who}: learnt from {len(seen_too)} of these scans ({seen_too[0]}); score it on others (--split)"
             )
     segmenter = Segmenter.load(model, device, adapter)
     watch.start(f"scoring the {split} split of {dataset.name}")
     if not dataset.split(split):
         raise DatasetError(f"{dataset.root}: the {split} split is empty; choose another, or correct splits.json")
-    how = PROTOCOLS[protocol]
-    rows = how.rows(segmenter, dataset, split=split, n=n, seed=seed, on_step=watch.update)
+    how = PROTOCOLS[request.protocol]
+    rows = how.rows(segmenter, dataset, split=split, n=request.n, seed=request.seed, on_step=watch.update)
     if not rows:
         raise DatasetError(
             f"{dataset.root}: the model knows none of its targets ({', '.join(dataset.labels)}); "
@@ -63,14 +88,14 @@ def evaluate_model(
         )
     report = {
         "dataset": dataset.name,
-        "protocol": protocol,
+        "protocol": request.protocol,
         "calibrated_on": None if segmenter.calibration is None else dict(segmenter.calibration.about),
         "split": split,
-        "fold": None if part is None else str(part),
+        "fold": None if fold is None else str(fold),
         "model_sha256": fingerprint(model),
         **({} if adapter is None else {"adapter_sha256": sha256_of(Path(adapter) / "manifest.json")}),
-        "proposals": n,
-        "seed": seed,
+        "proposals": request.n,
+        "seed": request.seed,
         **how.summarise(rows),
     }
     output.mkdir(parents=True, exist_ok=True)

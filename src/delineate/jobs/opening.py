@@ -1,25 +1,22 @@
 """Datasets opened for a job, and read as slices."""
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from delineate.data.dataset import Dataset
 from delineate.data.folds import Fold, fold_of
-from delineate.data.named import open_named
+from delineate.data.named import NamedFolder
 from delineate.data.slices import SliceBank, build_slices
 from delineate.errors import DatasetError
 from delineate.jobs.watch import Watch
 
 
-def open_all(
-    paths: Sequence[Path | str], target: Sequence[str] | None, modality: str | None, fold: Fold | None = None
-) -> list[Dataset]:
-    """The datasets at `paths`, each as in `data.named`, with the splits of `fold` or their own.
+def open_all(folders: Sequence[NamedFolder], fold: Fold | None = None) -> list[Dataset]:
+    """The datasets in `folders`, with the splits of `fold` or their own.
 
     Those without a train split are refused with the way out.
     """
-    datasets = [open_named(path, target, modality) for path in paths]
+    datasets = [folder.open() for folder in folders]
     if fold is not None:
         return [fold_of(dataset, *fold) for dataset in datasets]
     for dataset in datasets:

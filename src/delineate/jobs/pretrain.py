@@ -3,11 +3,14 @@
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from delineate.data.dataset import Dataset
 from delineate.data.folds import Fold, held_out, refuse_seen
-from delineate.data.named import parse_named
+from delineate.data.named import NamedFolder, parse_named
+from delineate.diffusion.codec import CODECS
 from delineate.errors import DelineateError
 from delineate.foundation.foundation import Foundation
 from delineate.foundation.pretraining import caption_corpus, pretrain
@@ -20,55 +23,85 @@ from delineate.training.loop import Budget, Run, polite_stop
 from delineate.training.planning import make_plan
 
 EDGES_SHARE = 0.95  # of a pre-training with edges; the rest is the foundation's own
-
-
 HELD_OUT = "held_out.json"  # beside a foundation made here: what it may not be scored on
 
 
-def pretrain_foundation(
-    paths: Sequence[Path | str],
-    output: Path,
-    *,
-    preset: str = "tiny",
-    codec: str | None = None,
-    edges: bool = False,
-    shares: Sequence[float] | None = None,
-    minutes: float | None = None,
-    images: int | None = None,
-    seed: int = 0,
-    target: Sequence[str] | None = None,
-    modality: str | None = None,
-    fold: str | None = None,
-    device: str = "cpu",
-    watch: Watch = Nobody(),
-) -> Foundation:
-    """Train a foundation on the train split of datasets and write it as a Stable Diffusion folder.
+@dataclass(frozen=True)
+class PretrainRequest:
+    """A foundation to be trained on the train split of datasets.
 
-    With `edges` most of the budget goes to drawing scans from edge maps (stage a of DiffBoost), the foundation learning
-    with the edge control, which lies in the folder's `edges/`. The codec is then by default one in colour.
+    Attributes:
+        datasets: as in `delineate.jobs.train.TrainRequest`, and so are those not told of here.
+        preset: its size, one of `delineate.systems.PRESETS`.
+        codec: one of `delineate.diffusion.codec.CODECS`; None is "unshuffle", with `edges` the one in colour.
+        edges: whether most of the budget goes to drawing scans from edge maps (stage a of DiffBoost), the foundation
+            learning with the edge control, which lies in the folder's `edges/`.
+        shares: how often each dataset is drawn; None goes by their slices.
+
+    Raises:
+        DelineateError: no such codec.
     """
-    from delineate.diffusion.codec import CODECS
+
+    datasets: Sequence[Path | str]
+    preset: str = "tiny"
+    codec: str | None = None
+    edges: bool = False
+    shares: Sequence[float] | None = None
+    minutes: float | None = None
+    images: int | None = None
+    seed: int = 0
+    target: Sequence[str] | None = None
+    modality: str | None = None
+    fold: Fold | None = None
+
+    def __post_init__(self):
+        if self.chosen_codec not in CODECS:
+            raise DelineateError(f"--codec is one of {', '.join(CODECS)}; got '{self.codec}'")
+        _ = self.folders
+
+    @property
+    def chosen_codec(self) -> str:
+        """The codec that is asked for, or the usual one."""
+        return self.codec or ("unshuffle-rgb" if self.edges else "unshuffle")
+
+    @property
+    def folders(self) -> list[NamedFolder]:
+        """The datasets, read as people write them."""
+        return [parse_named(text, self.target, self.modality) for text in self.datasets]
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it, with folders from the root."""
+        return asdict(self) | {
+            "datasets": [str(folder) for folder in self.folders],
+            "codec": self.chosen_codec,
+            "target": list(self.target or ()),
+            "fold": None if self.fold is None else str(self.fold),
+        }
+
+
+def pretrain_foundation(
+    request: PretrainRequest, output: Path, *, device: str = "cpu", watch: Watch = Nobody()
+) -> Foundation:
+    """Train a foundation and write it as a Stable Diffusion folder.
+
+    After a stop the same request goes on from `<output>-training/`; another one is refused.
+    """
     from delineate.synthesis.synthesizer import Synthesizer, train_synthesizer
 
-    codec = codec or ("unshuffle-rgb" if edges else "unshuffle")
-    if codec not in CODECS:
-        raise DelineateError(f"--codec is one of {', '.join(CODECS)}; got '{codec}'")
-    output = Path(output)
+    output, preset, seed = Path(output), request.preset, request.seed
     if output.exists() and any(output.iterdir()) and not (output / "delineate.json").exists():
         raise DelineateError(f"{output}: exists and is not a foundation made here; choose another folder")
-    settings = {"datasets": [str(parse_named(p, target, modality)) for p in paths], "preset": preset, "codec": codec}
-    settings |= ({"edges": True} if edges else {}) | ({"shares": list(shares)} if shares else {})
-    part = None if fold is None else Fold.parse(fold)
-    settings |= {"target": list(target or ()), "modality": modality, "fold": None if part is None else str(part)}
-    work = work_folder(output, {**settings, "minutes": minutes, "images": images, "seed": seed})
-    datasets = open_all(paths, target, modality, part)
-    bank = read_bank(datasets, make_plan(datasets, PRESETS[preset]).size, watch, shares)
-    foundation = Foundation.make(preset, codec, caption_corpus(bank.vocabulary, bank.modalities), seed=seed).to(device)
+    work = work_folder(output, request)
+    datasets = open_all(request.folders, request.fold)
+    bank = read_bank(datasets, make_plan(datasets, PRESETS[preset]).size, watch, request.shares)
+    corpus = caption_corpus(bank.vocabulary, bank.modalities)
+    foundation = Foundation.make(preset, request.chosen_codec, corpus, seed=seed).to(device)
     logs: dict[str, list[dict[str, float]]] = {}
-    budget, drawn = Budget(images, minutes), Synthesizer.make(foundation, preset, seed=seed) if edges else foundation
+    drawn = Synthesizer.make(foundation, preset, seed=seed) if request.edges else foundation
+    budget = Budget(request.images, request.minutes)
     with polite_stop() as should_stop:
         run = Run(budget, work, seed, reporter(logs, watch), should_stop)
-        pretrain(foundation, bank, run.part(1 - EDGES_SHARE) if edges else run)
+        pretrain(foundation, bank, run.part(1 - EDGES_SHARE) if request.edges else run)
         if isinstance(drawn, Synthesizer):
             train_synthesizer(drawn, bank, run.part(EDGES_SHARE))
             stages = finished_before(work, logs) | logs
@@ -78,7 +111,7 @@ def pretrain_foundation(
     building = output.with_name(f".writing-{output.name}")
     shutil.rmtree(building, ignore_errors=True)
     drawn.save(building)
-    write_json(building / HELD_OUT, held_out(datasets, part))
+    write_json(building / HELD_OUT, held_out(datasets, request.fold))
     shutil.rmtree(output, ignore_errors=True)
     building.rename(output)
     training_curves(logs, Path(f"{output}-training") / "curves.png")

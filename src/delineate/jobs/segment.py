@@ -12,8 +12,7 @@ from delineate import __version__
 from delineate.errors import DelineateError
 from delineate.proposals.description import describe
 from delineate.proposals.proposals import Outcome, Proposals
-from delineate.scans.dicom.source import is_dicom
-from delineate.scans.finding import case_name, digest_of
+from delineate.scans.finding import Found, Kind
 from delineate.scans.reading import read_scan
 from delineate.storage.files import write_json
 
@@ -22,7 +21,7 @@ if TYPE_CHECKING:  # which imports torch
 
 
 @dataclass(frozen=True)
-class Request:
+class SegmentRequest:
     """What is asked of every scan of a run. A finished case is skipped on `resume` only if all of this is equal."""
 
     prompts: tuple[str, ...]
@@ -47,8 +46,8 @@ class Request:
 
 def run_cohort(
     segmenter: "Segmenter",
-    scans: Sequence[Path],
-    request: Request,
+    scans: Sequence[Found],
+    request: SegmentRequest,
     folder: Path,
     *,
     model_hash: str,
@@ -56,7 +55,7 @@ def run_cohort(
     calibration_hash: str | None = None,
     device: str = "cpu",
     resume: bool = False,
-    on_case: Callable[[int, Path], None] = lambda number, path: None,
+    on_case: Callable[[int, Found], None] = lambda number, scan: None,
     on_step: Callable[[float], None] = lambda share: None,
 ) -> dict[str, Any]:
     """Segment every scan into `folder/<case>/` and return the report, also written to `folder/run.json`.
@@ -80,18 +79,18 @@ def run_cohort(
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(started)),
         "cases": [],
     }
-    for number, path in enumerate(scans):
-        on_case(number, path)
-        done = folder / case_name(path) / "case.json"
+    for number, scan in enumerate(scans):
+        on_case(number, scan)
+        done = folder / scan.name / "case.json"
         signature = {"request": report["request"]} | {k: v for k, v in report.items() if k.endswith("_sha256")}
         try:
-            entry = _finished(done, path, signature) if resume else None
+            entry = _finished(done, scan, signature) if resume else None
             if entry is None:
                 _forget(done)
-                entry = _segment_case(segmenter, path, request, done.parent, on_step)
+                entry = _segment_case(segmenter, scan, request, done.parent, on_step)
                 write_json(done, {**entry, **signature})
         except (DelineateError, OSError, MemoryError) as error:
-            entry = {"case": case_name(path), "file": str(path), "status": "failed", "reason": _one_line(error)}
+            entry = {"case": scan.name, "file": str(scan.path), "status": "failed", "reason": _one_line(error)}
         report["cases"].append(entry)
         report["seconds"] = round(time.time() - started, 2)
         write_json(folder / "run.json", report)
@@ -99,12 +98,12 @@ def run_cohort(
 
 
 def _segment_case(
-    segmenter: "Segmenter", path: Path, request: Request, folder: Path, on_step: Callable[[float], None]
+    segmenter: "Segmenter", found: Found, request: SegmentRequest, folder: Path, on_step: Callable[[float], None]
 ) -> dict[str, Any]:
     started = time.monotonic()
-    digest = digest_of(path)
-    options: dict[str, Any] = {"series": request.series, "fill_gaps": request.fill_gaps} if is_dicom(path) else {}
-    scan = read_scan(path, modality=request.modality, volume=request.volume, **options)
+    digest, dicom = found.digest, found.kind is Kind.DICOM
+    options: dict[str, Any] = {"series": request.series, "fill_gaps": request.fill_gaps} if dicom else {}
+    scan = read_scan(found, modality=request.modality, volume=request.volume, **options)
     proposals = segmenter(scan, request.prompts, n=request.n, seed=request.seed, on_step=on_step)
     written = [p.name for p in proposals.save(folder, how=request.how, maps=request.maps, **request.shares)]
     more = []
@@ -117,8 +116,8 @@ def _segment_case(
         montage(proposals, folder / "montage.png", how=request.how)
         written.append("montage.png")
     return {
-        "case": case_name(path),
-        "file": str(path),
+        "case": found.name,
+        "file": str(found.path),
         "sha256": digest,
         "status": "done",
         "seconds": round(time.monotonic() - started, 2),
@@ -130,7 +129,9 @@ def _segment_case(
     }
 
 
-def _write_seg(proposals: Proposals, request: Request, folder: Path, algorithm: str) -> tuple[list[str], list[str]]:
+def _write_seg(
+    proposals: Proposals, request: SegmentRequest, folder: Path, algorithm: str
+) -> tuple[list[str], list[str]]:
     """Write `segmentation.dcm` with a segment for every found target; its name, or a note why there is none."""
     from delineate.scans.dicom.seg import write_seg
 
@@ -150,11 +151,11 @@ def _write_seg(proposals: Proposals, request: Request, folder: Path, algorithm: 
     return [write_seg(folder / "segmentation.dcm", masks, scan, **options).name], []
 
 
-def _finished(done: Path, path: Path, signature: dict[str, Any]) -> dict[str, Any] | None:
+def _finished(done: Path, scan: Found, signature: dict[str, Any]) -> dict[str, Any] | None:
     """The entry of a case that was finished before, from the same scan, request and model; else None."""
     try:
         entry = json.loads(done.read_text())
-        same = all(entry[k] == v for k, v in signature.items()) and entry["sha256"] == digest_of(path)
+        same = all(entry[k] == v for k, v in signature.items()) and entry["sha256"] == scan.digest
         whole = all((done.parent / name).is_file() for name in entry["written"])
     except (OSError, ValueError, KeyError):
         return None

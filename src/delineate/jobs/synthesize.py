@@ -6,7 +6,7 @@ of every training case, judge them, and write a dataset that holds the real case
 
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -17,7 +17,7 @@ from torch import Tensor
 from delineate.data.augmented import AugmentedDataset
 from delineate.data.dataset import Case, Dataset
 from delineate.data.folds import Fold, held_out
-from delineate.data.named import parse_named
+from delineate.data.named import NamedFolder, parse_named
 from delineate.data.slices import slices_of
 from delineate.data.synthetic import PROVENANCE
 from delineate.errors import DatasetError, DelineateError
@@ -41,74 +41,97 @@ SEGMENTER_SHARE = 0.2  # of the training budget goes to the gate's first segment
 TUNING_RATE = 5e-4  # half of the first stage's; DiffBoost takes a tenth, of a rate that is a hundredth
 
 
-def synthesize(
-    path: Path | str,
-    output: Path,
-    drawing: Drawing = Drawing(),
-    *,
-    foundation: Path | None = None,
-    hed: Path | None = None,
-    preset: str = "tiny",
-    minutes: float | None = None,
-    images: int | None = None,
-    seed: int = 0,
-    target: Sequence[str] | None = None,
-    modality: str | None = None,
-    fold: str | None = None,
-    device: str = "cpu",
-    watch: Watch = Nobody(),
-) -> dict[str, Any]:
-    """Write an enlarged dataset to `output` and return what `provenance.json` says in short.
+@dataclass(frozen=True)
+class SynthesizeRequest:
+    """A labelled dataset to be made larger.
 
-    Until it is done, checkpoints and drawn scans live in `<output>-training/`; the fine-tuned synthesizer and the
-    curves stay there. After a stop the same call goes on; a call with other settings is refused.
-
-    Args:
-        path: a dataset with splits, named as in `delineate.data.named`.
-        output: a new folder.
+    Attributes:
+        dataset: with splits, named as in `delineate.jobs.train.TrainRequest`.
         drawing: how many, and how.
-        foundation: a Stable Diffusion folder, with or without an edge control (`pretrain_foundation(edges=True)` makes
+        foundation: a Stable Diffusion folder, with or without an edge control (`PretrainRequest(edges=True)` asks for
             one with); None takes the one that ships with the package.
         hed: a folder with the weights of HED, for `drawing.edges` "hed".
         preset: size of a new edge control, where the foundation has none.
         minutes: of fine-tuning and of the first segmenter together.
         images: the same in images seen, which repeats (`Budget`).
         seed: of everything.
-        target: as in `train_system`.
-        modality: as in `train_system`.
-        fold: as in `train_system`; the folder then holds this fold's train and val cases.
-        device: where to compute.
-        watch: told how far it is.
+        target: as in `TrainRequest`.
+        modality: as in `TrainRequest`.
+        fold: as in `TrainRequest`; the folder then holds this fold's train and val cases.
+
+    Raises:
+        DelineateError: no such edges, or HED without its weights, or the reverse.
     """
-    output, named = Path(output), parse_named(path, target, modality)
+
+    dataset: Path | str
+    drawing: Drawing = field(default_factory=Drawing)
+    foundation: Path | None = None
+    hed: Path | None = None
+    preset: str = "tiny"
+    minutes: float | None = None
+    images: int | None = None
+    seed: int = 0
+    target: Sequence[str] | None = None
+    modality: str | None = None
+    fold: Fold | None = None
+
+    def __post_init__(self):
+        _ = self.folder
+        if self.drawing.edges == "hed":
+            if self.hed is None:
+                raise DelineateError("edges 'hed' need the folder with its weights; name it with --hed")
+        elif self.hed is not None:
+            raise DelineateError(f"--hed is for edges 'hed'; edges are '{self.drawing.edges}'")
+        elif self.drawing.edges not in (*EDGES, "none"):
+            raise DelineateError(f"edges are one of {', '.join(EDGES)}, hed, none; got '{self.drawing.edges}'")
+
+    @property
+    def folder(self) -> NamedFolder:
+        """The dataset, read as people write it."""
+        return parse_named(self.dataset, self.target, self.modality)
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it, with folders from the root."""
+        return asdict(self) | {
+            "dataset": str(self.folder),
+            "foundation": None if self.foundation is None else str(Path(self.foundation).resolve()),
+            "hed": None if self.hed is None else str(Path(self.hed).resolve()),
+            "target": list(self.target or ()),
+            "fold": None if self.fold is None else str(self.fold),
+        }
+
+
+DRAWN_BY = ("drawing", "preset", "minutes", "images", "seed", "fold")
+"""Of a request, what the provenance tells: no path of this machine."""
+
+
+def synthesize(
+    request: SynthesizeRequest, output: Path, *, device: str = "cpu", watch: Watch = Nobody()
+) -> dict[str, Any]:
+    """Write an enlarged dataset to `output`, a new folder, and return what `provenance.json` says in short.
+
+    Until it is done, checkpoints and drawn scans live in `<output>-training/`; the fine-tuned synthesizer and the
+    curves stay there. After a stop the same request goes on; another one is refused.
+    """
+    output, seed, drawing = Path(output), request.seed, request.drawing
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise DelineateError(f"{output}: exists and is not empty; choose another folder")
-    if (named.folder / PROVENANCE).exists():
-        raise DatasetError(f"{named.folder}: holds synthetic scans already; synthesize from the real dataset")
-    extractor = _extractor(drawing.edges, hed)
-    base = house_folder().with_name(HOUSE_SYNTHESIS) if foundation is None else Path(foundation)
-    part = None if fold is None else Fold.parse(fold)
-    settings = {
-        "dataset": str(named),
-        "drawing": asdict(drawing),
-        "foundation": None if foundation is None else str(base.resolve()),
-        "preset": preset,
-        "minutes": minutes,
-        "images": images,
-        "seed": seed,
-        "fold": None if part is None else str(part),
-        **({} if hed is None else {"hed": str(Path(hed).resolve())}),
-    }
-    work = work_folder(output, settings)
-    (dataset,) = open_all([path], target, modality, part)
-    held = held_out([dataset], part) + seen_by_foundation(base, [dataset], part)
-    synthesizer = Synthesizer.load(base, preset, seed=seed).to(device)
+    source = request.folder.folder
+    if (source / PROVENANCE).exists():
+        raise DatasetError(f"{source}: holds synthetic scans already; synthesize from the real dataset")
+    extractor = _extractor(request)
+    base = request.foundation
+    base = house_folder().with_name(HOUSE_SYNTHESIS) if base is None else Path(base)
+    work = work_folder(output, request)
+    (dataset,) = open_all([request.folder], request.fold)
+    held = held_out([dataset], request.fold) + seen_by_foundation(base, [dataset], request.fold)
+    synthesizer = Synthesizer.load(base, request.preset, seed=seed).to(device)
     if synthesizer.colours == 1 and any(dataset.read(case)[0].is_colour for case in dataset.split("train")[:8]):
         raise DelineateError(f"{base}: draws grey scans and {dataset.root} is in colour; pretrain one with --edges")
     plan = make_plan([dataset], PRESETS[synthesizer.preset])
     bank = read_bank([dataset], plan.size, watch)
     with polite_stop() as should_stop:
-        run = Run(Budget(images, minutes), work, seed, reporter(logs := {}, watch), should_stop)
+        run = Run(Budget(request.images, request.minutes), work, seed, reporter(logs := {}, watch), should_stop)
         tuned = work / "tuned"
         if tuned.is_dir():
             synthesizer = Synthesizer.load(tuned).to(device)
@@ -136,7 +159,7 @@ def synthesize(
             artist.draw(case, variant)
             watch.update((done + 1) / total)
     records = artist.records(cases)
-    summary = _assemble(output, dataset, records, settings, synthesizer, drawing, extractor, bank.size, held)
+    summary = _assemble(request, output, dataset, records, synthesizer, extractor, bank.size, held)
     shutil.rmtree(work / "synthesizer", ignore_errors=True)
     tuned.rename(work / "synthesizer")
     for part in ("drawn", "judge", "estimate", "edges"):
@@ -145,18 +168,12 @@ def synthesize(
     return summary
 
 
-def _extractor(name: str, hed: Path | None) -> Extractor | None:
-    if name == "hed":
-        if hed is None:
-            raise DelineateError("edges 'hed' need the folder with its weights; name it with --hed")
-        from delineate.synthesis.hed import Hed
+def _extractor(request: SynthesizeRequest) -> Extractor | None:
+    if request.hed is None:
+        return EDGES.get(request.drawing.edges)
+    from delineate.synthesis.hed import Hed
 
-        return Hed.load(hed)
-    if hed is not None:
-        raise DelineateError(f"--hed is for edges 'hed'; edges are '{name}'")
-    if name not in (*EDGES, "none"):
-        raise DelineateError(f"edges are one of {', '.join(EDGES)}, hed, none; got '{name}'")
-    return EDGES.get(name)
+    return Hed.load(request.hed)
 
 
 def _save(synthesizer: Synthesizer, folder: Path, record: Any) -> None:
@@ -168,12 +185,11 @@ def _save(synthesizer: Synthesizer, folder: Path, record: Any) -> None:
 
 
 def _assemble(
+    request: SynthesizeRequest,
     output: Path,
     dataset: Dataset,
     records: dict[str, dict[str, Any]],
-    settings: dict[str, Any],
     synthesizer: Synthesizer,
-    drawing: Drawing,
     extractor: Extractor | None,
     size: int,
     held: list[dict[str, Any]],
@@ -206,13 +222,14 @@ def _assemble(
         "rejected": {reason: reasons.count(reason) for reason in sorted(set(reasons))},
         "segmenter_on_real": round(fmean(record["verdict"]["mask_of_real"] for record in records.values()), 3),
     }
+    told = request.to_json()
     written.finish(
         {
             "made_by": f"delineate {__version__}, DiffBoost (arXiv 2310.12868)",
-            "source": {"name": dataset.name, "fold": settings["fold"]},
+            "source": {"name": dataset.name, "fold": told["fold"]},
             "model_sha256": synthesizer.fingerprint(),
             "foundation": synthesizer.foundation.pretraining,
-            "settings": {k: v for k, v in settings.items() if k not in ("dataset", "foundation", "hed")},
+            "settings": {name: told[name] for name in DRAWN_BY},
             "held_out": held,
             "summary": summary,
             "synthetic": synthetic,
@@ -220,7 +237,8 @@ def _assemble(
         },
         dataset.modality,
     )
-    contact_sheet(list(_rows(dataset, train, records, drawn, drawing, extractor, size)), building / "contact_sheet.png")
+    rows = _rows(dataset, train, records, drawn, request.drawing, extractor, size)
+    contact_sheet(list(rows), building / "contact_sheet.png")
     output.parent.mkdir(parents=True, exist_ok=True)
     if output.exists():
         output.rmdir()

@@ -1,162 +1,272 @@
-"""Whole jobs on datasets: pre-train, train, evaluate. The command line and the recipes call these."""
+"""A system trained on datasets: the whole job behind `delineate train`."""
 
 import shutil
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from delineate.card import plain_card
 from delineate.data.augmentation import AUGMENTATIONS
-from delineate.data.dataset import has_raters
+from delineate.data.dataset import Dataset, has_raters
 from delineate.data.folds import Fold, held_out
-from delineate.data.named import parse_named
+from delineate.data.named import NamedFolder, parse_named
 from delineate.data.slices import RATINGS, SliceBank
-from delineate.errors import DelineateError
-from delineate.jobs.calibrate import calibrate_model
+from delineate.data.unlabelled import UnlabelledBank, read_unlabelled
+from delineate.errors import DatasetError, DelineateError
+from delineate.jobs.calibrate import calibrate_folder
 from delineate.jobs.opening import open_all, read_bank
 from delineate.jobs.pretrain import seen_by_foundation
 from delineate.jobs.watch import Nobody, Watch, finished_before, reporter, work_folder
 from delineate.model_folder import check_free, save_model
+from delineate.networks import NETWORKS
 from delineate.pictures import training_curves
+from delineate.scans.finding import find_scans
+from delineate.schemes import SCHEMES, Streams
 from delineate.segmenter import Segmenter
-from delineate.storage.files import write_json
+from delineate.storage.files import sha256_of, write_json
 from delineate.systems import SYSTEMS
 from delineate.training.loop import Budget, Run, polite_stop
 from delineate.training.merging import MERGES, Merging, choose_mode, merging_on
 from delineate.training.planning import make_plan
 
+OPTIONAL = ("merge", "keep_real", "cell", "augmentation", "raters", "network", "scheme")
+"""Of a request, what a model remembers only where it was given."""
 
-def train_system(
-    system: str,
-    paths: Sequence[Path | str],
-    output: Path,
-    *,
-    preset: str = "tiny",
-    minutes: float | None = None,
-    images: int | None = None,
-    foundation: Path | None = None,
-    seed: int = 0,
-    target: Sequence[str] | None = None,
-    modality: str | None = None,
-    fold: str | None = None,
-    augmentation: str | None = None,
-    raters: str | None = None,
-    merge: str | None = None,
-    keep_real: float | None = None,
-    cell: int | None = None,
-    calibrate: bool = True,
-    device: str = "cpu",
-    watch: Watch = Nobody(),
-) -> Path:
+
+@dataclass(frozen=True)
+class TrainRequest:
+    """A system to be trained on datasets.
+
+    Attributes:
+        system: a key of `delineate.systems.SYSTEMS`.
+        datasets: folders, or FOLDER=TARGET@MODALITY (`delineate.data.named`) where several need different names.
+        preset: one of the system's sizes.
+        minutes: budget of the whole training in wall time, or
+        images: the same in images seen, which alone repeats to the bit.
+        foundation: a Stable Diffusion folder, for systems that take one.
+        seed: of the whole training.
+        target: what the masks of datasets show that do not say so themselves.
+        modality: instead of what the datasets say.
+        fold: divides every dataset by `delineate.data.folds.fold_of`; the model remembers which fold it saw.
+        merge: what becomes of synthetic cases: "patch", "image" or "loss" merge them with the slices they were made
+            from (`delineate.training.merging`), "extra" takes them as further cases, "none" leaves them out. By default
+            a system that merges does so by patches, and the others take them as further cases.
+        keep_real: chance of a patch, or weight of a loss, to be the real one.
+        cell: side of a merged patch in pixels of the working grid.
+        augmentation: a key of `delineate.data.augmentation.AUGMENTATIONS`; None is the default one.
+        raters: where several drew, whose reading is learnt: that of a "random" one, drawn anew each time (the default),
+            of "all" side by side, or the "consensus" in the label file.
+        network: a key of `delineate.networks.NETWORKS`, for systems that can be made of any.
+        scheme: a key of `delineate.schemes.SCHEMES`: how the system is taught, beyond plain supervision.
+        unlabelled: folder of scans without labels, for schemes that learn from some.
+        calibrate: whether the model is then calibrated on the val subjects, where there are any.
+
+    Raises:
+        DelineateError: no such value, or one that makes no sense beside the others.
+    """
+
+    system: str
+    datasets: Sequence[Path | str]
+    preset: str = "tiny"
+    minutes: float | None = None
+    images: int | None = None
+    foundation: Path | None = None
+    seed: int = 0
+    target: Sequence[str] | None = None
+    modality: str | None = None
+    fold: Fold | None = None
+    merge: str | None = None
+    keep_real: float | None = None
+    cell: int | None = None
+    augmentation: str | None = None
+    raters: str | None = None
+    network: str | None = None
+    scheme: str | None = None
+    unlabelled: Path | None = None
+    calibrate: bool = True
+
+    def __post_init__(self):
+        _ = self.synthetic
+        row = SYSTEMS[self.system]
+        if self.network is not None and not row.takes_network:
+            able = ", ".join(name for name, one in SYSTEMS.items() if one.takes_network)
+            raise DelineateError(f"--network is for {able}; {self.system} is made of its own")
+        if self.network is not None and self.network not in NETWORKS:
+            raise DelineateError(f"--network is one of {', '.join(NETWORKS)}; got '{self.network}'")
+        self._check_scheme()
+        if self.augmentation is not None and self.augmentation not in AUGMENTATIONS:
+            raise DelineateError(f"--augmentation is one of {', '.join(AUGMENTATIONS)}; got '{self.augmentation}'")
+        if self.raters is not None and self.raters not in RATINGS:
+            raise DelineateError(f"--raters is one of {', '.join(RATINGS)}; got '{self.raters}'")
+        _ = self.folders
+
+    def _check_scheme(self) -> None:
+        """Refuse a scheme that there is not, or that cannot teach this system or with what was given."""
+        if self.scheme is None:
+            if self.unlabelled is not None:
+                raise DelineateError("--unlabelled is for a --scheme that learns from such scans, and none was named")
+            return
+        if self.scheme not in SCHEMES:
+            raise DelineateError(f"--scheme is one of {', '.join(SCHEMES)}; got '{self.scheme}'")
+        scheme, row = SCHEMES[self.scheme], SYSTEMS[self.system]
+        if scheme.pixelwise and not row.pixelwise:
+            able = ", ".join(name for name, one in SYSTEMS.items() if one.pixelwise)
+            raise DelineateError(f"the scheme {self.scheme} teaches {able}; not {self.system}")
+        if scheme.takes_unlabelled != (self.unlabelled is not None):
+            missing = "needs --unlabelled, a folder of scans" if scheme.takes_unlabelled else "takes no --unlabelled"
+            raise DelineateError(f"the scheme {self.scheme} {missing}")
+
+    @property
+    def folders(self) -> list[NamedFolder]:
+        """The datasets, read as people write them."""
+        return [parse_named(text, self.target, self.modality) for text in self.datasets]
+
+    @property
+    def synthetic(self) -> str:
+        """What becomes of synthetic cases: `merge`, or what is usual for the system."""
+        able = [name for name, entry in SYSTEMS.items() if entry.merges]
+        return choose_mode(self.system, able, self.merge, self.keep_real, self.cell)
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it, with folders from the root."""
+        return asdict(self) | {
+            "datasets": [str(folder) for folder in self.folders],
+            "foundation": None if self.foundation is None else str(Path(self.foundation).resolve()),
+            "unlabelled": None if self.unlabelled is None else str(Path(self.unlabelled).resolve()),
+            "target": list(self.target or ()),
+            "fold": None if self.fold is None else str(self.fold),
+        }
+
+    def about(self) -> dict[str, Any]:
+        """What the model remembers of it: no folders, and of what may be left out only what was given."""
+        told, optional = self.to_json(), OPTIONAL
+        told = {k: v for k, v in told.items() if k not in ("datasets", "foundation", "unlabelled", "calibrate")}
+        return {k: v for k, v in told.items() if k not in optional or v is not None}
+
+
+def train_system(request: TrainRequest, output: Path, *, device: str = "cpu", watch: Watch = Nobody()) -> Path:
     """Train a system and write its model folder; returns the picture of its training curves.
 
-    A dataset is a folder, or FOLDER=TARGET@MODALITY (`delineate.data.named`) where several need different names. With
-    `fold` ("1/4") every dataset is divided by `delineate.data.folds.fold_of`; the model remembers which fold it saw.
-
-    Checkpoints live in `<output>-training/`. After a stop the same call goes on from there; a call with other
-    settings is refused.
-
-    Where datasets hold synthetic cases, `merge` says what becomes of them: "patch", "image" or "loss" merge them with
-    the slices they were made from (`delineate.training.merging`, with `keep_real` and `cell` in pixels of the working
-    grid), "extra" takes them as further cases, "none" leaves them out. By default a system that merges does so by
-    patches, and the others take them as further cases. `augmentation` is a key of
-    `delineate.data.augmentation.AUGMENTATIONS`.
-
-    Where several raters drew, `raters` says whose reading is learnt: that of a "random" one, drawn anew each time (the
-    default), of "all" side by side, or the "consensus" in the label file.
-
-    Then the model is calibrated on the val subjects, where there are any and `calibrate` allows
-    (`delineate.jobs.calibrate`).
+    Checkpoints live in `<output>-training/`. After a stop the same request goes on from there; another one is refused.
     """
-    mode = choose_mode(system, [n for n, entry in SYSTEMS.items() if entry.merges], merge, keep_real, cell)
-    if augmentation is not None and augmentation not in AUGMENTATIONS:
-        raise DelineateError(f"--augmentation is one of {', '.join(AUGMENTATIONS)}; got '{augmentation}'")
-    if raters is not None and raters not in RATINGS:
-        raise DelineateError(f"--raters is one of {', '.join(RATINGS)}; got '{raters}'")
-    settings = {
-        "system": system,
-        "datasets": [str(parse_named(p, target, modality)) for p in paths],
-        "preset": preset,
-        "minutes": minutes,
-        "images": images,
-        "foundation": None if foundation is None else str(Path(foundation).resolve()),
-        "seed": seed,
-        "target": list(target or ()),
-        "modality": modality,
-        "fold": None if fold is None else str(Fold.parse(fold)),
-    }
-    asked = {"merge": merge, "keep_real": keep_real, "cell": cell}
-    asked = {name: value for name, value in asked.items() if value is not None}
-    optional = {"augmentation": augmentation, "raters": raters}
-    settings |= asked | {name: value for name, value in optional.items() if value is not None}
     check_free(Path(output))
-    work = work_folder(output, settings)
-    part = None if fold is None else Fold.parse(fold)
-    datasets = open_all(paths, target, modality, part)
-    made = any(dataset.origins for dataset in datasets)
+    work = work_folder(output, request)
+    datasets, fold = open_all(request.folders, request.fold), request.fold
+    made, folders = any(dataset.origins for dataset in datasets), ", ".join(map(str, request.datasets))
+    asked = [name for name in ("merge", "keep_real", "cell") if getattr(request, name) is not None]
     if asked and not made:
-        option, folders = next(iter(asked)).replace("_", "-"), ", ".join(map(str, paths))
+        option = asked[0].replace("_", "-")
         raise DelineateError(
             f"--{option} is for synthetic cases, and {folders} has none; make some with: delineate synthesize"
         )
-    settings["held_out"] = held_out(datasets, part) + seen_by_foundation(foundation, datasets, part)
+    about = request.about()
+    about["held_out"] = held_out(datasets, fold) + seen_by_foundation(request.foundation, datasets, fold)
     watch.start("planning")
-    plan = make_plan(datasets, SYSTEMS[system].presets[preset])
-    settings["plan"] = plan.to_json()
-    synthetic = "pair" if mode in MERGES else mode
+    plan = make_plan(datasets, SYSTEMS[request.system].presets[request.preset])
+    about["plan"] = plan.to_json()
+    synthetic = "pair" if request.synthetic in MERGES else request.synthetic
     if made:
-        settings["synthetic"] = synthetic
+        about["synthetic"] = synthetic
         if synthetic == "pair":
-            settings["merging"] = asdict(merging_on(plan.size, mode, keep_real, cell))
-    settings["augmentation"] = augmentation or "default"
+            about["merging"] = asdict(merging_on(plan.size, request.synthetic, request.keep_real, request.cell))
+    about["augmentation"] = request.augmentation or "default"
     if several := any(has_raters(dataset) for dataset in datasets):
-        settings["raters"] = raters or "random"
-    elif raters is not None:
-        raise DelineateError(
-            f"--raters is for datasets with a raters/ folder, and {', '.join(map(str, paths))} has none"
-        )
-    bank = read_bank(
-        datasets, plan.size, watch, synthetic=synthetic, rating=settings["raters"] if several else "consensus"
-    )
-    bank = replace(bank, augmentation=settings["augmentation"])
-    curves = train_on(system, bank, output, work, settings, [d.name for d in datasets], device=device, watch=watch)
-    if calibrate and any(dataset.split("val") for dataset in datasets):
+        about["raters"] = request.raters or "random"
+    elif request.raters is not None:
+        raise DelineateError(f"--raters is for datasets with a raters/ folder, and {folders} has none")
+    rating = about["raters"] if several else "consensus"
+    bank = read_bank(datasets, plan.size, watch, synthetic=synthetic, rating=rating)
+    bank = replace(bank, augmentation=about["augmentation"])
+    names, unlabelled = [dataset.name for dataset in datasets], None
+    if request.unlabelled is not None:
+        unlabelled, about["unlabelled"] = _unlabelled(request, datasets, bank, watch)
+    how: dict[str, Any] = {"unlabelled": unlabelled, "device": device, "watch": watch}
+    curves = train_on(request, bank, output, work, about, names, **how)
+    if request.calibrate and any(dataset.split("val") for dataset in datasets):
         watch.start("calibrating on the val split")
-        calibrate_model(output, datasets, fold=part, device=device, on_step=watch.update)
+        calibrate_folder(output, datasets, fold=fold, device=device, on_step=watch.update)
     return curves
 
 
+def _unlabelled(
+    request: TrainRequest, datasets: Sequence[Dataset], bank: SliceBank, watch: Watch
+) -> tuple[UnlabelledBank, dict[str, Any]]:
+    """The unlabelled slices of a request, and what the model remembers of them: how many, and the scans' digests.
+
+    Raises:
+        DatasetError: held-out scans are among them.
+    """
+    assert request.unlabelled is not None
+    found = find_scans(request.unlabelled)
+    digests = {scan.digest for scan in found}
+    held = [case for dataset in datasets for part in ("val", "test") for case in dataset.split(part)]
+    if odd := [case.name for case in held if sha256_of(case.image) in digests]:
+        raise DatasetError(
+            f"{request.unlabelled}: holds {len(odd)} scans that are held out for val or test, such as {odd[0]}; "
+            "leave them out, or what is measured on them would mean nothing"
+        )
+    watch.start("reading the unlabelled scans")
+    modality = request.modality or (bank.modalities[0] if len(set(bank.modalities)) == 1 else None)
+    slices = read_unlabelled(found, bank.size, modality=modality, augmentation=bank.augmentation, on_scan=watch.update)
+    return slices, {"scans": len(found), "slices": len(slices), "sha256": sorted(digests)}
+
+
 def train_on(
-    system: str,
+    request: TrainRequest,
     bank: SliceBank,
     output: Path,
     work: Path,
-    settings: dict[str, Any],
+    about: Mapping[str, Any],
     dataset_names: Sequence[str],
     *,
+    unlabelled: UnlabelledBank | None = None,
     card: str | None = None,
     device: str = "cpu",
     watch: Watch = Nobody(),
 ) -> Path:
-    """Train on slices at hand; `settings` as in `train_system`. Returns the picture of the training curves."""
+    """Train on slices at hand. Returns the picture of the training curves.
+
+    Args:
+        request: of it count system, preset, budget, foundation, network, scheme and seed.
+        bank: what is learnt from.
+        output: model folder to write.
+        work: where checkpoints live.
+        about: what the model is to remember of its training beside the names of datasets, slices and stages;
+            "merging" there is also heeded.
+        dataset_names: of those in `bank`.
+        unlabelled: slices without labels, for a scheme.
+        card: Markdown for people, instead of the plain one.
+        device: to train on.
+        watch: told of progress.
+    """
     logs: dict[str, list[dict[str, float]]] = {}
-    merging = {"merging": Merging(**settings["merging"])} if settings.get("merging") else {}
+    merging: dict[str, Any] = {"merging": Merging(**about["merging"])} if about.get("merging") else {}
     with polite_stop() as should_stop:
-        run = Run(
-            Budget(settings["images"], settings["minutes"]), work, settings["seed"], reporter(logs, watch), should_stop
-        )
-        how = {"device": device, "foundation": settings["foundation"], **merging}
-        trained = SYSTEMS[system].train(bank, settings["preset"], run, **how)
+        run = Run(Budget(request.images, request.minutes), work, request.seed, reporter(logs, watch), should_stop)
+        row, network = SYSTEMS[request.system], {} if request.network is None else {"network": request.network}
+        if request.scheme is None:
+            foundation = request.foundation and Path(request.foundation).resolve()
+            trained = row.train(bank, request.preset, run, device=device, foundation=foundation, **network, **merging)
+        else:
+            streams = Streams(bank, unlabelled)
+            trained = SCHEMES[request.scheme].train(row, streams, request.preset, run, device=device, **network)
     logs = finished_before(work, logs) | logs
     segmenter = Segmenter(trained, tuple(dict.fromkeys(bank.modalities)))
-    training = {k: v for k, v in settings.items() if k not in ("datasets", "foundation")} | {
+    training = {
+        **about,
         "datasets": list(dataset_names),
         "slices": len(bank),
         **({} if bank.variants is None else {"variants": len(bank.variants.images)}),
         "stages": {stage: {k: log[-1][k] for k in ("images", "seconds")} for stage, log in logs.items() if log},
     }
-    save_model(output, segmenter, system, training=training, card=card or plain_card(system, training, segmenter))
+    save_model(
+        output,
+        segmenter,
+        request.system,
+        training=training,
+        card=card or plain_card(request.system, training, segmenter),
+    )
     curves = training_curves(logs, Path(f"{output}-training") / "curves.png")
     write_json(curves.with_name("log.json"), logs)
     for stage in list(work.rglob("checkpoint-*")):

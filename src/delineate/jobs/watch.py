@@ -1,4 +1,4 @@
-"""What jobs that train have in common: progress told, checkpoints found again."""
+"""What jobs have in common: progress told, the request kept, checkpoints found again."""
 
 import json
 from collections.abc import Callable
@@ -27,6 +27,14 @@ class Nobody:
         """Ignored."""
 
 
+class Request(Protocol):
+    """What a job is asked for: whatever changes its result, and nothing else. Requests are frozen dataclasses."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The request as it is kept, the same for the same request from wherever it is made."""
+        ...
+
+
 def reporter(logs: dict[str, list], watch: Watch) -> Callable[[str, TrainState, float], None]:
     """An `on_step` that keeps every stage's log and tells `watch`."""
 
@@ -49,10 +57,20 @@ def finished_before(work: Path, logs: dict[str, list]) -> dict[str, list]:
     return {stage: json.loads(path.read_text())["log"] for stage, path in named.items()}
 
 
-def work_folder(output: Path, settings: dict[str, Any]) -> Path:
-    """The folder of an unfinished training's checkpoints; made, or found with the same settings."""
+def work_folder(output: Path, request: Request, **more: Any) -> Path:
+    """The folder of an unfinished training's checkpoints; made, or found with the same request.
+
+    Args:
+        output: what is to be written in the end.
+        request: what was asked for; kept there as settings.json.
+        more: what else must be the same, such as the hash of a model that the request names.
+
+    Raises:
+        DelineateError: a training that was asked for otherwise is unfinished there.
+    """
     work = Path(f"{output}-training")
     written = work / "settings.json"
+    settings = json.loads(json.dumps({**request.to_json(), **more}))  # as it comes back: lists for tuples
     begun = any(work.rglob("checkpoint-*"))  # else the earlier call failed at the door, and nothing can be lost
     if begun and written.exists() and json.loads(written.read_text()) != settings:
         raise DelineateError(

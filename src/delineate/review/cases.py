@@ -14,10 +14,8 @@ import numpy as np
 
 from delineate.errors import ScanError
 from delineate.review.answers import Answer, answers_of_run
-from delineate.review.schema import Case as CaseInfo
-from delineate.review.schema import Window
-from delineate.scans.dicom.source import is_dicom
-from delineate.scans.finding import case_name, digest_of, find_scans
+from delineate.review.schema import CaseInfo, Window
+from delineate.scans.finding import Found, Kind, case_name, digest_of, find_scans
 from delineate.scans.intensity import intensity_range, is_in_hounsfield_units
 from delineate.scans.reading import read_scan
 from delineate.scans.scan import Scan
@@ -35,7 +33,7 @@ MOST_SCANS = 3  # kept in memory at once
 
 
 @dataclass(frozen=True, eq=False)
-class Case:
+class ReviewCase:
     """A scan to be reviewed and where what is made of it is kept. The scan is read when it is first looked at.
 
     Attributes:
@@ -107,15 +105,16 @@ class Case:
             return kept[1]
 
     def _read(self) -> Scan:
-        left_out = () if is_dicom(self.file) else ("series", "fill_gaps")
-        return read_scan(self.file, **{k: v for k, v in self.reading.items() if k not in left_out})
+        found = Found.at(self.file)
+        left_out = () if found.kind is Kind.DICOM else ("series", "fill_gaps")
+        return read_scan(found, **{k: v for k, v in self.reading.items() if k not in left_out})
 
 
-_KEPT: dict[int, tuple[Case, Scan]] = {}
+_KEPT: dict[int, tuple[ReviewCase, Scan]] = {}
 _KEPT_LOCK = Lock()
 
 
-def find_cases(path: Path, output: Path | None = None, **reading: Any) -> list[Case]:
+def find_cases(path: Path, output: Path | None = None, **reading: Any) -> list[ReviewCase]:
     """The cases that `path` stands for, in order of their names.
 
     Args:
@@ -139,14 +138,14 @@ def find_cases(path: Path, output: Path | None = None, **reading: Any) -> list[C
         return [_segmented(number, file, reading) for number, file in enumerate(done)]
     scans = find_scans(path)
     folder = Path(f"{case_name(path)}-review") if output is None else Path(output)
-    single = len(scans) == 1 and scans[0] == path
+    single = len(scans) == 1 and scans[0].path == path
     return [
-        Case(f"c{n}", case_name(p), p, folder if single else folder / safe_name(case_name(p)), reading=reading)
-        for n, p in enumerate(scans)
+        ReviewCase(f"c{n}", scan.name, scan.path, folder if single else folder / safe_name(scan.name), reading=reading)
+        for n, scan in enumerate(scans)
     ]
 
 
-def _segmented(number: int, done: Path, reading: Mapping[str, Any]) -> Case:
+def _segmented(number: int, done: Path, reading: Mapping[str, Any]) -> ReviewCase:
     """A case that `delineate segment` finished."""
     try:
         entry = json.loads(done.read_text(encoding="utf-8"))
@@ -158,14 +157,14 @@ def _segmented(number: int, done: Path, reading: Mapping[str, Any]) -> Case:
         raise ScanError(f"{done}: not a case.json of this release; run `delineate segment` again") from error
     if not file.exists() and (beside := done.parent.parent.parent / file).exists():
         file = beside
-    return Case(f"c{number}", name, file, done.parent, sha256, {**asked, **reading}, earlier)
+    return ReviewCase(f"c{number}", name, file, done.parent, sha256, {**asked, **reading}, earlier)
 
 
 def _said(reading: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in reading.items() if value is not None and value is not False}
 
 
-def describe(case: Case, scan: Scan) -> CaseInfo:
+def describe(case: ReviewCase, scan: Scan) -> CaseInfo:
     """What is told of a scan."""
     low, high = float(scan.voxels.min()), float(scan.voxels.max())
     return CaseInfo(

@@ -12,7 +12,7 @@ from delineate.review import schema
 from delineate.review.actions import event_of
 from delineate.review.answers import ANSWER, Answer, read_answer
 from delineate.review.asking import Answering, Asking, prompt_of
-from delineate.review.cases import Case
+from delineate.review.cases import ReviewCase
 from delineate.review.log import Log
 from delineate.review.saving import Source, save_layers
 from delineate.review.work import Layer, NotHere, Work
@@ -39,7 +39,7 @@ class Place:
         ScanError: the scan cannot be read, or an answer is damaged.
     """
 
-    def __init__(self, case: Case, user: str, answering: Answering):
+    def __init__(self, case: ReviewCase, user: str, answering: Answering):
         self.case, self.user, self.answering = case, user, answering
         self.lock = RLock()
         self.info = case.info
@@ -215,8 +215,8 @@ class Desk:
         answering: who answers.
     """
 
-    def __init__(self, cases: Sequence[Case], answering: Answering):
-        self.cases: Mapping[str, Case] = {case.id: case for case in cases}
+    def __init__(self, cases: Sequence[ReviewCase], answering: Answering):
+        self.cases: Mapping[str, ReviewCase] = {case.id: case for case in cases}
         self.answering = answering
         self._places: dict[tuple[str, str], Place] = {}
         self._opening: dict[tuple[str, str], Lock] = {}

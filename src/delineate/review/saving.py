@@ -12,7 +12,7 @@ import numpy as np
 from delineate import __version__
 from delineate.errors import DelineateError
 from delineate.review.answers import Answer
-from delineate.review.cases import Case
+from delineate.review.cases import ReviewCase
 from delineate.review.log import now
 from delineate.review.runs import mask_of
 from delineate.review.schema import Format, SavedFile
@@ -33,7 +33,7 @@ class SavingError(DelineateError):
 class Source:
     """What a layer was drawn on, by whom, and the answers it can come from."""
 
-    case: Case
+    case: ReviewCase
     scan: Scan
     user: str
     answers: Mapping[str, Answer]

@@ -39,7 +39,7 @@ class Window(Exact):
     high: float
 
 
-class Case(Exact):
+class CaseInfo(Exact):
     """A scan to be looked at. `intensity` are its smallest and largest value."""
 
     id: str
@@ -85,7 +85,7 @@ class Session(Exact):
     user: str
     version: str
     model: Model | None
-    cases: list[Case | Listed]
+    cases: list[CaseInfo | Listed]
     vocabulary: list[Term]
 
 
@@ -183,7 +183,7 @@ class Event(Exact):
 class WorkInfo(Exact):
     """All that a page shows of a case."""
 
-    case: Case
+    case: CaseInfo
     revision: int
     layers: list[LayerInfo]
     answers: list[AnswerInfo]

@@ -1,20 +1,53 @@
-"""Where scans lie: files and folders, and what a case is called."""
+"""Where scans lie: files and folders, what they are, and what a case is called."""
 
 import hashlib
+from dataclasses import dataclass
+from enum import Enum
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from delineate.errors import ScanError
 from delineate.scans.dicom.source import DICOM_SUFFIXES, files_in, is_dicom
 from delineate.scans.nifti import NIFTI_SUFFIXES
-from delineate.scans.scan import is_scan_file, stem_of
+from delineate.scans.scan import SCAN_SUFFIXES, is_scan_file, stem_of, suffix_of
 from delineate.storage.files import sha256_of
 
-if TYPE_CHECKING:  # which imports torch
-    pass
+
+class Kind(Enum):
+    """What a scan is kept in."""
+
+    NIFTI = "NIfTI"
+    PICTURE = "picture"
+    DICOM = "DICOM"
+    OTHER = "other"
 
 
-def find_scans(path: Path) -> list[Path]:
+@dataclass(frozen=True)
+class Found:
+    """A scan that is there, looked at once. What is called `OTHER` is refused when it is read.
+
+    Attributes:
+        path: of the file, or of the folder of a DICOM series.
+        name: of its case.
+        kind: what it is kept in.
+    """
+
+    path: Path
+    name: str
+    kind: Kind
+
+    @classmethod
+    def at(cls, path: Path | str) -> "Found":
+        """What lies at `path`."""
+        return cls(Path(path), case_name(Path(path)), kind_of(Path(path)))
+
+    @cached_property
+    def digest(self) -> str:
+        """As `digest_of`, when it is first asked for."""
+        return digest_of(self.path)
+
+
+def find_scans(path: Path) -> list[Found]:
     """The scans that `path` stands for: itself, or all directly in the folder, sorted.
 
     A folder with DICOM files in it is one scan; so is each such folder directly in a folder.
@@ -26,24 +59,35 @@ def find_scans(path: Path) -> list[Path]:
     if not path.exists():
         raise ScanError(f"{path}: no such file or folder; check the path")
     if path.is_file():
-        return [path]
+        return [Found.at(path)]
     scans = sorted(p for p in path.iterdir() if p.is_file() and is_scan_file(p))
-    if is_dicom(path):
+    own = Found.at(path)
+    if own.kind is Kind.DICOM:
         if volumes := [p.name for p in scans if p.name.endswith(NIFTI_SUFFIXES)]:
             raise ScanError(
                 f"{path}: found DICOM beside {len(volumes)} NIfTI files; name one, or part them in two folders"
             )
-        return [path]
-    scans = sorted([*scans, *(p for p in path.iterdir() if p.is_dir() and not p.name.startswith(".") and is_dicom(p))])
-    if not scans:
+        return [own]
+    below = [Found.at(p) for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")]
+    series = [found for found in below if found.kind is Kind.DICOM]
+    found = sorted([*map(Found.at, scans), *series], key=lambda one: one.path)
+    if not found:
         raise ScanError(
             f"{path}: no scan in this folder; it is searched for NIfTI, DICOM, PNG, JPEG and TIFF, not below"
         )
-    names = [case_name(p) for p in scans]
-    for scan, name in zip(scans, names, strict=True):
-        if names.count(name) > 1:
-            raise ScanError(f"{scan}: another scan of this folder is also called '{name}'; rename one of them")
-    return scans
+    names = [one.name for one in found]
+    for one in found:
+        if names.count(one.name) > 1:
+            raise ScanError(f"{one.path}: another scan of this folder is also called '{one.name}'; rename one of them")
+    return found
+
+
+def kind_of(path: Path) -> Kind:
+    """What a scan is kept in: by the suffix of a file that has a known one, else by the mark of DICOM."""
+    suffix = suffix_of(path)
+    if suffix in SCAN_SUFFIXES and not path.is_dir():
+        return Kind.NIFTI if suffix in NIFTI_SUFFIXES else Kind.PICTURE
+    return Kind.DICOM if is_dicom(path) else Kind.OTHER
 
 
 def case_name(path: Path) -> str:

@@ -15,7 +15,8 @@ import numpy as np
 from delineate.errors import ScanError
 from delineate.prompts import anatomy
 from delineate.scans import flat_images, nifti
-from delineate.scans.dicom.source import DICOM_SUFFIXES, is_dicom
+from delineate.scans.dicom.source import DICOM_SUFFIXES
+from delineate.scans.finding import Found, Kind
 from delineate.scans.flat_images import read_flat
 from delineate.scans.geometry import FLAT_AFFINE, checked_spacing
 from delineate.scans.nifti import NIFTI_SUFFIXES, Stored, read_nifti
@@ -28,7 +29,7 @@ AIR_HU = -500  # no other modality stores such values as a rule; CT shows air ne
 
 
 def read_scan(
-    path: Path | str,
+    path: Found | Path | str,
     *,
     modality: str | None = None,
     volume: int | None = None,
@@ -64,8 +65,9 @@ def read_scan(
             any finite value; without geometry (both NIfTI codes 0), with a zero or NaN affine, a bad pixdim
             where it is needed, forms that disagree on orientation, or more than 2 degrees of shear.
     """
-    path = Path(path)
-    if _is_read_as_dicom(path):
+    found = path if isinstance(path, Found) else Found.at(path)
+    path = found.path
+    if found.kind is Kind.DICOM or (suffix_of(path) in DICOM_SUFFIXES and path.exists()):
         from delineate.scans.dicom.series import read_series
 
         options: dict[str, Any] = {"series": series, "fill_gaps": fill_gaps, "volume": volume, "max_voxels": max_voxels}
@@ -121,13 +123,6 @@ def read_labels(
         values = whole
     labels = np.asarray(values, label_dtype(path, values))
     return Scan(labels, stored.affine, None, path, stored.has_spacing, notes, stored.space_code)
-
-
-def _is_read_as_dicom(path: Path) -> bool:
-    suffix = suffix_of(path)
-    if not path.exists() or (suffix in SCAN_SUFFIXES and path.is_file()):
-        return False
-    return suffix in DICOM_SUFFIXES or is_dicom(path)
 
 
 def first_line(error: BaseException) -> str:

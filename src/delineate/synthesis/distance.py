@@ -16,7 +16,7 @@ import numpy as np
 
 from delineate.data.layout import declared_modality, read_json
 from delineate.errors import DatasetError
-from delineate.scans.finding import case_name, find_scans
+from delineate.scans.finding import Found, find_scans
 from delineate.scans.grid import canonical_fit, stack_of
 from delineate.scans.reading import read_scan
 from delineate.synthesis.radiomics import SMALLEST, feature_names, features
@@ -145,7 +145,7 @@ def image_set(
         raise ValueError(f"limit must be 1 or more, not {limit}.")
     path = Path(path)
     folder = next((path / name for name in ("imagesTr", "images") if (path / name).is_dir()), path)
-    scans = [scan for scan in find_scans(folder) if not _is_second_channel(scan)]
+    scans = [scan for scan in find_scans(folder) if not _is_second_channel(scan.path)]
     if which != "all":
         scans = _of_origin(scans, path, which)
     if modality is None and path.is_dir():
@@ -154,9 +154,9 @@ def image_set(
     share, more = divmod(limit, len(scans))
     images, names = [], []
     for number, scan in enumerate(scans):
-        found = _evenly(_slices(scan, size, modality), share + (number < more))
-        images += found
-        names += [case_name(scan)] * len(found)
+        taken = _evenly(_slices(scan, size, modality), share + (number < more))
+        images += taken
+        names += [scan.name] * len(taken)
         on_scan((number + 1) / len(scans))
     if not images:
         raise DatasetError(f"{path}: every slice is constant or nearly empty; look at the scans")
@@ -309,16 +309,16 @@ def _reduced(x: np.ndarray) -> np.ndarray:
     return x if len(x) <= x.shape[1] else np.asarray(np.linalg.qr(x, mode="r"))
 
 
-def _slices(path: Path, size: int, modality: str | None) -> list[np.ndarray]:
+def _slices(found: Found, size: int, modality: str | None) -> list[np.ndarray]:
     """The grey slices (h, w) of a scan that show something, without the padding of the grid."""
-    scan = read_scan(path, modality=modality)
+    scan = read_scan(found, modality=modality)
     grid = stack_of(scan, size)
     grey = (grid.mean(dim=1) if scan.is_colour else grid[:, 1]).numpy()
     height, width = canonical_fit(scan, size).inner
     if min(height, width) < SMALLEST:
         raise DatasetError(
-            f"{path}: slices must be {SMALLEST} pixels wide at least on a grid of {size}, got {height} x {width}; "
-            "raise --size or leave the scan out"
+            f"{found.path}: slices must be {SMALLEST} pixels wide at least on a grid of {size}, "
+            f"got {height} x {width}; raise --size or leave the scan out"
         )
     top, left = (size - height) // 2, (size - width) // 2
     cut = grey[:, top : top + height, left : left + width].clip(-1, 1)
@@ -344,7 +344,7 @@ def _is_second_channel(path: Path) -> bool:
     return path.with_name(path.name.replace(f"{stem}_{number}", f"{stem}_0000", 1)).exists()
 
 
-def _of_origin(scans: Sequence[Path], root: Path, which: str) -> list[Path]:
+def _of_origin(scans: Sequence[Found], root: Path, which: str) -> list[Found]:
     """The real or the synthetic scans, by the folder's provenance.json."""
     source = root / PROVENANCE
     if not source.is_file():
@@ -354,7 +354,7 @@ def _of_origin(scans: Sequence[Path], root: Path, which: str) -> list[Path]:
     synthetic = read_json(source).get("synthetic")
     if not isinstance(synthetic, dict):
         raise DatasetError(f"{source}: 'synthetic' must be an object of case names, found {type(synthetic).__name__}")
-    chosen = [scan for scan in scans if (case_name(scan) in synthetic) == (which == "synthetic")]
+    chosen = [scan for scan in scans if (scan.name in synthetic) == (which == "synthetic")]
     if not chosen:
         raise DatasetError(f"{root}: none of its {len(scans)} cases is {which}, says {PROVENANCE}; take all")
     return chosen

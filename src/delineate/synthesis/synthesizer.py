@@ -41,8 +41,8 @@ HEAVIEST = 5.0  # the weight 1 / σ² of an error in x0 (that of v-prediction) i
 
 
 @dataclass(frozen=True, eq=False)
-class Seen:
-    """Edge maps and captions, looked at: the hint, and the encoder's fine features (B, width, S/2, S/2)."""
+class EdgeCondition:
+    """What edge maps and captions tell the denoiser: the hint, and the encoder's fine features (B, width, S/2, S/2)."""
 
     hint: Hint
     fine: Tensor
@@ -155,8 +155,8 @@ class Synthesizer:
 
     def _denoiser(self, edges: Tensor, text: Encoded, guidance: float) -> Callable[[Tensor, int], Tensor]:
         def told(caption: Encoded) -> Callable[[Tensor, int], Tensor]:
-            seen = self.look(edges, caption)
-            return lambda x, t: self.clean(x, torch.full((len(x),), t, device=x.device), caption, seen)
+            condition = self.look(edges, caption)
+            return lambda x, t: self.clean(x, torch.full((len(x),), t, device=x.device), caption, condition)
 
         if guidance == 1.0:
             return told(text)
@@ -164,17 +164,17 @@ class Synthesizer:
         empty = Encoded(nothing.tokens.expand_as(text.tokens), nothing.pooled.expand_as(text.pooled))
         return guided(told(text), told(empty), guidance)
 
-    def look(self, edges: Tensor, text: Encoded) -> Seen:
+    def look(self, edges: Tensor, text: Encoded) -> EdgeCondition:
         """What B edge maps (B, 1, size, size) and their captions tell the denoiser; made once for all steps."""
         features = self.control.encoder(2 * edges.expand(-1, 3, -1, -1) - 1)
         expected = self.control.expect(features, text.pooled)
         hint = self.control.hint(features, (expected + 1) / 2, text.pooled, self.foundation.codec)
-        return Seen(hint, features.fine)
+        return EdgeCondition(hint, features.fine)
 
-    def clean(self, x_t: Tensor, t: Tensor, text: Encoded, seen: Seen) -> Tensor:
+    def clean(self, x_t: Tensor, t: Tensor, text: Encoded, condition: EdgeCondition) -> Tensor:
         """The clean latent at (x_t, t)."""
-        x0 = self.control.steer(self.foundation, x_t, t, text, seen.hint)
-        return self.control.refine(x0, x_t, t, seen.hint, seen.fine, self.foundation)
+        x0 = self.control.steer(self.foundation, x_t, t, text, condition.hint)
+        return self.control.refine(x0, x_t, t, condition.hint, condition.fine, self.foundation)
 
 
 def pictures_of(bank: SliceBank, batch: Batch) -> Float[Tensor, "batch 3 size size"]:

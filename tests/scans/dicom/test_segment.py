@@ -13,12 +13,12 @@ from tests.dicom_series import answer_here, bundled, dataset, in_world, oblique,
 from delineate.cli import app as cli
 from delineate.data.phantom import make_phantom
 from delineate.errors import ScanError
-from delineate.jobs.segment import Request, run_cohort
+from delineate.jobs.segment import SegmentRequest, run_cohort
 from delineate.prompts.vocabulary import Vocabulary
 from delineate.scans.dicom import seg as dicom_seg
 from delineate.scans.dicom import series as dicom
 from delineate.scans.dicom.seg import read_seg
-from delineate.scans.finding import case_name, digest_of, find_scans
+from delineate.scans.finding import Found, Kind, case_name, digest_of, find_scans
 from delineate.scans.geometry import spacing_of
 from delineate.scans.reading import read_labels, read_scan
 from delineate.segmenter import Segmenter
@@ -58,7 +58,7 @@ def stored():
 
 
 def run(scans, folder, **more):
-    request = Request(("liver", "right kidney"), n=2, pictures=False, **more)
+    request = SegmentRequest(("liver", "right kidney"), n=2, pictures=False, **more)
     return run_cohort(Segmenter(Bright()), find_scans(scans), request, folder, model_hash="abc")
 
 
@@ -109,7 +109,7 @@ def test_no_seg_is_said_and_is_no_failure(tmp_path, stored):
 
 def test_resuming_depends_on_the_instances_and_not_on_their_names(tmp_path, stored):
     paths = write_series(tmp_path / "s", stored)
-    request = Request(("liver",), n=1, pictures=False)
+    request = SegmentRequest(("liver",), n=1, pictures=False)
 
     def again():
         options = {"model_hash": "abc", "resume": True}
@@ -131,10 +131,10 @@ def test_what_a_folder_stands_for(tmp_path, stored):
     write_series(tmp_path / "all" / "c", stored)
     (tmp_path / "all" / "empty").mkdir()
     found = find_scans(tmp_path / "all")
-    assert [case_name(p) for p in found] == ["a.b", "c"]
-    assert find_scans(tmp_path / "all" / "c") == [tmp_path / "all" / "c"]
+    assert [(one.name, one.kind) for one in found] == [("a.b", Kind.DICOM), ("c", Kind.DICOM)]
+    assert find_scans(tmp_path / "all" / "c") == [Found(tmp_path / "all" / "c", "c", Kind.DICOM)]
     single = tmp_path / "all" / "c" / "000.dcm"
-    assert find_scans(single) == [single]
+    assert find_scans(single) == [Found(single, "000", Kind.DICOM)]
     assert case_name(single) == "000"
     shutil.copy(single, tmp_path / "1.2.840.5")
     assert case_name(tmp_path / "1.2.840.5") == "1.2.840.5"

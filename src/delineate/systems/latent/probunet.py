@@ -111,7 +111,7 @@ class ProbUNetConfig:
 
 
 @dataclass(frozen=True, eq=False)
-class Seen:
+class SlicePrior:
     """What was seen of slices once: features (S, features, size, size), mean and sigma of the prior (S, latent)."""
 
     features: Tensor
@@ -148,15 +148,17 @@ class ProbUNet:
         return self
 
     @torch.no_grad()
-    def see(self, view: View) -> Seen:
+    def see(self, view: View) -> SlicePrior:
         """Features and prior of slices, made once for any number of prompts and proposals."""
         chunks = [chunk.to(self.device) for chunk in view.stack.split(PAIRS_AT_ONCE)]
         features = torch.cat([self.network.see(chunk) for chunk in chunks])
         mean, log_sigma = (torch.cat(part) for part in zip(*map(self.network.prior, chunks), strict=True))
-        return Seen(features, mean, log_sigma.exp())
+        return SlicePrior(features, mean, log_sigma.exp())
 
     @torch.no_grad()
-    def propose(self, seen: Seen, asked: Asked, n: int, seed: int, on_step: OnShare = lambda share: None) -> Drawn:
+    def propose(
+        self, seen: SlicePrior, asked: Asked, n: int, seed: int, on_step: OnShare = lambda share: None
+    ) -> Drawn:
         """N probability volumes (N, S, size, size) of one target; proposal k depends on (seed, k) alone."""
         channel = 1 + self.vocabulary.index(asked.name)
         noise = latent_noise(n, self.config.latent, seed).to(self.device)
