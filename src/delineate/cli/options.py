@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from delineate.evaluation.protocols import PROTOCOLS
 from delineate.prompts.anatomy import MODALITY_CODES
 from delineate.systems import SYSTEMS
 
@@ -82,10 +83,7 @@ AugmentationOption = Annotated[
 ]
 ProtocolOption = Annotated[
     str,
-    typer.Option(
-        help="What is measured: overlap (Dice, surfaces), raters (proposals against several raters: GED²), curvas "
-        "(the CURVAS challenges' figures) or calibration (probabilities, doubt, presence)."
-    ),
+    typer.Option(help="What is measured: " + ", ".join(f"{name} ({p.summary})" for name, p in PROTOCOLS.items()) + "."),
 ]
 RatersOption = Annotated[
     str | None,

@@ -20,10 +20,7 @@ from delineate.scans.finding import Found, Kind
 from delineate.scans.flat_images import read_flat
 from delineate.scans.geometry import FLAT_AFFINE, checked_spacing
 from delineate.scans.nifti import NIFTI_SUFFIXES, Stored, read_nifti
-from delineate.scans.scan import SCAN_SUFFIXES, Scan, suffix_of
-
-MAX_VOXELS = 1_000_000_000
-
+from delineate.scans.scan import MAX_VOXELS, SCAN_SUFFIXES, Scan, suffix_of
 
 AIR_HU = -500  # no other modality stores such values as a rule; CT shows air near -1000
 

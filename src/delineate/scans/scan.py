@@ -16,6 +16,7 @@ from delineate.scans.geometry import (
 )
 from delineate.scans.nifti import NIFTI_SUFFIXES
 
+MAX_VOXELS = 1_000_000_000  # of a scan that is read
 SCAN_SUFFIXES = (*NIFTI_SUFFIXES, *PICTURE_SUFFIXES, *TIFF_SUFFIXES)
 
 

@@ -1,66 +1,65 @@
-"""What can be measured of a segmenter on a dataset: named protocols. Adding one is an entry in `PROTOCOLS`."""
+"""What can be measured of a segmenter on a dataset. Adding one is a file in this folder and a row in `PROTOCOLS`.
 
-from collections.abc import Callable, Sequence
+The table itself needs no torch. Every file that a row names has the same five functions:
+
+    rows(segmenter, dataset, *, split, n, seed, limit, on_step)     what is known of every case and target
+    summarise(rows) -> dict                                         what goes into report.json: `targets` and `mean`
+    write(rows, path)                                               them as CSV
+    draw(name, report, path)                                        the picture
+    show(report, console)                                           the table on the screen
+"""
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
-from delineate.data.dataset import Dataset
-from delineate.evaluation.evaluation import evaluate, summarise
-from delineate.evaluation.protocols.calibration import calibration_line, summarise_calibration
-from delineate.evaluation.protocols.charts import curvas_chart, raters_chart, reliability_chart
-from delineate.evaluation.protocols.curvas import curvas_line, summarise_curvas
-from delineate.evaluation.protocols.lines import Line, lines_of, write_lines
-from delineate.evaluation.protocols.raters import raters_line, summarise_raters
-from delineate.evaluation.protocols.tables import print_calibration, print_curvas, print_raters
-from delineate.evaluation.report import print_summary, write_rows
-from delineate.pictures import dice_chart
-from delineate.segmenter import Segmenter
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """One way to score a segmenter.
+    """A row: one way to score a segmenter, and in which file of this folder it lives.
 
     Attributes:
-        rows: (segmenter, dataset, split=, n=, seed=, limit=, on_step=) to what is known of every case and target.
-        summarise: rows to what goes into report.json, with `targets` and `mean`.
-        write: (rows, path) writes them as CSV.
+        module: the file's name.
+        summary: one line for people.
         picture: the picture's file name.
-        draw: (dataset's name, report, path) draws it.
-        show: (report, console) prints it.
     """
 
-    rows: Callable[..., Sequence[Any]]
-    summarise: Callable[[Sequence[Any]], dict[str, Any]]
-    write: Callable[[Sequence[Any], Path], None]
+    module: str
+    summary: str
     picture: str
-    draw: Callable[[str, dict[str, Any], Path], Path]
-    show: Callable[[dict[str, Any], Console], None]
+
+    def _file(self) -> Any:
+        return import_module(f"delineate.evaluation.protocols.{self.module}")
+
+    def rows(self, segmenter: Any, dataset: Any, **how: Any) -> Sequence[Any]:
+        """What is known of every case and target; `how` is split, n, seed, limit and on_step."""
+        return self._file().rows(segmenter, dataset, **how)
+
+    def summarise(self, rows: Sequence[Any]) -> dict[str, Any]:
+        """Rows as what goes into report.json, with `targets` and `mean`."""
+        return self._file().summarise(rows)
+
+    def write(self, rows: Sequence[Any], path: Path) -> None:
+        """Rows as CSV."""
+        self._file().write(rows, path)
+
+    def draw(self, name: str, report: dict[str, Any], path: Path) -> Path:
+        """The picture of a report on the dataset `name`."""
+        return self._file().draw(name, report, path)
+
+    def show(self, report: dict[str, Any], console: "Console") -> None:
+        """Print a report."""
+        self._file().show(report, console)
 
 
-def _calibration_lines(segmenter: Segmenter, dataset: Dataset, **how: Any) -> list[Line]:
-    """With what the segmenter makes of its means, where it is calibrated."""
-    calibrator = None if segmenter.calibration is None else segmenter.calibration.calibrated
-    return lines_of(partial(calibration_line, calibrator=calibrator), segmenter, dataset, **how)
-
-
-def _dice_chart(name: str, report: dict[str, Any], path: Path) -> Path:
-    return dice_chart({name: report}, path)
-
-
-PROTOCOLS: dict[str, Protocol] = {
-    "overlap": Protocol(evaluate, summarise, write_rows, "dice.png", _dice_chart, print_summary),
-    "raters": Protocol(
-        partial(lines_of, raters_line), summarise_raters, write_lines, "raters.png", raters_chart, print_raters
-    ),
-    "curvas": Protocol(
-        partial(lines_of, curvas_line), summarise_curvas, write_lines, "curvas.png", curvas_chart, print_curvas
-    ),
-    "calibration": Protocol(
-        _calibration_lines, summarise_calibration, write_lines, "reliability.png", reliability_chart, print_calibration
-    ),
+PROTOCOLS: Mapping[str, Protocol] = {
+    "overlap": Protocol("overlap", "Dice, surfaces", "dice.png"),
+    "raters": Protocol("raters", "proposals against several raters: GED²", "raters.png"),
+    "curvas": Protocol("curvas", "the CURVAS challenges' figures", "curvas.png"),
+    "calibration": Protocol("calibration", "probabilities, doubt, presence", "reliability.png"),
 }

@@ -1,4 +1,4 @@
-"""The summaries of the protocols as text for the screen."""
+"""What the texts of several protocols share: tables for the screen."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,81 +6,18 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from delineate.evaluation.protocols import calibration, curvas, raters
 from delineate.evaluation.protocols.lines import counted
 
 
-def print_raters(summary: dict[str, Any], console: Console) -> None:
-    """The table of `raters.summarise_raters`, and what its figures depend on."""
-    short = {"ged": "GED²", "hm_iou": "IoU", "dice_match": "Dice", "dice_soft": "agreement", "diversity": "diversity"}
-    _print_targets(summary, short, console)
-    _print_figures(summary, raters.HEADINGS, console)
-    _print_counts(summary, console)
-    console.print(
-        "GED² in its V form and the Dice with the nearest proposal change with N alone: compare them at equal N only "
-        "(raters.png has both against N).",
-        highlight=False,
-    )
-
-
-def print_curvas(summary: dict[str, Any], console: Console) -> None:
-    """The table of `curvas.summarise_curvas`."""
-    short = {"consensus_dice": "Dice", "threshold_dice": "agreement", "ece": "ECE", "ece_crop": "ECE box"}
-    short |= {"crps_ml": "CRPS ml", "crps_pixels": "CRPS pixels"}
-    _print_targets(summary, short, console)
-    _print_figures(summary, curvas.HEADINGS, console)
-    _print_counts(summary, console)
-
-
-def print_calibration(summary: dict[str, Any], console: Console) -> None:
-    """The pooled figures of `calibration.summarise_calibration`, the risk–coverage curve and presence in words."""
-    for region, where in (
-        (calibration.BOX, f"in a box, {summary['margin_voxels']} voxels around what is drawn or true"),
-        (calibration.WHOLE, "over all voxels, most of which are easy background"),
-    ):
-        console.print(f"all cases together, {where}", highlight=False)
-        table = Table(box=None, pad_edge=False)
-        table.add_column("target")
-        for heading in ("ECE", "adaptive", "MCE", "Brier", "NLL"):
-            table.add_column(heading, justify="right")
-        for name, block in _blocks(summary):
-            for kind, regions in block["pooled"].items():
-                for against, told in regions[region].items():
-                    words = [name, *([] if kind == calibration.DRAWN else ["calibrated"])]
-                    words += ["against the raters"] if against == "raters" else []
-                    numbers = (told[key] for key in ("ece", "adaptive_ece", "mce", "brier", "nll"))
-                    table.add_row(", ".join(words), *(f"{number:.4f}" for number in numbers))
-        console.print(table)
-        console.print()
-    mean = summary["mean"]
-    for kind, curves in mean["risk_coverage"].items():
-        for which, curve in curves.items():
-            told = "" if kind == calibration.DRAWN else " of the calibrated map"
-            masks = "masks" if which == "all" else "masks that are not empty"
-            console.print(
-                f"risk–coverage over {curve['n']} {masks} in the order of doubt{told}: 1 - Dice {curve['area']:.3f} "
-                f"(in the best order {curve['least']:.3f}, in none {curve['mean_risk']:.3f})",
-                highlight=False,
-            )
-    presence = mean["presence"]
-    area = "no ROC, for which both are needed" if presence["auroc"] is None else f"AUROC {presence['auroc']:.3f}"
-    console.print(
-        f"presence: {presence['present']} present, {presence['found_of_present']} of them called found; "
-        f"{presence['absent']} absent, {presence['found_of_absent']} of them called found; {area}",
-        highlight=False,
-    )
-    _print_counts(summary, console)
-
-
-def _blocks(summary: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+def blocks_of(summary: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     """The targets and, where there are several, all of them."""
     targets = list(summary["targets"].items())
     return targets if len(targets) == 1 else [*targets, ("all", summary["mean"])]
 
 
-def _print_targets(summary: dict[str, Any], headings: Mapping[str, str], console: Console) -> None:
+def print_targets(summary: dict[str, Any], headings: Mapping[str, str], console: Console) -> None:
     """A line a target; nothing where there is one only."""
-    blocks = _blocks(summary)
+    blocks = blocks_of(summary)
     if len(blocks) == 1:
         return
     keys = [key for key in headings if any(key in block["figures"] for _, block in blocks)]
@@ -95,7 +32,8 @@ def _print_targets(summary: dict[str, Any], headings: Mapping[str, str], console
     console.print()
 
 
-def _print_figures(summary: dict[str, Any], headings: Mapping[str, str], console: Console) -> None:
+def print_figures(summary: dict[str, Any], headings: Mapping[str, str], console: Console) -> None:
+    """A line a figure: mean, interval, where drawn."""
     figures = summary["mean"]["figures"]
     name = next(iter(summary["targets"])) if len(summary["targets"]) == 1 else "mean of targets"
     table = Table(box=None, pad_edge=False)
@@ -110,7 +48,8 @@ def _print_figures(summary: dict[str, Any], headings: Mapping[str, str], console
     console.print(table)
 
 
-def _print_counts(summary: dict[str, Any], console: Console) -> None:
+def print_counts(summary: dict[str, Any], console: Console) -> None:
+    """How many scans and subjects, and what was empty."""
     empty = summary["mean"]["empty"]
     console.print(
         f"{counted(summary)}; empty in every reading: {empty['readings']} of {summary['mean']['n']}, "

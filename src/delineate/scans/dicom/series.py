@@ -14,8 +14,7 @@ from delineate.prompts import anatomy
 from delineate.scans.dicom.limits import ask_child
 from delineate.scans.dicom.source import DicomSource, files_in, is_dicom, shifted, straight
 from delineate.scans.geometry import FLAT_AFFINE
-from delineate.scans.reading import MAX_VOXELS
-from delineate.scans.scan import Scan
+from delineate.scans.scan import MAX_VOXELS, Scan
 
 __all__ = ["is_dicom", "read_series"]
 
