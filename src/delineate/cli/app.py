@@ -17,6 +17,7 @@ from delineate.cli import merge as cli_merge
 from delineate.cli import pretrain as cli_pretrain
 from delineate.cli import review as cli_review
 from delineate.cli import segment as cli_segment
+from delineate.cli import study as cli_study
 from delineate.cli import synthesize as cli_synthesize
 from delineate.cli import train as cli_train
 from delineate.cli.options import (
@@ -142,6 +143,7 @@ def check(
 app.command()(cli_pretrain.pretrain)
 app.command()(cli_train.train)
 app.command()(cli_evaluate.evaluate)
+app.command()(cli_study.study)
 
 
 @app.command()
