@@ -13,12 +13,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from delineate.data.named import NamedFolder, parse_named
 from delineate.errors import DelineateError
 from delineate.systems import SYSTEMS
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from delineate.data.named import NamedFolder
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,10 @@ class StudyRequest:
         _ = self.folders
 
     @property
-    def folders(self) -> list[NamedFolder]:
+    def folders(self) -> "list[NamedFolder]":
         """The datasets, read as people write them."""
+        from delineate.data.named import parse_named
+
         return [parse_named(text) for text in self.datasets]
 
     def to_json(self) -> dict[str, Any]:
