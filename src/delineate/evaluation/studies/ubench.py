@@ -5,8 +5,8 @@ After Tang et al. (2025), "U-Bench: A Comprehensive Understanding of U-Net throu
 
 * **U-Score** is ours: theirs is published as a calculator, not as a formula we could read. Accuracy is 0 for the
   trivial baseline and 1 for the best system; a cost scores 1 / (1 + log10(cost / cheapest)), so 1 for the cheapest
-  and a half for ten times as much; efficiency is the harmonic mean of the three costs' scores, and the U-Score 100 times the
-  harmonic mean of accuracy and efficiency. It compares within a study and means nothing across two.
+  and a half for ten times as much; efficiency is the harmonic mean of the three costs' scores, and the U-Score 100
+  times the harmonic mean of accuracy and efficiency. It compares within a study and means nothing across two.
 * **Milliseconds** are of one slice through the network in evaluation mode, timed in turn, round after round, in one
   process; medians. **Multiplications** are what torch's counter finds in convolutions and products of matrices.
 * **Accuracy** is the mean over datasets of the mean Dice of a target where it is drawn, one proposal; a subject is one
