@@ -17,6 +17,7 @@ from delineate.review.cases import find_cases
 from delineate.review.desk import Desk
 from delineate.review.schema import Model
 from delineate.segmenter import Segmenter
+from delineate.systems.system import Drawn
 
 SHAPE = (20, 16, 6)
 AFFINE = np.array([[-2.0, 0, 0, 10], [0, 3.0, 0, -20], [0, 0, 5.0, 7], [0, 0, 0, 1]])
@@ -26,6 +27,7 @@ ASKED = {"model": "bright", "model_sha256": "f" * 64, "adapter_sha256": None}
 class Bright:
     """Draws what is brighter (liver) or darker (spleen) than the middle, each proposal a little less of it."""
 
+    accepts, open_words, about = frozenset(), False, ""
     vocabulary = Vocabulary.from_names(["liver", "spleen"], "MR")
     size = 32
 
@@ -37,7 +39,8 @@ class Bright:
     def to(self, device):
         return self
 
-    def see(self, stack):
+    def see(self, view):
+        stack = view.stack
         self.looked += 1
         return stack
 
@@ -48,7 +51,7 @@ class Bright:
             while not self.gate.wait(0.02):
                 on_step(step / 4)
         sign = 1 if target.concept.name == "liver" else -1
-        return torch.stack([(sign * seen[:, 1] > 0.1 * k).float() for k in range(n)])
+        return Drawn(torch.stack([(sign * seen[:, 1] > 0.1 * k).float() for k in range(n)]))
 
 
 def write_volume(path: Path, seed: int = 0) -> Path:

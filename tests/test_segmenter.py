@@ -19,7 +19,7 @@ from delineate.scans.grid import View
 from delineate.scans.scan import Scan
 from delineate.segmenter import Segmenter, caption_for
 from delineate.systems import SYSTEMS
-from delineate.systems.system import Asked
+from delineate.systems.system import Asked, Drawn
 
 
 @pytest.fixture(params=SYSTEMS)
@@ -66,17 +66,19 @@ def test_slices_without_the_organ_hold_less_of_it(segmenter, case):
 class Constant:
     """Draws one probability everywhere."""
 
+    accepts, open_words, about = frozenset(), False, ""
     vocabulary = Vocabulary.from_names(["liver"], "CT")
     size = 32
 
     def __init__(self, probability):
         self.probability = probability
 
-    def see(self, stack):
+    def see(self, view):
+        stack = view.stack
         return stack
 
     def propose(self, seen, target, n, seed, on_step=lambda share: None):
-        return torch.full((n, len(seen), 32, 32), self.probability)
+        return Drawn(torch.full((n, len(seen), 32, 32), self.probability))
 
 
 @pytest.mark.parametrize(

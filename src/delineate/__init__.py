@@ -16,14 +16,14 @@ __version__ = "0.1.0"
 _HOME = {
     "DelineateError": "delineate.errors",
     "Outcome": "delineate.proposals.proposals",
-    "Prompt": "delineate.prompts.vocabulary",
+    "Prompt": "delineate.prompts.prompt",
     "Proposals": "delineate.proposals.proposals",
     "Scan": "delineate.scans.scan",
     "Segmenter": "delineate.segmenter",
     "TargetProposals": "delineate.proposals.proposals",
     "Vocabulary": "delineate.prompts.vocabulary",
     "open_dataset": "delineate.data.dataset",
-    "read_scan": "delineate.scans.scan",
+    "read_scan": "delineate.scans.reading",
 }
 
 __all__ = ["__version__", *_HOME]

@@ -15,6 +15,7 @@ from delineate.evaluation.report import print_comparison, print_summary, write_r
 from delineate.prompts.vocabulary import Vocabulary
 from delineate.scans.scan import Scan
 from delineate.segmenter import Segmenter
+from delineate.systems.system import Drawn
 
 LABELS = {"liver": 1, "spleen": 2}
 NAMES = ("one", "two", "three")
@@ -42,6 +43,7 @@ def dataset(tmp_path_factory):
 class Oracle:
     """Draws the truth, nothing, the other organ, everything, or better and better proposals."""
 
+    accepts, open_words, about = frozenset(), False, ""
     vocabulary = Vocabulary.from_names(["liver", "spleen", "aorta"], "CT")
     size = 32
 
@@ -51,7 +53,8 @@ class Oracle:
     def to(self, device):
         return self
 
-    def see(self, stack):
+    def see(self, view):
+        stack = view.stack
         hu = (stack[:, 1] + 1) * 200 - 125
         return (hu / 100).round().clamp(0, 2)
 
@@ -69,7 +72,7 @@ class Oracle:
                 masks = [truth * 0 + 1] * n
             case "one in three":
                 masks = [truth if k % 3 == 1 else truth * 0 for k in range(n)]
-        return torch.stack(masks)
+        return Drawn(torch.stack(masks))
 
 
 def summary_of(kind, dataset, n=3):

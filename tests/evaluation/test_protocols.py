@@ -21,6 +21,7 @@ from delineate.prompts.vocabulary import Vocabulary
 from delineate.scans.geometry import FLAT_AFFINE
 from delineate.scans.scan import Scan
 from delineate.segmenter import Segmenter
+from delineate.systems.system import Drawn
 
 SHAPE = (4, 40, 40)
 CENTIMETRES = np.array([[0, 0, -10, 0], [0, -10, 0, 0], [10, 0, 0, 0], [0, 0, 0, 1.0]])  # SPL; a voxel is 1 ml
@@ -69,6 +70,7 @@ def dataset_of(drawn, subjects=None, kind=Read):
 class Draws:
     """Gives the masks it was made with, by target, as many of them as are asked for and there."""
 
+    accepts, open_words, about = frozenset(), False, ""
     size = 40
 
     def __init__(self, **masks):
@@ -78,12 +80,13 @@ class Draws:
     def to(self, device):
         return self
 
-    def see(self, stack):
+    def see(self, view):
+        stack = view.stack
         return len(stack)
 
     def propose(self, seen, target, n, seed, on_step=lambda share: None):
         given = np.stack(self.masks[target.concept.name][:n]).astype(np.float32)
-        return torch.from_numpy(given[:, :seen])
+        return Drawn(torch.from_numpy(given[:, :seen]))
 
 
 def measured(protocol, proposals, dataset, n=None, calibration=None, **how):

@@ -16,6 +16,7 @@ from delineate.prompts.vocabulary import Vocabulary
 from delineate.proposals.proposals import Outcome
 from delineate.scans.scan import Scan
 from delineate.segmenter import FOUND_FROM, Segmenter
+from delineate.systems.system import Drawn
 
 NAMES = tuple(f"s{i}" for i in range(8))
 
@@ -33,16 +34,18 @@ class Blocks(Dataset):
 class Brightness:
     """The block at p 0.9, its last column at 0.3; something faint everywhere; fewer proposals than asked for."""
 
+    accepts, open_words, about = frozenset(), False, ""
     vocabulary = Vocabulary.from_names(["liver", "spleen"], "CT")
     size = 32
 
-    def see(self, stack):
+    def see(self, view):
+        stack = view.stack
         return stack[:, 1]
 
     def propose(self, seen, target, n, seed, on_step=lambda share: None):
         inside = (seen > 0).float()
         last = inside * (1 - torch.roll(inside, -1, dims=2))
-        return (0.9 * inside - 0.6 * last + 0.0005)[None].repeat(min(n, 5), 1, 1, 1)
+        return Drawn((0.9 * inside - 0.6 * last + 0.0005)[None].repeat(min(n, 5), 1, 1, 1))
 
 
 @pytest.fixture(scope="module")

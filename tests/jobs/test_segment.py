@@ -22,6 +22,7 @@ from delineate.scans.finding import Found, Kind, case_name, find_scans
 from delineate.scans.reading import read_labels
 from delineate.segmenter import Segmenter
 from delineate.storage.files import sha256_of
+from delineate.systems.system import Drawn
 
 REQUEST = SegmentRequest(("liver", "spleen", "livr3"), n=2, pictures=False)
 
@@ -29,6 +30,7 @@ REQUEST = SegmentRequest(("liver", "spleen", "livr3"), n=2, pictures=False)
 class Bright:
     """Draws what is brighter than the middle: a truth that needs no training. Counts what it is asked."""
 
+    accepts, open_words, about = frozenset(), False, ""
     vocabulary = Vocabulary.from_names(["liver", "spleen"], "CT")
     size = 32
 
@@ -38,14 +40,15 @@ class Bright:
     def to(self, device):
         return self
 
-    def see(self, stack):
+    def see(self, view):
+        stack = view.stack
         return stack
 
     def propose(self, seen, target, n, seed, on_step=lambda share: None):
         self.asked += 1
         sign = 1 if target.concept.name == "liver" else -1
         bright = (sign * seen[:, 1] > 0).float()
-        return torch.stack([bright * (1 - 0.01 * k) for k in range(n)])
+        return Drawn(torch.stack([bright * (1 - 0.01 * k) for k in range(n)]))
 
 
 @pytest.fixture

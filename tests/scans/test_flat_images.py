@@ -187,7 +187,14 @@ def test_the_spacing_of_a_picture_can_be_given(tmp_path):
 
 def without_imagecodecs(code, *arguments):
     """What a Python that has no imagecodecs prints."""
-    lines = ["import sys", "sys.modules['imagecodecs'] = None", "from delineate.scans.scan import *", code]
+    lines = [
+        "import sys",
+        "sys.modules['imagecodecs'] = None",
+        "from delineate.scans.reading import *",
+        "from delineate.scans.scan import *",
+        "from delineate.scans.writing import *",
+        code,
+    ]
     run = subprocess.run(
         [sys.executable, "-c", "\n".join(lines), *map(str, arguments)], capture_output=True, text=True, check=True
     )

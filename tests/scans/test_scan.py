@@ -471,7 +471,7 @@ def test_a_scan_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch)
     def fail(*given, **more):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("delineate.scans.scan.write_nifti", fail)
+    monkeypatch.setattr("delineate.scans.writing.write_nifti", fail)
     with pytest.raises(ScanError, match=r"x\.nii\.gz: cannot be written"):
         write_scan(path, Scan(np.zeros(SHAPE, np.float32), np.eye(4)))
     assert path.read_bytes() == before

@@ -27,9 +27,9 @@ def small_state(seed=3):
 def denoising(state):
     """A loss that draws images and noise from the step's generator, as diffusion does."""
 
-    def loss_of(size, generator):
-        clean = torch.rand(size, 1, 8, 8, generator=generator).round()
-        noisy = clean + torch.randn(clean.shape, generator=generator)
+    def loss_of(size, step):
+        clean = torch.rand(size, 1, 8, 8, generator=step.generator).round()
+        noisy = clean + torch.randn(clean.shape, generator=step.generator)
         loss = (state.module(noisy) - clean).square().mean()
         return loss, {"error": loss.item()}
 
@@ -168,8 +168,8 @@ def test_numbers_that_are_not_finite_stop_training_with_the_images_named(tmp_pat
     state = small_state()
     fine = denoising(state)
 
-    def loss_of(size, generator):
-        loss, parts = fine(size, generator)
+    def loss_of(size, step):
+        loss, parts = fine(size, step)
         if state.images_seen == 6 * BATCH:
             weight = state.module[0].weight.sum()
             loss = loss * math.nan if bad == "loss" else loss + (weight - weight.detach()).abs().sqrt()
@@ -249,8 +249,8 @@ def test_the_average_lies_among_the_weights_passed_and_can_be_used(tmp_path):
 def test_clipped_gradients_are_no_longer_than_asked(tmp_path):
     state, norms = small_state(), []
 
-    def steep(size, generator):
-        loss, parts = denoising(state)(size, generator)
+    def steep(size, step):
+        loss, parts = denoising(state)(size, step)
         return loss * 1e4, parts
 
     def measure(state, spent):

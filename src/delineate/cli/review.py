@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from delineate.segmenter import Segmenter
 
 HIGHEST_PORT = 65535
-VIEWER = Path(__file__).parent / "review" / "static" / "vendor" / "niivue.umd.js"
+VIEWER = Path(__file__).parents[1] / "review" / "static" / "vendor" / "niivue.umd.js"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 EVERYWHERE = ("0.0.0.0", "::")
 

@@ -17,6 +17,8 @@ from jaxtyping import Bool, Float, Num
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
+from delineate.diffusion.seeds import seed_of
+
 STRIDE = 8  # of Stable Diffusion's autoencoder; the lossless codec uses the same grid so that either serves one control
 
 Picture = Float[Tensor, "batch 1 height width"]
@@ -211,7 +213,7 @@ def noise_fields(
     @cache
     def of(step: int) -> Tensor:
         drawn = range((n + 1) // 2) if paired else range(n)
-        seeds = [(((seed * 1_000_003 + k) * 1009 + step) * 2 + 1) % 2**63 for k in drawn]
+        seeds = [seed_of(seed, k, step) for k in drawn]
         levels = _levels(len(drawn), seed, step)
         fields = torch.cat(
             [

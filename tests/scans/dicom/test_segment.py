@@ -22,23 +22,26 @@ from delineate.scans.finding import Found, Kind, case_name, digest_of, find_scan
 from delineate.scans.geometry import spacing_of
 from delineate.scans.reading import read_labels, read_scan
 from delineate.segmenter import Segmenter
+from delineate.systems.system import Drawn
 
 
 class Bright:
     """Draws what is brighter than the middle: a truth that needs no training."""
 
+    accepts, open_words, about = frozenset(), False, ""
     vocabulary = Vocabulary.from_names(["liver", "right kidney"], "CT")
     size = 32
 
     def to(self, device):
         return self
 
-    def see(self, stack):
+    def see(self, view):
+        stack = view.stack
         return stack
 
     def propose(self, seen, target, n, seed, on_step=lambda share: None):
         bright = (seen[:, 1] > (0 if target.concept.name == "liver" else 2)).float()
-        return torch.stack([bright * (1 - 0.01 * k) for k in range(n)])
+        return Drawn(torch.stack([bright * (1 - 0.01 * k) for k in range(n)]))
 
 
 @pytest.fixture(autouse=True)
