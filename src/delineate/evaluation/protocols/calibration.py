@@ -18,7 +18,7 @@ MARGIN = 10  # voxels along each axis, around what is drawn or true
 DRAWN, CALIBRATED = "as_drawn", "calibrated"
 BOX, WHOLE = "box", "whole"
 
-Table = tuple[np.ndarray, np.ndarray, np.ndarray]  # probability, truth, weight: of `calibration.histogram`
+Table = tuple[np.ndarray, np.ndarray, np.ndarray]  # probability, truth, weight: of `calibrators.histogram`
 
 
 def calibration_line(answered: Answered, calibrator: Callable[[np.ndarray], np.ndarray] | None = None) -> Line:
