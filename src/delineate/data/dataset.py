@@ -45,7 +45,7 @@ class Dataset:
         root: The folder, resolved.
         name: What `dataset.json` calls it, else the folder's name.
         modality: "CT", "MR", or another word as given; None where unknown.
-        labels: Target name (`prompt.canonical_name`) to its id in the label files (background left out).
+        labels: Target name (`vocabulary.canonical_name`) to its id in the label files (background left out).
         cases: Sorted by name; synthetic ones are among them.
         splits: Subjects of "train", "val" and "test"; empty where there is no `splits.json`.
         other_ids: Declared ids that `targets` left out; `read` turns them into background.

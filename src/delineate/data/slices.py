@@ -1,4 +1,4 @@
-"""Datasets as training batches: slices on the working grid, held in memory, drawn and augmented by a generator."""
+"""The dataset and sampler of training slices: on the working grid, in memory, drawn and augmented by a generator."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
@@ -34,7 +34,7 @@ class Batch:
         dataset: (B,) int64, which dataset a slice came from.
         synthetic: (B, 3, S, S) as `image`: another scan with the same labels, or the same again where a slice has none;
             None where the bank has none at all.
-        readings: (B, M, S, S) int64 as `labels`, what each of up to M raters drew; -1 throughout for a rater who is not
+        readings: (B, M, S, S) int64 as `labels`, annotations of up to M raters; -1 throughout for a rater who is not
             there. `labels` is one of them where the bank's `rating` says so. None where the bank has none.
         annotated: (B, concepts) bool, whose labels say where a concept is, or that it is absent.
         foreign: (B, concepts) bool, cannot be in the image (negative classes).
@@ -54,7 +54,7 @@ class Batch:
 
     @property
     def possible(self) -> Tensor:
-        """(B, concepts) bool: what competes for a pixel, being annotated or certainly absent."""
+        """(B, concepts) bool: the classes that compete for a pixel, annotated or certainly absent (negative)."""
         return self.annotated | self.foreign
 
     def to(self, device: torch.device | str) -> "Batch":
@@ -78,7 +78,7 @@ class Variants:
 
 @dataclass(frozen=True, eq=False)
 class SliceBank:
-    """All training slices of one or several datasets.
+    """All training slices of one or several datasets, and how batches are drawn of them: a dataset and its sampler.
 
     Attributes:
         images: (N, 3, S, S) uint8.
@@ -86,20 +86,21 @@ class SliceBank:
         dataset: (N,) int64.
         mirrored: (N,) bool: may be flipped, because left and right mean nothing in it (flat images).
         annotated: (datasets, concepts) bool: whose labels say where a concept is, or that it is absent.
-        foreign: (datasets, concepts) bool: cannot be in the dataset's images, being of another kind of picture or of
-            another part of the body; safe to ask as absent.
+        foreign: (datasets, concepts) bool, negative classes: cannot be in a dataset's images, being of another kind of
+            picture or of another part of the body; safe to ask as absent.
         present: (N, concepts) bool: which slices show a concept.
         shares: (datasets,) float: how often each dataset is drawn, summing to 1.
         vocabulary: of all datasets together.
         modalities: one for each dataset.
         variants: synthetic scans that go along with the slices; None without.
         augmentation: a key of `delineate.data.augmentation.AUGMENTATIONS`.
-        readings: (N, M, S, S) uint8, what each of up to M raters drew, as `labels`; `NOBODY` throughout for a rater who
+        readings: (N, M, S, S) uint8, annotations of up to M raters, as `labels`; `NOBODY` throughout for a rater who
             is not there. A slice of a dataset without raters has its labels for the first. None without any raters.
         rating: what of it a batch takes for its labels. "consensus", none; "random", a rater's drawn anew each time;
             "all", a slice enters a batch as often as it has raters, with each one's (Jungo et al. 2018).
-        lumped: whether background may hide every concept that its dataset does not annotate (`objectives.lumped`), as
-            in adapting a model that knows more than is labelled here; else those are left out of the competition.
+        lumped: whether background may hide every concept that its dataset does not annotate (the marginal loss,
+            `training.losses.lumped`), as in adapting a model that knows more than is labelled here; else those are left
+            out of the competition.
     """
 
     images: Tensor
@@ -349,7 +350,7 @@ def _variants(
 
 
 def _foreign(vocabulary: Vocabulary, annotated: Tensor, modalities: Sequence[str | None]) -> Tensor:
-    """Which concepts a dataset's images cannot show, (datasets, concepts) bool.
+    """The negative classes of datasets, which their images cannot show, (datasets, concepts) bool.
 
     A concept that nobody annotated may well be there (the liver in a set labelled for kidneys), so absence is claimed
     only where the concept is learnt in another family of pictures alone, or lies, by the anatomy table, in another
@@ -388,7 +389,7 @@ def slices_of(
 
 
 def readings_of(dataset: Dataset, case: Case, vocabulary: Vocabulary, labels: Tensor) -> Tensor:
-    """What each rater of a case drew, on the grid of its labels, (S, M, size, size) uint8; `labels` where none did."""
+    """A case's annotations by raters, on the grid of its labels, (S, M, size, size) uint8; `labels` if none did any."""
     drawn = dataset.read_raters(case)
     if drawn is None:
         return labels[:, None]

@@ -47,7 +47,7 @@ class Direction(StrEnum):
 
 @dataclass(frozen=True, eq=False)
 class Hint:
-    """What a (slice, prompt) pair, or an edge map with its caption, tells the denoiser.
+    """The ControlNet's condition: what a (slice, prompt) pair, or an edge map with its caption, tells the denoiser.
 
     `grid` (B, width, h, w) is for the ControlNet; `estimate` (B, channels, h, w) is the encoder's own mask, or the
     scan it expects, encoded.
@@ -99,7 +99,7 @@ class Detail(nn.Module):
 
 
 class Control(nn.Module):
-    """Image encoder, its head, hint and ControlNet for one foundation; then `trust` (masks) or `detail` (scans).
+    """Image encoder, head, condition (hint) and ControlNet of a foundation; then `trust` (masks) or `detail` (scans).
 
     Built from the foundation's U-Net, whose encoder half the ControlNet copies. `state_dict` holds all of it, the
     custom encoder included (diffusers' own `save_pretrained` loses it silently).

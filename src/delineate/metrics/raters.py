@@ -1,10 +1,10 @@
 """How well several proposals agree with several raters, and volumes and probabilities with them. NumPy and SciPy only.
 
-One image at a time; the mean over images is the caller's. Beside `metrics.ged_squared` and `metrics.hm_iou`. Two empty
+One image at a time; the mean over images is the caller's. Beside `overlap.ged_squared` and `overlap.hm_iou`. Two empty
 masks agree (Dice and IoU 1, distance 0), an empty one and another do not (0), here as there.
 
 What grows with the number of proposals N alone, whatever they are worth, must be reported with N: `dice_max_reverse`
-does; `dice_match`, `sample_diversity` and the unbiased `metrics.ged_squared` do not. Names of several-rater Dice follow
+does; `dice_match`, `sample_diversity` and the unbiased `overlap.ged_squared` do not. Names of several-rater Dice follow
 D-Persona (Wu et al., CVPR 2024); those with `curvas` follow the CURVAS challenges of 2024 and 2025, but for the faults
 of their published code, which the functions name.
 """
@@ -29,7 +29,7 @@ CURVAS_MARGIN = 20  # voxels, CURVAS-PDACVI 2025
 def dice_max(samples: Bool[np.ndarray, " samples *space"], raters: Bool[np.ndarray, " raters *space"]) -> float:
     """The mean over samples of the Dice with the rater nearest to each, in [0, 1]: is what is proposed plausible?
 
-    Blind to raters whom no sample resembles; see `dice_max_reverse`. Raises `ValueError` as `metrics.hm_iou`.
+    Blind to raters whom no sample resembles; see `dice_max_reverse`. Raises `ValueError` as `overlap.hm_iou`.
     """
     return float(_dice_pairs(samples, raters).max(axis=1).mean())
 
@@ -37,7 +37,7 @@ def dice_max(samples: Bool[np.ndarray, " samples *space"], raters: Bool[np.ndarr
 def dice_max_reverse(samples: Bool[np.ndarray, " samples *space"], raters: Bool[np.ndarray, " raters *space"]) -> float:
     """The mean over raters of the Dice with the sample nearest to each, in [0, 1]: is every opinion covered?
 
-    An oracle: it can only grow with the number of samples. Raises `ValueError` as `metrics.hm_iou`.
+    An oracle: it can only grow with the number of samples. Raises `ValueError` as `overlap.hm_iou`.
     """
     return float(_dice_pairs(samples, raters).max(axis=0).mean())
 
@@ -45,9 +45,9 @@ def dice_max_reverse(samples: Bool[np.ndarray, " samples *space"], raters: Bool[
 def dice_match(samples: Bool[np.ndarray, " samples *space"], raters: Bool[np.ndarray, " raters *space"]) -> float:
     """The mean Dice of the best one-to-one matching of samples and raters, in [0, 1].
 
-    Both sets are repeated to their least common multiple first, as for `metrics.hm_iou`, so that every mask counts.
+    Both sets are repeated to their least common multiple first, as for `overlap.hm_iou`, so that every mask counts.
     D-Persona's code matches the two sets as they are, which takes the best M of N samples and drops the rest.
-    Raises `ValueError` as `metrics.hm_iou`.
+    Raises `ValueError` as `overlap.hm_iou`.
     """
     pairs = _dice_pairs(samples, raters)
     n, m = pairs.shape
@@ -64,7 +64,7 @@ def dice_each(
     The true diagonal: D-Persona's code, its flag for the test never set, reports the best assignment instead.
 
     Raises:
-        ValueError: as `metrics.hm_iou`, or other than one sample for each rater.
+        ValueError: as `overlap.hm_iou`, or other than one sample for each rater.
     """
     if len(samples) != len(raters):
         raise ValueError(f"sample i is for rater i: as many are needed, not {len(samples)} and {len(raters)}.")
@@ -100,7 +100,7 @@ def dice_soft(
 def sample_diversity(samples: Bool[np.ndarray, " samples *space"]) -> float:
     """The mean of 1 - IoU over pairs of different samples, in [0, 1]; 0 for a single one.
 
-    Set beside the same number of the raters: more is not better. Raises `ValueError` as `metrics.hm_iou`.
+    Set beside the same number of the raters: more is not better. Raises `ValueError` as `overlap.hm_iou`.
     """
     n, _, agreement = pairwise_iou(samples, samples[:1])
     return float((1 - agreement[:n, :n]).sum() / (n * (n - 1))) if n > 1 else 0.0

@@ -147,7 +147,7 @@ def _of_shape(scan: Scan, shape: tuple[int, int, int]) -> np.ndarray:
 
 
 def info_of(entry: Mapping[str, Any], id_: str, **more: Any) -> AnswerInfo:
-    """What is told of an answer, from what `cohort.describe` says of one target."""
+    """What is told of an answer, from what `proposals.description.describe` says of one target."""
     unit = "pixels" if "consensus_pixels" in entry else "ml"
     distinct = [
         {name: one[name] for name in ("proposal", "weight", "quality", "spread")} | {"volume": one[unit]}

@@ -1,4 +1,4 @@
-"""One synthetic scan at a time: drawn from a training case, judged, and written on that case's own voxels."""
+"""Generation of one synthetic scan: drawn from a training case, judged, and written on that case's own voxels."""
 
 import hashlib
 import json

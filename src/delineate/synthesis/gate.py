@@ -1,4 +1,4 @@
-"""The quality gate: which synthetic scans are fit to train on. DiffBoost's released code has none.
+"""Filtering of synthetic scans, the quality gate: which are fit to train on. DiffBoost's released code has none.
 
 A scan passes if its edges are where they were asked for, if it is neither darker, brighter, flatter nor harsher than
 scans of its dataset are, and if a first segmenter, trained on the real scans, finds in it what the mask says.

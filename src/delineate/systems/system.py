@@ -147,7 +147,7 @@ class System(Protocol):
         ...
 
     def see(self, view: View) -> Any:
-        """Whatever needs to be computed once for a scan (its features)."""
+        """The encoding of a scan: whatever needs to be computed once for it (its features)."""
         ...
 
     def propose(self, seen: Any, asked: Asked, n: int, seed: int, on_step: OnShare = ...) -> Drawn:
@@ -172,7 +172,7 @@ class Learner(System, Protocol):
 
     @property
     def learnt(self) -> Vocabulary:
-        """The names that training slices must have (its classes), in their order; what can be asked may be more."""
+        """The training classes: names that slices must have, in their order; what can be asked may be more."""
         ...
 
     @property

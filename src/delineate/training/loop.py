@@ -1,4 +1,4 @@
-"""The training loop: one function for every system and every stage."""
+"""The training loop: one function for every system and every phase."""
 
 import math
 import signal
@@ -53,7 +53,7 @@ class Budget:
         return state.seconds / max(self.minutes * 60, 1e-9)  # type: ignore[operator]
 
     def share(self, fraction: float) -> "Budget":
-        """The budget of a stage that takes `fraction` of the whole."""
+        """The budget of a phase that takes `fraction` of the whole."""
         if self.images is not None:
             return Budget(images=round(self.images * fraction))
         return Budget(minutes=self.minutes * fraction)  # type: ignore[operator]
@@ -61,7 +61,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Hyperparameters:
-    """What every stage chooses for itself."""
+    """What every phase chooses for itself."""
 
     batch_size: int = 8  # small: on a CPU more steps teach more than larger ones
     learning_rate: float = 1e-3

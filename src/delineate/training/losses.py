@@ -60,10 +60,10 @@ def segmentation_loss(
 def lumped(
     scores: Float[Tensor, "batch channels h w"], known: Bool[Tensor, "batch concepts"]
 ) -> Float[Tensor, "batch channels h w"]:
-    """Scores whose background stands for every concept that a slice's labels cannot tell of as well.
+    """Scores for the marginal loss: background stands for every concept that a slice's labels cannot tell of as well.
 
     Where the liver is labelled and the stomach is not, a pixel of stomach is labelled background; it may be either, and
-    what counts is the sum of both probabilities (the marginal loss of Shi et al. 2021, MedIA 70).
+    what counts is the sum of both probabilities (Shi et al. 2021, MedIA 70).
 
     Args:
         scores: (B, 1 + C, h, w) logits or log-probabilities, background first; probabilities sum to what they did.

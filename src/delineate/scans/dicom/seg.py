@@ -39,7 +39,7 @@ def write_seg(
     Args:
         path: to write; it does not depend on anything in the source.
         masks: by name: bool (I, J, K) = `scan.shape`; for fractional, floats in [0, 1], stored in steps of 1/255.
-        scan: as `read_scan` or `dicom.read_series` gave it.
+        scan: as `read_scan` or `series.read_series` gave it.
         kind: "binary" or "fractional" (probabilities).
         algorithm: what made them, such as the name of the model.
         by: "automatic", "semiautomatic" (corrected by hand) or "manual".

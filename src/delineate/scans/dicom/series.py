@@ -40,7 +40,7 @@ def read_series(
     flat, (1, rows, columns) or in colour (1, rows, columns, 3).
 
     Values are rescaled (CT: Hounsfield units); padding gets the smallest real value; MONOCHROME1 is turned round so
-    that large is bright. Every decision is a note. `Scan.dicom` remembers the instances, for `dicom_seg.write_seg`.
+    that large is bright. Every decision is a note. `Scan.dicom` remembers the instances, for `seg.write_seg`.
 
     Args:
         path: a folder (files directly in it are read) or a file.
