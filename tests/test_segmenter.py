@@ -22,7 +22,19 @@ from delineate.systems import SYSTEMS
 from delineate.systems.system import Asked, Drawn
 
 
-@pytest.fixture(params=SYSTEMS)
+def families() -> list:
+    """Every system, all but the first of each family marked slow: what they share without training is a contract."""
+    seen: set[str] = set()
+    params = []
+    for name, row in SYSTEMS.items():
+        family = row.module.split(".")[0]
+        known = family in seen or row.takes_network
+        params.append(pytest.param(name, marks=[pytest.mark.slow] if known else []))
+        seen.add(family)
+    return params
+
+
+@pytest.fixture(params=families())
 def name(request):
     return request.param
 

@@ -348,6 +348,7 @@ def test_a_fold_needs_no_splits_json_and_is_part_of_the_settings(delineate, tmp_
     assert "got '7/3'" in one_line(err)
 
 
+@pytest.mark.slow  # a foundation that is really pre-trained
 def test_a_foundation_made_here_must_not_have_seen_what_a_fold_holds_out(delineate, foundation_folder, tmp_path):
     light, dark = two_sets(tmp_path)
     foundation, refused = tmp_path / "f", tmp_path / "m"
@@ -608,6 +609,7 @@ def started(arguments):
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 
+@pytest.mark.slow  # the whole command stopped and gone on with; the loop itself: tests/training/test_loop.py
 def test_75_a_stopped_training_is_gone_on_with_by_the_same_command_and_no_other(delineate, phantom_dataset, tmp_path):
     def training(folder, images=240):
         return ["train", "progidiff", phantom_dataset, "-o", tmp_path / folder, "--images", images, *TRAINING]
@@ -637,6 +639,7 @@ def test_75_a_stopped_training_is_gone_on_with_by_the_same_command_and_no_other(
     assert stopped.keys() == whole.keys()
 
 
+@pytest.mark.slow  # two real phases across a stop
 def test_stages_that_were_finished_before_a_stop_are_in_the_model_s_record(delineate, phantom_dataset, tmp_path):
     """All stages done, but the model could not be saved: the same command only saves it, and knows them all."""
     folder = tmp_path / "m"
@@ -687,6 +690,7 @@ def discs(tmp_path_factory):
     return root
 
 
+@pytest.mark.slow  # training, calibrating and segmenting in a row
 def test_a_model_is_calibrated_and_then_gives_guarantees(delineate, discs, tmp_path):
     model, scan = tmp_path / "model", discs / "images" / "d39.png"
     named = f"{discs}=polyp@endoscopy"

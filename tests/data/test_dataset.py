@@ -289,7 +289,7 @@ def test_a_relative_path_finds_the_parents_splits(tmp_path, monkeypatch):
 
 
 REAL = [
-    ("btcv_ct", {}, "CT", 13, 20, (15, 1, 4)),
+    ("btcv_ct", {}, "CT", 13, 24, (15, 5, 4)),
     ("chaos_mr_t2", {}, "MR", 4, 16, (8, 1, 7)),
     ("hippocampus", {}, "MR", 2, 70, (48, 7, 15)),
     ("busi", {"targets": ["breast lesion"], "modality": "US"}, "US", 1, 149, (104, 14, 31)),

@@ -218,6 +218,7 @@ def test_epsilon_prediction_that_reaches_zero_signal_is_refused(copied):
 # Pre-training with edges
 
 
+@pytest.mark.slow  # four phases across a stop
 def test_a_foundation_that_learns_edges_is_resumed_to_the_bit_and_counts_all_it_saw(phantom_dataset, tmp_path):
     """Stopped between its stages, and after all of them, when the folder could not be written."""
 

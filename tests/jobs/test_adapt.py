@@ -30,6 +30,8 @@ from delineate.scans.preparation import Preparation
 from delineate.segmenter import Segmenter
 from delineate.training.loop import Interrupted
 
+pytestmark = pytest.mark.slow  # whole adaptations, each a training: what cli/test_adapt.py shows once, in all its ways
+
 
 def adapter_on(folder, base):
     """An adapter in its base, and the segmenter of both."""

@@ -31,6 +31,10 @@ from delineate.synthesis.artist import Drawing, name_of, seed_of
 from delineate.synthesis.synthesizer import Synthesizer
 from delineate.training.loop import Interrupted
 
+pytestmark = (
+    pytest.mark.slow
+)  # whole enlargements, each two trainings: what cli/test_synthesize.py shows once, in all its ways
+
 TARGETS = ["liver", "spleen"]
 QUICK = Drawing(variants=2, steps=2, keep_all=True)
 

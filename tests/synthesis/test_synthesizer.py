@@ -330,6 +330,7 @@ def overfitted(edges_base, few, tmp_path_factory):
     return train_synthesizer(synthesizer, few, Run(Budget(images=320), folder), edges=(scharr,), learning_rate=0.004)
 
 
+@pytest.mark.slow  # that it learns
 def test_scans_follow_their_edges(overfitted, few):
     """One caption and one noise for all: only the edges tell the four apart."""
     edges, real = asked(few)
@@ -344,6 +345,7 @@ def test_scans_follow_their_edges(overfitted, few):
     assert np.abs(likeness(blind, real)).max() < 0.05  # the comparison can fail
 
 
+@pytest.mark.slow  # a whole training leaves the foundation alone
 def test_a_locked_foundation_stays_as_it_is(edges_base, few, tmp_path):
     for unlocked in (False, True):
         synthesizer = Synthesizer.load(edges_base)
@@ -357,6 +359,7 @@ def test_a_locked_foundation_stays_as_it_is(edges_base, few, tmp_path):
         assert not any(module.training for module in modules)
 
 
+@pytest.mark.slow  # both phases across a stop, to the bit
 def test_a_resumed_training_equals_an_uninterrupted_one(edges_base, few, tmp_path):
     def trained(folder, stops=()):
         """Trained with a stop after each of so many steps."""
@@ -381,6 +384,7 @@ def test_a_resumed_training_equals_an_uninterrupted_one(edges_base, few, tmp_pat
     assert other.fingerprint() != whole.fingerprint()
 
 
+@pytest.mark.slow  # that boundaries alone teach
 @pytest.mark.parametrize("edges", [(None,), (None, scharr)])
 def test_label_boundaries_alone_can_be_learnt_from(edges_base, few, tmp_path, edges):
     seen = []

@@ -291,6 +291,7 @@ def worst_reading(proposals: torch.Tensor, bank: SliceBank) -> float:
     return torch.stack(met).min(0).values.mean().item()
 
 
+@pytest.mark.slow  # that proposals spread as raters do, after training
 @pytest.mark.parametrize(("objective", "images"), [("elbo", 2000), ("energy", 1200)])
 def test_proposals_meet_raters_who_contradict_each_other(objective, images, tmp_path):
     """Some draws of the latent are right for the rater who drew a disc, and some for the one who drew nothing."""
