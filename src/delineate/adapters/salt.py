@@ -65,13 +65,17 @@ class Salt(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """What the layer makes of `x` with W'."""
+        return functional_call(self.base, {"weight": self.changed()}, (x,))
+
+    def changed(self) -> Tensor:
+        """W', in W's own layout in memory: in another, which 1×1 kernels easily get, sums are rounded otherwise."""
         weight: Tensor = self.base.weight  # type: ignore[assignment]
-        return functional_call(self.base, {"weight": weight + self.change()}, (x,))
+        return torch.empty_like(weight, requires_grad=False).copy_(weight + self.change())
 
     def folded(self) -> nn.Module:
         """A plain layer with the weights W'; the base layer is left as it is."""
         layer = copy.deepcopy(self.base)
-        layer.weight.data = self.base.weight.data + self.change().detach()  # type: ignore[operator]
+        layer.weight.data = self.changed().detach()  # type: ignore[union-attr]
         return layer
 
 

@@ -57,14 +57,12 @@ class MultiKernelConv(nn.Module):
             nn.Sequential(ChannelScale(width) if kernel == 1 else _depthwise(width, kernel), nn.BatchNorm2d(width))
             for kernel in kernels
         )
+        self.cut = nn.ModuleList(nn.ReLU6() for _ in kernels)  # modules: MC dropout finds its places by them
 
     def forward(self, x: Float[Tensor, "batch width h w"]) -> Float[Tensor, "batch width h w"]:
         """(B, width, H, W), all of it at least 0: what the kernels see of (B, width, H, W), summed."""
-        first, *others = self.branches
-        total = F.relu6(first(x))
-        for branch in others:
-            total = total + F.relu6(branch(x))
-        return total
+        first, *others = (cut(branch(x)) for branch, cut in zip(self.branches, self.cut, strict=True))
+        return sum(others, start=first)
 
 
 class MultiKernelResidual(nn.Module):
@@ -80,13 +78,14 @@ class MultiKernelResidual(nn.Module):
         super().__init__()
         inner = expansion * inputs
         self.widen = nn.Sequential(nn.Conv2d(inputs, inner, 1, bias=False), nn.BatchNorm2d(inner))
+        self.cut = nn.ReLU6()
         self.look = MultiKernelConv(inner, kernels)
         self.narrow = nn.Sequential(nn.Conv2d(inner, outputs, 1, bias=False), nn.BatchNorm2d(outputs))
         self.skip = nn.Conv2d(inputs, outputs, 1, bias=False) if inputs != outputs else nn.Identity()
 
     def forward(self, x: Float[Tensor, "batch inputs h w"]) -> Float[Tensor, "batch outputs h w"]:
         """(B, inputs, H, W) to (B, outputs, H, W)."""
-        return self.skip(x) + self.narrow(self.look(F.relu6(self.widen(x))))
+        return self.skip(x) + self.narrow(self.look(self.cut(self.widen(x))))
 
 
 class ChannelAttention(nn.Module):
@@ -169,13 +168,14 @@ class GroupedGate(nn.Module):
         inner = width // 2
         self.guide = nn.Sequential(PairedConv(width, kernel), nn.BatchNorm2d(inner))
         self.skip = nn.Sequential(PairedConv(width, kernel), nn.BatchNorm2d(inner))
+        self.cut = nn.ReLU()
         self.openness = nn.Sequential(nn.Conv2d(inner, 1, 1, bias=False), nn.BatchNorm2d(1))
 
     def forward(
         self, guide: Float[Tensor, "batch width h w"], skip: Float[Tensor, "batch width h w"]
     ) -> Float[Tensor, "batch width h w"]:
         """What passes of the encoder's `skip` (B, width, H, W), given the decoder's `guide` of the same shape."""
-        return skip * self.openness(F.relu(self.guide(guide) + self.skip(skip))).sigmoid()
+        return skip * self.openness(self.cut(self.guide(guide) + self.skip(skip))).sigmoid()
 
 
 def _depthwise(width: int, kernel: int) -> nn.Conv2d:

@@ -1,0 +1,65 @@
+"""Every row of `SYSTEMS` untrained, its weights stirred: what contracts are asked of."""
+
+import copy
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from delineate.prompts.vocabulary import Vocabulary
+from delineate.scans.grid import View
+from delineate.systems import SYSTEMS
+from delineate.systems.system import Asked, Clues
+
+SIZE = 64
+NAMES = Vocabulary.from_names(["liver", "spleen"], "CT")
+
+
+def fresh(name: str, **options: Any) -> Any:
+    """An untrained tiny system that is the test's own."""
+    return SYSTEMS[name].make("tiny", SIZE, NAMES, seed=0, modalities=("CT",), **options)
+
+
+def stirred(system: Any) -> Any:
+    """Every weight moved a little, so that no layer is one of zeros behind which a change could hide."""
+    generator = torch.Generator().manual_seed(1)
+    for part in system.parts.values():
+        for parameter in part.parameters():
+            parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
+        part.requires_grad_(False)
+    return system
+
+
+@cache
+def untrained(name: str) -> Any:
+    """A stirred one, made once; do not change."""
+    return stirred(fresh(name))
+
+
+def slices(count: int) -> Tensor:
+    """Pictures (count, 3, SIZE, SIZE)."""
+    return torch.rand(count, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(3)) * 2 - 1
+
+
+def asked(name: str = "liver", clues: Clues | None = None) -> Asked:
+    """Of a name of the vocabulary."""
+    concept = NAMES.concepts[NAMES.index(name)]
+    return Asked(concept, f"{name}, CT", name, clues or Clues())
+
+
+def answer(system: Any, stack: Tensor | None = None, n: int = 3, seed: int = 0, **about: Any) -> Tensor:
+    """Proposals (N, S, SIZE, SIZE) for one slice, or for those of `stack`."""
+    seen = system.see(View(slices(1) if stack is None else stack))
+    return system.propose(seen, asked(**about), n, seed).probabilities
+
+
+def paths(system: Any) -> list[str]:
+    """Of the modules, within `parts`, that hold weights of their own."""
+    modules = nn.ModuleDict(system.parts).named_modules()
+    return [path for path, module in modules if any(True for _ in module.parameters(recurse=False))]
+
+
+def state(system: Any) -> dict[str, Tensor]:
+    """A copy of all that the parts hold."""
+    return copy.deepcopy(nn.ModuleDict(system.parts).state_dict())
