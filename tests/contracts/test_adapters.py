@@ -10,7 +10,6 @@ from delineate.adapters import ADAPTERS, AdapterConfig
 from delineate.adapters.adapter import Adapted, attach, is_adapted
 from delineate.systems import SYSTEMS
 
-
 # Rows of one file and network have the same layers, and are one and the same to an adapter.
 LAYERED = {(row.module, row.options.get("network")): name for name, row in reversed(SYSTEMS.items())}
 

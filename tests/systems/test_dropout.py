@@ -192,10 +192,6 @@ def test_a_configuration_that_is_not_known_is_refused(system, tmp_path, odd):
     [
         ({"rate": 0.0}, r"above 0 and below 1; got 0\.0"),
         ({"rate": 1.0}, r"above 0 and below 1; got 1\.0"),
-        (
-            {"plain": PlainConfig(32, (8, 16), "mednext")},
-            "MC dropout is for unet, which has layers for it; got 'mednext'",
-        ),
     ],
 )
 def test_what_cannot_be_built_is_refused_in_one_line(wrong, message):
@@ -233,5 +229,5 @@ def test_new_names_can_be_learnt_and_leave_the_logits_of_the_old(system):
     wider = attach(system, AdapterConfig(rank=2), more).system
     assert wider.vocabulary.names == more.names
     assert torch.equal(wider.plain.logits(STACK)[:, :3], system.plain.logits(STACK))
-    proposals = wider.propose(STACK, Asked(more.concepts[2], "aorta"), 2, 0).probabilities
+    proposals = wider.propose(View(STACK), Asked(more.concepts[2], "aorta"), 2, 0).probabilities
     assert not torch.equal(proposals[0], proposals[1])

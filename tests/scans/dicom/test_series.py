@@ -408,7 +408,7 @@ def test_doors_say_what_is_missing(tmp_path):
 SWEEP = """
 import json, sys, tempfile, warnings
 from pathlib import Path
-from delineate.dicom.child import Limits, answer
+from delineate.scans.dicom.child import Limits, answer
 limits = Limits({"memory": 3 << 30, "most_memory": 3 << 30, "seconds": 100})
 for path in sys.argv[1:]:
     job = {"job": "read", "name": path, "files": [path], "alone": True, "series": None, "volume": None, "fill_gaps": False,
