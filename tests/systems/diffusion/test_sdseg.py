@@ -1,5 +1,6 @@
 import pytest
 import torch
+from tests.contracts.untrained import untrained
 from tests.rounding import assert_same_up_to_rounding
 
 from delineate.diffusion.codec import PixelUnshuffleCodec, VaeCodec
@@ -32,7 +33,12 @@ def target(system, name):
 
 
 @pytest.fixture(scope="module")
-def system(trained):
+def system():
+    return untrained("sdseg")
+
+
+@pytest.fixture(scope="module")
+def learnt(trained):
     return trained["sdseg"].system
 
 
@@ -74,18 +80,20 @@ def test_the_scan_is_encoded_once(system, stack):
     assert len(calls) == 1
 
 
-def test_the_label_is_heeded(system, stack, liver):
-    seen = system.see(View(stack))
-    right, wrong = (system.propose(seen, target(system, n), 1, 0).probabilities[0] >= 0.5 for n in ("liver", "spleen"))
+@pytest.mark.slow  # that a trained one heeds label and scan: a contract knows that they change something
+def test_the_label_is_heeded(learnt, stack, liver):
+    seen = learnt.see(View(stack))
+    right, wrong = (learnt.propose(seen, target(learnt, n), 1, 0).probabilities[0] >= 0.5 for n in ("liver", "spleen"))
     assert dice(right, liver) > 0.5
     assert dice(right, liver) - dice(wrong, liver) > 0.3
 
 
-def test_without_its_scan_the_organ_is_lost(system, stack, liver):
+@pytest.mark.slow  # that a trained one heeds label and scan: a contract knows that they change something
+def test_without_its_scan_the_organ_is_lost(learnt, stack, liver):
     other = (
-        system.propose(system.see(View(stack.roll(7, dims=0))), target(system, "liver"), 1, 0).probabilities[0] >= 0.5
+        learnt.propose(learnt.see(View(stack.roll(7, dims=0))), target(learnt, "liver"), 1, 0).probabilities[0] >= 0.5
     )
-    own = system.propose(system.see(View(stack)), target(system, "liver"), 1, 0).probabilities[0] >= 0.5
+    own = learnt.propose(learnt.see(View(stack)), target(learnt, "liver"), 1, 0).probabilities[0] >= 0.5
     assert dice(other, liver) < dice(own, liver) - 0.1
 
 
