@@ -61,8 +61,7 @@ class MultiKernelConv(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch width h w"]) -> Float[Tensor, "batch width h w"]:
         """(B, width, H, W), all of it at least 0: what the kernels see of (B, width, H, W), summed."""
-        first, *others = (cut(branch(x)) for branch, cut in zip(self.branches, self.cut, strict=True))
-        return sum(others, start=first)
+        return sum((cut(branch(x)) for branch, cut in zip(self.branches, self.cut, strict=True)), start=x.new_zeros(()))
 
 
 class MultiKernelResidual(nn.Module):

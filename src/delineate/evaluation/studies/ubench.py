@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.ticker import ScalarFormatter
 from rich.console import Console
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
@@ -211,15 +212,17 @@ def draw(report: dict[str, Any], path: Path) -> Path:
     for number, (name, row) in enumerate(systems.items()):
         colour = COLOURS[number % len(COLOURS)]
         area = 30 + 250 * (row["weights"] / max(r["weights"] for r in systems.values()))
-        axis.scatter(row["milliseconds"], row["mean_dice"], s=area, color=colour, alpha=0.7)
         label = f"{name}: {row['weights'] / 1e6:.2f} M, U-Score {row['u_score']:.0f}"
-        axis.annotate(label, (row["milliseconds"], row["mean_dice"]), (8, 6), textcoords="offset points", fontsize=8)
+        axis.scatter(row["milliseconds"], row["mean_dice"], s=area, color=colour, alpha=0.7, label=label)
     axis.axhline(report["systems"][BASELINE]["mean_dice"], color="#999999", linestyle="--", linewidth=0.8)
     axis.set_xscale("log")
     axis.set_xlabel(f"milliseconds a slice, {report['threads']} threads")
     axis.set_ylabel(f"mean Dice over {len(report['sizes'])} datasets")
     axis.margins(0.25)
     axis.grid(alpha=0.3)
+    axis.xaxis.set_major_formatter(ScalarFormatter())
+    axis.xaxis.set_minor_formatter(ScalarFormatter())
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     return write_figure(figure, path)
 
 
