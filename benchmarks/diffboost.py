@@ -39,8 +39,8 @@ from delineate.storage.files import write_json
 from delineate.synthesis.artist import Drawing
 from delineate.synthesis.contact_sheet import contact_sheet
 from delineate.synthesis.edges import hint
-from delineate.systems.plain import PlainConfig, build, train_plain
-from delineate.training.loop import Budget
+from delineate.systems import plain
+from delineate.training.loop import Budget, Run
 from delineate.training.merging import Merging
 
 SIZE = 64  # of the segmenters' grid, so that 96 trainings fit into an hour; the scans are drawn at 128
@@ -207,10 +207,10 @@ def train_one(
 ) -> list[dict[str, Any]]:
     """Train a plain network, score it on the test split."""
     widths, blocks = NETWORKS[network]
-    system = build(PlainConfig(SIZE, widths, network, blocks), bank.vocabulary, seed=seed)
+    system = plain.build(plain.PlainConfig(SIZE, widths, network, blocks), bank.vocabulary, seed=seed)
     with tempfile.TemporaryDirectory() as folder:
-        how = {"budget": Budget(images=args.images), "folder": Path(folder), "seed": seed, "merging": merging}
-        train_plain(system, replace(bank, augmentation=augmentation), **how)
+        run = Run(Budget(images=args.images), Path(folder), seed)
+        plain.train(system, replace(bank, augmentation=augmentation), run, merging=merging)
     rows = evaluate(Segmenter(system, bank.modalities), dataset_of(args, setting), n=1, fusions=("mean",))
     return [{"case": r.case, "target": r.target, "present": r.present, **r.consensus["mean"]} for r in rows]
 

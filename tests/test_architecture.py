@@ -99,7 +99,7 @@ def test_imports_lead_down(name):
 
 @pytest.mark.parametrize("name", KNOW_NOTHING)
 def test_what_could_stand_alone_does(name):
-    assert ours_imported_by(f"delineate.{name}") == set()
+    assert ours_imported_by(f"delineate.{name}") <= set(KNOW_NOTHING)
 
 
 def test_modules_import_one_another_in_one_direction():

@@ -393,13 +393,13 @@ def test_2_a_target_that_is_named_twice(delineate, tmp_path):
 
 
 def test_doctor_as_json_ends_with_one_where_something_is_bad(delineate, model, monkeypatch):
-    monkeypatch.setattr("delineate.storage.shipped.house_folder", lambda: model)
+    monkeypatch.setattr("delineate.model_folder.house_folder", lambda: model)
     code, out, err = delineate("doctor", "--json")
     findings = json.loads(out)
     assert all(set(f) == {"what", "ok"} for f in findings)
     assert err == ""
     assert code == (0 if all(f["ok"] for f in findings) else 1)
-    monkeypatch.setattr("delineate.storage.shipped.house_folder", lambda: model / "nowhere")
+    monkeypatch.setattr("delineate.model_folder.house_folder", lambda: model / "nowhere")
     code, out, _ = delineate("doctor")
     assert code == 1
     assert "BAD  house model" in out

@@ -16,7 +16,7 @@ def house(tmp_path, monkeypatch):
     folder = tmp_path / "house"
     system = build(PlainConfig(32, (8, 16)), Vocabulary.from_names(["liver", "spleen"], "CT"))
     save_model(folder, Segmenter(system), "unet", training={}, card="")
-    monkeypatch.setattr("delineate.storage.shipped.house_folder", lambda: folder)
+    monkeypatch.setattr("delineate.model_folder.house_folder", lambda: folder)
     return folder
 
 

@@ -170,12 +170,12 @@ def test_flat_images_have_pixels_and_no_slices(system, scans, tmp_path):
 class Torn(Bright):
     """Draws the left half of the picture, and every fourth time the right half."""
 
-    def propose(self, seen, target, n, seed, on_step=lambda share: None):
+    def propose(self, seen, asked, n, seed, on_step=lambda share: None):
         halves = torch.zeros(n, *seen[:, 1].shape)
         for k, half in enumerate(halves):
             half[..., : self.size // 2] = float(k % 4 != 3)
             half[..., self.size // 2 :] = float(k % 4 == 3)
-        return halves
+        return Drawn(halves)
 
 
 def test_the_table_says_how_many_proposals_are_distinct_and_the_share_of_the_first(scans, tmp_path):

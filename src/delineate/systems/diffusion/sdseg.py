@@ -126,7 +126,7 @@ class SDSeg:
     accepts: frozenset[Clue] = frozenset()
     open_words = False
     about = ""
-    decoder = r"\b(head|up)\b"
+    decoder = r"\b(grow|head|up)\b"
 
     def __init__(self, config: SDSegConfig, codec: Codec, vocabulary: Vocabulary, network: NoiseNetwork):
         self.config = config

@@ -125,7 +125,7 @@ class ProbUNet:
     accepts: frozenset[Clue] = frozenset()
     open_words = False
     about = ""
-    decoder = r"\bhead\b"
+    decoder = r"^network\.(head\b|model\..*\b2\b)"  # of each of the trunk's levels: 0 down, 1 below, 2 up
 
     def __init__(self, config: ProbUNetConfig, vocabulary: Vocabulary, network: ProbabilisticUNet):
         self.config = config
