@@ -56,7 +56,7 @@ def interval(values: list[float]) -> list[float]:
 
 def main() -> None:
     """Train what is missing, score, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--work", type=Path, default=Path("runs/copy_paste"))
     parser.add_argument("--images", type=int, default=4000)

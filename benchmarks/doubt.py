@@ -37,7 +37,7 @@ from delineate.calibration.guarantees import THRESHOLDS
 from delineate.data.dataset import Dataset
 from delineate.data.lidc import write_lidc
 from delineate.data.slices import SliceBank
-from delineate.evaluation.protocols.calibration import box_around, calibration_line, summarise_calibration
+from delineate.evaluation.protocols.calibration import box_around, calibration_line, summarise
 from delineate.evaluation.protocols.lines import answers
 from delineate.evaluation.protocols.raters import raters_line
 from delineate.jobs.calibrate import Evidence, calibrate, calibration_from, evidence_from
@@ -220,7 +220,7 @@ def score_one(args: argparse.Namespace, dataset: Dataset, system: str, seed: int
         by_n = {f"ged_{n}": drawn.kept["by_n"].get(min(n, drawn.proposals), {}).get("ged") for n in SIZES}
         figures = {**drawn.figures, **by_n, "dice": calibrated.figures["dice"], "sizes": sorted(sizes)}
         rows.append({"case": drawn.case, "subject": drawn.subject, "drawn": drawn.proposals, **figures})
-    pooled = summarise_calibration(lines)["mean"]["pooled"]["as_drawn"]
+    pooled = summarise(lines)["mean"]["pooled"]["as_drawn"]
     seconds = (time.perf_counter() - start) / len(rows)
     write_json(rows_path(args, system, seed), {"rows": rows, "pooled": pooled, "seconds_a_case": seconds})
 

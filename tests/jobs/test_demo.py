@@ -11,7 +11,7 @@ SCRIPTS = sorted([*(ROOT / "recipes").glob("*.py"), *(ROOT / "benchmarks").glob(
 
 
 ALL_HELP = """
-import contextlib, io, json, runpy, sys
+import contextlib, io, json, runpy, sys, traceback
 said = {}
 for script in sys.argv[1:]:
     out = io.StringIO()
@@ -22,6 +22,8 @@ for script in sys.argv[1:]:
             code = None
         except SystemExit as stop:
             code = stop.code
+        except Exception:
+            code = traceback.format_exc()
     said[script] = [code, out.getvalue()]
 print(json.dumps(said))
 """
