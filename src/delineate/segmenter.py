@@ -9,7 +9,7 @@ from delineate.adapters.folder import load_adapter
 from delineate.calibration.guarantees import Calibration
 from delineate.errors import ScanError
 from delineate.interaction.answer import answer_with_marks
-from delineate.interaction.clues import clues_of, inside, refuse_what_it_does_not_take
+from delineate.interaction.clues import clues_of, refuse_what_it_does_not_take, voxels_of
 from delineate.interaction.marker import Marker, house_marker
 from delineate.model_folder import read_model
 from delineate.prompts.captions import captions
@@ -185,12 +185,14 @@ class Segmenter:
         drawn = self.system.propose(seen.features, asked, n, seed, on_step)
         masks = to_scan_grid(drawn.probabilities, seen.scan)
         if prompt.box is not None:
-            masks[:, ~inside(prompt, seen.scan)] = 0
+            masks[:, ~voxels_of(prompt.box, seen.scan)] = 0
         score = presence(fuse_mean(masks[: self.calibration.proposals if self.calibration else n]))
         outcome = Outcome.FOUND if score >= self.found_from else Outcome.LIKELY_ABSENT
         name = match.concept.name if match.concept else " ".join(prompt.text.split())
         scores = None if drawn.scores is None else drawn.scores.numpy()
-        return TargetProposals(prompt, name, outcome, score, masks, calibration=self.calibration, scores=scores)
+        words_alone = replace(prompt, box=None, mask=None, examples=(), style=None) == prompt
+        calibration = self.calibration if words_alone else None  # nothing was learnt of answers to other clues
+        return TargetProposals(prompt, name, outcome, score, masks, calibration=calibration, scores=scores)
 
     def _marked(
         self, seen: Seen, prompt: Prompt, answer: TargetProposals, before: TargetProposals | None, n: int, seed: int

@@ -151,3 +151,39 @@ def test_a_box_that_is_none_is_refused(clue, message):
 def test_clues_outside_of_the_scan_are_refused(scan, prompt, message):
     with pytest.raises(PromptError, match=message):
         Segmenter(Listening({Clue.MASK, Clue.BOX}))(scan, [prompt], n=1)
+
+
+def test_with_marks_a_box_still_holds_and_the_other_clues_still_reach_the_system(scan):
+    system = Listening({Clue.SCRIBBLES, Clue.STYLE})
+    prompt = Prompt("liver", Marks(positive=[(1, 20, 16)]), box=Box((0, 10, 8), (3, 30, 24)), style="rater 2")
+    answer = Segmenter(system)(scan, [prompt], n=2)["liver"]
+    outside = np.ones(SHAPE, bool)
+    outside[:, 10:30, 8:24] = False
+    assert (answer.probabilities[:, outside] == 0).all()
+    assert answer.probabilities[0, 1, 20, 16] == 1
+    assert system.asked[-1].clues.style == "rater 2"
+    assert system.asked[-1].clues.inside.any()
+
+
+def test_marks_on_a_given_mask_start_from_that_mask(scan):
+    class Refining(Listening):
+        def estimate(self, seen, asked, slices=None):
+            raise AssertionError("the mask was given")
+
+    system = Refining({Clue.MASK, Clue.POINTS, Clue.SCRIBBLES})
+    full, empty = (Region(np.full(SHAPE, value, np.float32)) for value in (1.0, 0.0))
+    means = []
+    for region in (full, empty):
+        prompt = Prompt("liver", Marks(positive=[(1, 20, 16)]), mask=region)
+        Segmenter(system)(scan, [prompt], n=1)
+        means.append(system.asked[-1].clues.mask.mean())
+    assert means[0] > means[1]
+
+
+def test_what_was_learnt_of_answers_to_words_is_not_said_of_answers_to_other_clues(scan):
+    class Learnt:
+        proposals, presence = 1, None
+
+    segmenter = Segmenter(Listening(), calibration=Learnt())
+    assert segmenter(scan, ["liver"], n=1)["liver"].calibration is not None
+    assert segmenter(scan, [Prompt("liver", box=Box((0, 0, 0), (1, 4, 4)))], n=1)["liver"].calibration is None

@@ -22,6 +22,7 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
+from delineate.interaction.clues import voxels_of
 from delineate.interaction.marker import Marker
 from delineate.prompts.marks import Marks, Voxel
 from delineate.prompts.prompt import Prompt
@@ -29,7 +30,7 @@ from delineate.proposals.proposals import Outcome, TargetProposals, presence
 from delineate.scans.geometry import orientation_of, to_canonical
 from delineate.scans.grid import Fit, canonical_fit, stack_of
 from delineate.scans.scan import Scan
-from delineate.systems.system import Asked, Clue, Clues, Refines, Seen, System
+from delineate.systems.system import Asked, Clue, Refines, Seen, System
 
 SUREST = 1e-3  # a proposal's probability is never farther than this from 0 or 1 when it is moved in log-odds
 MISTAKEN = 0.05  # the chance that a mark is not meant as it is read; keeps weights from being all or nothing
@@ -82,6 +83,8 @@ def answer_with_marks(
         fresh = _redrawn(drawn, torch.tensor(slices), torch.from_numpy(here), seen, system, marker, asked, n, seed)
         for one, new in zip(drawn, fresh, strict=True):
             to_canonical(one, orientation)[slices] = new.clamp(0, 1).numpy()
+    if prompt.box is not None:
+        drawn[:, ~voxels_of(prompt.box, scan)] = 0
     weights = None if known is None else agreement(known, masks)
     for value, voxels in ((1, marks.positive), (0, marks.negative)):
         if voxels:
@@ -124,13 +127,16 @@ def _redrawn(
         return _back(marker.draw(probability, shown, n, seed), fine)
     if Clue.MASK in system.accepts:
         own, refining = canonical_fit(scan, system.size), cast(Refines, system)
-        believed = _moved(refining.estimate(seen.features, asked, slices), own, fine)
-        probability = _moved(marker.probability(stack, shown, believed), fine, own)
-        clues = Clues(slices, *certain(on_grid(here, own)), mask=probability)
+        given = asked.clues.mask
+        start = refining.estimate(seen.features, asked, slices) if given is None else given[slices]
+        probability = _moved(marker.probability(stack, shown, _moved(start, own, fine)), fine, own)
+        inside, outside = certain(on_grid(here, own))
+        clues = replace(asked.clues, slices=slices, inside=inside, outside=outside, mask=probability)
         return _back(system.propose(seen.features, replace(asked, clues=clues), n, seed).probabilities, own)
-    if Clue.SCRIBBLES in system.accepts:
+    if system.accepts & {Clue.POINTS, Clue.SCRIBBLES}:
         own = canonical_fit(scan, system.size)
-        clues = Clues(slices, *certain(on_grid(here, own)))
+        inside, outside = certain(on_grid(here, own))
+        clues = replace(asked.clues, slices=slices, inside=inside, outside=outside)
         return _back(system.propose(seen.features, replace(asked, clues=clues), n, seed).probabilities, own)
     orientation = orientation_of(scan.affine)
     odds = _log_odds(

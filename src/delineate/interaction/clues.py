@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from delineate.errors import PromptError
+from delineate.prompts.clues import Box
 from delineate.prompts.prompt import Prompt
 from delineate.scans.geometry import orientation_of, to_canonical
 from delineate.scans.grid import canonical_fit, stack_of
@@ -35,7 +36,7 @@ def clues_of(prompt: Prompt, scan: Scan, system: System) -> Clues:
         mask = _on_grid(prompt.mask.values, scan, system.size)
         slices = torch.arange(len(mask))
     if prompt.box is not None and Clue.BOX in system.accepts:
-        box = _on_grid(inside(prompt, scan), scan, system.size) >= 0.5
+        box = _on_grid(voxels_of(prompt.box, scan), scan, system.size) >= 0.5
     examples = prompt.examples if Clue.REFERENCES in system.accepts else ()
     references = tuple(
         Reference(stack_of(one.scan, system.size), _on_grid(one.mask, one.scan, system.size)) for one in examples
@@ -43,11 +44,10 @@ def clues_of(prompt: Prompt, scan: Scan, system: System) -> Clues:
     return Clues(slices=slices, mask=mask, box=box, references=references, style=prompt.style)
 
 
-def inside(prompt: Prompt, scan: Scan) -> np.ndarray:
-    """The voxels of a prompt's box, bool (I, J, K)."""
-    assert prompt.box is not None
+def voxels_of(box: Box, scan: Scan) -> np.ndarray:
+    """The voxels of a box, bool (I, J, K)."""
     voxels = np.zeros(scan.shape, dtype=bool)
-    voxels[tuple(slice(a, b) for a, b in zip(prompt.box.start, prompt.box.stop, strict=True))] = True
+    voxels[tuple(slice(a, b) for a, b in zip(box.start, box.stop, strict=True))] = True
     return voxels
 
 

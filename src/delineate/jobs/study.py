@@ -20,7 +20,8 @@ def make_study(request: StudyRequest, output: Path, *, device: str = "cpu", watc
     """
     output, settings = Path(output), json.loads(json.dumps(request.to_json()))
     written = output / "settings.json"
-    if written.is_file() and json.loads(written.read_text()) != settings:
+    begun = any((output / "models").rglob("*"))  # else the earlier call failed at the door, and nothing can be lost
+    if begun and written.is_file() and json.loads(written.read_text()) != settings:
         raise DelineateError(
             f"{output}: holds a study that was asked for otherwise; repeat it, or choose another folder"
         )

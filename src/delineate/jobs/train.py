@@ -87,8 +87,12 @@ class TrainRequest:
     calibrate: bool = True
 
     def __post_init__(self):
-        _ = self.synthetic
+        if self.system not in SYSTEMS:
+            raise DelineateError(f"a system is one of {', '.join(SYSTEMS)}; got '{self.system}'")
         row = SYSTEMS[self.system]
+        if self.preset not in row.presets:
+            raise DelineateError(f"--preset of {self.system} is one of {', '.join(row.presets)}; got '{self.preset}'")
+        _ = self.synthetic
         if self.network is not None and not row.takes_network:
             able = ", ".join(name for name, one in SYSTEMS.items() if one.takes_network)
             raise DelineateError(f"--network is for {able}; {self.system} is made of its own")

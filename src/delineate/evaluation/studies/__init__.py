@@ -29,7 +29,7 @@ class StudyRequest:
     Attributes:
         study: a key of `STUDIES`.
         datasets: folders, or FOLDER=TARGET@MODALITY (`delineate.data.named`).
-        systems: keys of `delineate.systems.SYSTEMS`; () for those that the study compares by itself.
+        systems: keys of `delineate.systems.SYSTEMS`; () for every system of one network (`SystemRow.pixelwise`).
         preset: of every system.
         size: pixels along a side of the working grid; None for what training would choose.
         images: budget of each training in images seen, or
@@ -38,7 +38,7 @@ class StudyRequest:
         split: what is scored.
 
     Raises:
-        DelineateError: no such study or system, or not one budget.
+        DelineateError: no such study, system or preset, not one budget, or two datasets of one name.
     """
 
     study: str
@@ -56,11 +56,25 @@ class StudyRequest:
             raise DelineateError(f"a study is one of {', '.join(STUDIES)}; got '{self.study}'")
         if odd := [name for name in self.systems if name not in SYSTEMS]:
             raise DelineateError(f"--system is one of {', '.join(SYSTEMS)}; got '{odd[0]}'")
+        for name in self.compared:
+            if self.preset not in SYSTEMS[name].presets:
+                known = ", ".join(SYSTEMS[name].presets)
+                raise DelineateError(f"--preset of {name} is one of {known}; got '{self.preset}'")
         if (self.images is None) == (self.minutes is None):
             raise DelineateError("a study needs one budget for every training: --images or --minutes")
         if self.size is not None and self.size % 32:
             raise DelineateError(f"--size is a multiple of 32; got {self.size}")
-        _ = self.folders
+        names = [folder.folder.name for folder in self.folders]
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise DelineateError(
+                f"two datasets are called '{twice}', and a study keeps each under its name; rename one"
+            )
+
+    @property
+    def compared(self) -> list[str]:
+        """The systems, in their order."""
+        return list(self.systems) or [name for name, row in SYSTEMS.items() if row.pixelwise]
 
     @property
     def folders(self) -> "list[NamedFolder]":

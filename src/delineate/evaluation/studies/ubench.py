@@ -29,6 +29,7 @@ from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
 from delineate.data.dataset import Dataset
+from delineate.data.folds import held_out
 from delineate.data.slices import SliceBank, build_slices
 from delineate.errors import DatasetError, DelineateError
 from delineate.evaluation.constant import OneMask
@@ -36,8 +37,8 @@ from delineate.evaluation.evaluation import Row, evaluate
 from delineate.evaluation.studies import StudyRequest
 from delineate.metrics.overlap import paired_bootstrap
 from delineate.model_folder import is_model, save_model
-from delineate.networks import NETWORKS
 from delineate.pictures import COLOURS, new_figure, write_figure
+from delineate.prompts.vocabulary import Vocabulary
 from delineate.segmenter import Segmenter
 from delineate.storage.files import write_json
 from delineate.systems import SYSTEMS
@@ -58,9 +59,10 @@ def run(request: StudyRequest, folder: Path, *, device: str, watch: Any) -> dict
         DatasetError: a dataset has no train split, or nothing to score.
         DelineateError: as in training; `Interrupted` after a polite stop.
     """
-    names = list(request.systems) or list(NETWORKS)
+    names = request.compared
     if odd := [name for name in names if not SYSTEMS[name].pixelwise]:
-        raise DelineateError(f"ubench compares networks ({', '.join(NETWORKS)}); {odd[0]} is more than one")
+        able = ", ".join(name for name, row in SYSTEMS.items() if row.pixelwise)
+        raise DelineateError(f"ubench compares networks ({able}); {odd[0]} is more than one")
     dice: dict[str, dict[str, dict[str, list[float]]]] = {}
     sizes: dict[str, int] = {}
     jobs = len(names) * len(request.seeds) * len(request.folders)
@@ -103,7 +105,13 @@ def _one(
         with polite_stop() as should_stop:
             run_of = Run(budget, at.with_name(f"{at.name}-training"), seed, on_step, should_stop)
             system = SYSTEMS[name].train(bank, request.preset, run_of, device=device)
-        training = {"datasets": [dataset.name], "seed": seed, "images": request.images, "minutes": request.minutes}
+        training: dict[str, Any] = {
+            "datasets": [dataset.name],
+            "seed": seed,
+            "images": request.images,
+            "minutes": request.minutes,
+        }
+        training["held_out"] = held_out([dataset], None)
         segmenter = Segmenter(system, tuple(dict.fromkeys(bank.modalities)))
         save_model(at, segmenter, name, training=training, card=f"{name}, of a study.\n")
     rows = evaluate(Segmenter.load(at, device), dataset, split=request.split, n=1, on_step=watch.update)
@@ -124,8 +132,6 @@ def _by_subject(rows: Sequence[Row], dataset: Dataset) -> dict[str, list[float]]
 
 def measured(names: Sequence[str], preset: str, size: int, device: str, rounds: int = ROUNDS) -> dict[str, Any]:
     """Weights, multiplications and milliseconds of one slice through each system's network, timed in turn."""
-    from delineate.prompts.vocabulary import Vocabulary
-
     image = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0)).clamp(-1, 1).to(device)
     made = {n: SYSTEMS[n].make(preset, size, Vocabulary.from_names(["lesion"])).to(device) for n in names}
     seconds: dict[str, list[float]] = {name: [] for name in names}
@@ -159,10 +165,7 @@ def report_of(
     rows: dict[str, Any] = {}
     for name in (BASELINE, *names):
         of_sets = {d: round(fmean(fmean(v) for v in told[name].values()), 4) for d, told in dice.items()}
-        rows[name] = {
-            "dice": {d: round(v, 4) for d, v in of_sets.items()},
-            "mean_dice": round(fmean(of_sets.values()), 4),
-        }
+        rows[name] = {"dice": of_sets, "mean_dice": round(fmean(of_sets.values()), 4)}
         rows[name] |= costs.get(name, {})
     for name, score in u_scores({n: rows[n] for n in names}, rows[BASELINE]["mean_dice"]).items():
         rows[name]["u_score"] = score
@@ -216,7 +219,7 @@ def draw(report: dict[str, Any], path: Path) -> Path:
         axis.scatter(row["milliseconds"], row["mean_dice"], s=area, color=colour, alpha=0.7, label=label)
     axis.axhline(report["systems"][BASELINE]["mean_dice"], color="#999999", linestyle="--", linewidth=0.8)
     axis.set_xscale("log")
-    axis.set_xlabel(f"milliseconds a slice, {report['threads']} threads")
+    axis.set_xlabel(f"milliseconds a slice, {report['threads']} CPU thread(s)")
     axis.set_ylabel(f"mean Dice over {len(report['sizes'])} datasets")
     axis.margins(0.25)
     axis.grid(alpha=0.3)
