@@ -63,8 +63,14 @@ def main() -> None:
     datasets = gather(args.data, args.work)
     config = MarkerConfig()
     state = new_state(build(config, seed=args.seed), seed=args.seed)
+    loss_of = loss_on(datasets, state.module)
     trained = train(
-        state, loss_on(datasets, state.module), budget=Budget(minutes=args.minutes), folder=args.work, on_step=Lines()
+        state,
+        lambda size, generator: size,  # whom a person corrects is known to the network alone: all is drawn in the loss
+        lambda size, step: loss_of(size, step.generator),
+        budget=Budget(minutes=args.minutes),
+        folder=args.work,
+        on_step=Lines(),
     )
     use_average(trained)
     figures = {}

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from delineate import __version__
 from delineate.errors import ModelError
 from delineate.prompts.vocabulary import Vocabulary
+from delineate.scans.preparation import Habits
 from delineate.storage import sealed
 from delineate.storage.files import sha256_of_json, write_json, write_text
 from delineate.storage.sealed import sealing
@@ -40,6 +41,11 @@ class Trained(Protocol):
     @property
     def modalities(self) -> tuple[str | None, ...]:
         """Of the scans it was trained on."""
+        ...
+
+    @property
+    def habits(self) -> Habits:
+        """How it treats scans; of these a model folder keeps `apart_mm`."""
         ...
 
 
@@ -68,6 +74,7 @@ def save_model(folder: Path, segmenter: Trained, system_name: str, *, training: 
             "delineate": __version__,
             "system": system_name,
             "modalities": list(segmenter.modalities),
+            "apart_mm": segmenter.habits.apart_mm,
             "system_config": system_config,
             "training": training,
         }
@@ -116,12 +123,14 @@ class Model:
         modalities: of the scans it was trained on.
         fingerprint: of the folder (`fingerprint`).
         calibration: what held-out subjects taught about its answers; None where nobody calibrated it.
+        apart_mm: as in `Habits`.
     """
 
     system: "Adaptable"
     modalities: tuple[str | None, ...]
     fingerprint: str
     calibration: "Calibration | None"
+    apart_mm: float | None
 
 
 def read_model(folder: Path | str | None, device: str = "cpu") -> Model:
@@ -136,7 +145,8 @@ def read_model(folder: Path | str | None, device: str = "cpu") -> Model:
     if config["system"] not in SYSTEMS:
         raise ModelError(f"{folder}: system '{config['system']}' is not known here; known: {', '.join(SYSTEMS)}")
     system = SYSTEMS[config["system"]].load(folder, config["system_config"], read_vocabulary(folder))
-    return Model(system.to(device), tuple(config["modalities"]), fingerprint(folder), Calibration.load(folder))
+    modalities, apart_mm = tuple(config["modalities"]), config.get("apart_mm")
+    return Model(system.to(device), modalities, fingerprint(folder), Calibration.load(folder), apart_mm)
 
 
 def read_vocabulary(folder: Path | str | None) -> Vocabulary:

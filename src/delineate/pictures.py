@@ -85,7 +85,7 @@ def contour(axis: Axes, mask: np.ndarray, colour: str, width: float) -> None:
 
 
 def training_curves(logs: Mapping[str, Sequence[dict[str, float]]], path: Path) -> Path:
-    """The loss of every stage against images seen, with a running mean."""
+    """The loss of every stage against images seen, with a running mean; held-out Dice where it was judged."""
     figure = new_figure(4.2 * len(logs), 3.2)
     axes = figure.subplots(1, len(logs), squeeze=False)[0]
     for axis, (stage, log) in zip(axes, logs.items(), strict=True):
@@ -97,6 +97,10 @@ def training_curves(logs: Mapping[str, Sequence[dict[str, float]]], path: Path) 
             smooth = np.convolve(loss, np.ones(window) / window, mode="valid")
             axis.plot(images[window - 1 :], smooth, color=COLOURS[4])
         axis.set(title=stage, xlabel="images seen", ylabel="loss")
+        if judged := [(e["images"], e["val"]) for e in log if "val" in e]:
+            other = axis.twinx()
+            other.plot(*zip(*judged, strict=True), "o-", color=COLOURS[1], markersize=3)
+            other.set(ylabel="val Dice", ylim=(0, 1))
         axis.grid(alpha=0.3)
     return write_figure(figure, path)
 

@@ -74,7 +74,8 @@ class Segmenter:
                 folder is, or belongs to another model.
         """
         model = read_model(folder, device)
-        base = cls(model.system, model.modalities, fingerprint=model.fingerprint, calibration=model.calibration)
+        how = {"fingerprint": model.fingerprint, "calibration": model.calibration}
+        base = cls(model.system, model.modalities, habits=Habits(apart_mm=model.apart_mm), **how)
         return base if adapter is None else base.with_adapter(adapter)
 
     def with_adapter(self, folder: Path | str) -> "Segmenter":
@@ -93,9 +94,10 @@ class Segmenter:
 
         Args:
             adapted: this one's system with an adapter in it.
-            habits: how it treats scans.
+            habits: how it treats scans; which neighbours of a slice are seen stays as the model learnt it.
             merge: whether the adapter is merged into layers of its own: then it is as fast as the base.
         """
+        habits = replace(habits, apart_mm=self.habits.apart_mm)
         modalities = dict.fromkeys((*self.modalities, habits.modality))
         system = adapted.merged(share=True) if merge else adapted.system
         return Segmenter(system, tuple(modalities), habits=habits, marker=self.marker)
@@ -121,7 +123,7 @@ class Segmenter:
         if min(scan.shape) < 1:
             raise ScanError(f"{scan.source}: a scan must hold voxels, this one has the shape {scan.shape}")
         prepared = self.habits.preparation(scan)
-        return Seen(scan, self.system.see(view_of(prepared, self.system.size)), prepared)
+        return Seen(scan, self.system.see(view_of(prepared, self.system.size, self.habits.apart_mm)), prepared)
 
     def __call__(
         self,

@@ -24,6 +24,11 @@ def small_state(seed=3):
     return new_state(nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.SiLU(), nn.Conv2d(4, 1, 3, padding=1)), seed=seed)
 
 
+def size_alone(size, generator):
+    """A batch whose numbers are drawn by the loss."""
+    return size
+
+
 def denoising(state):
     """A loss that draws images and noise from the step's generator, as diffusion does."""
 
@@ -38,7 +43,9 @@ def denoising(state):
 
 def run(folder, state=None, images=IMAGES, **more):
     state = state or small_state()
-    return train(state, denoising(state), budget=Budget(images=images), folder=Path(folder), hyper=HYPER, **more)
+    return train(
+        state, size_alone, denoising(state), budget=Budget(images=images), folder=Path(folder), hyper=HYPER, **more
+    )
 
 
 def fingerprint(folder):
@@ -158,7 +165,7 @@ def test_wall_time_adds_up_over_runs(tmp_path):
 
 def test_a_budget_in_minutes_ends(tmp_path):
     state = small_state()
-    train(state, denoising(state), budget=Budget(minutes=0.2 / 60), folder=tmp_path, hyper=HYPER)
+    train(state, size_alone, denoising(state), budget=Budget(minutes=0.2 / 60), folder=tmp_path, hyper=HYPER)
     assert 0.2 <= state.seconds < 5
     assert state.images_seen == len(state.log) * BATCH > 0
 
@@ -176,7 +183,15 @@ def test_numbers_that_are_not_finite_stop_training_with_the_images_named(tmp_pat
         return loss, parts
 
     with pytest.raises(TrainingError, match=f"the {bad} became .* after 96 images.*is sound") as caught:
-        train(state, loss_of, budget=Budget(images=IMAGES), folder=tmp_path, hyper=HYPER, checkpoint_seconds=0.0)
+        train(
+            state,
+            size_alone,
+            loss_of,
+            budget=Budget(images=IMAGES),
+            folder=tmp_path,
+            hyper=HYPER,
+            checkpoint_seconds=0.0,
+        )
     assert caught.value.exit_code == 7
     other = small_state()
     assert load_checkpoint(other, tmp_path) == "resumed from checkpoint-0000000096"
@@ -208,6 +223,7 @@ def rates_of(tmp_path, hyper, images=IMAGES):
     state, rates = small_state(), []
     train(
         state,
+        size_alone,
         denoising(state),
         budget=Budget(images=images),
         folder=tmp_path,
@@ -257,5 +273,5 @@ def test_clipped_gradients_are_no_longer_than_asked(tmp_path):
         norms.append(torch.stack([p.grad.norm() for p in state.module.parameters()]).norm().item())
 
     hyper = Hyperparameters(batch_size=BATCH, clip_norm=0.5)
-    train(state, steep, budget=Budget(images=80), folder=tmp_path, hyper=hyper, on_step=measure)
+    train(state, size_alone, steep, budget=Budget(images=80), folder=tmp_path, hyper=hyper, on_step=measure)
     assert norms == pytest.approx([0.5] * 5, rel=1e-3)

@@ -31,7 +31,8 @@ def merge(
         )
     training = {**about["training"], "adapter": {"sha256": fingerprint(adapter), **told.training}}
     card = (adapter / "card.md").read_text() + "\nMerged into one model.\n"
-    merged = Segmenter(adapted.merged(), base.adapted(adapted, told.habits).modalities)
+    modalities, habits = base.adapted(adapted, told.habits).modalities, base.habits
+    merged = Segmenter(adapted.merged(), modalities, habits=habits)
     save_model(output, merged, about["system"], training=training, card=card)
     if as_json:
         print_json({"model": str(output)})

@@ -67,6 +67,12 @@ def train(
     calibrate: Annotated[
         bool, typer.Option(help="Afterwards let the val subjects say how far the model can be believed.")
     ] = True,
+    precision: Annotated[
+        str, typer.Option(help="Of activations: float32, bfloat16, or auto: bfloat16 on a GPU that has it.")
+    ] = "auto",
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Compile the networks: the first steps take minutes, the others less.")
+    ] = False,
     threads: ThreadsOption = None,
     device: DeviceOption = "auto",
 ) -> None:
@@ -98,6 +104,8 @@ def train(
         scheme=scheme,
         unlabelled=unlabelled,
         calibrate=calibrate,
+        precision=precision,
+        compiled=compiled,
     )
     with progress_bar(err) as bar:
         curves = train_system(request, output, device=chosen, watch=bar)

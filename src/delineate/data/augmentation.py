@@ -7,7 +7,8 @@ everything ("strong"), for a new scanner of which there is but a handful of scan
 several pictures of one slice, a scan and a synthetic one, can share the map.
 
 In a volume left and right mean something ("left kidney"), so nothing but a slice that is marked as `mirrored` is ever
-flipped; nor is it turned by more than 30°, as no patient lies on the scanner's table at 90°.
+flipped; nor is it turned by more than 30°, as no patient lies on the scanner's table at 90°. A flat picture may be
+mirrored left to right, and turned any way round where its kind has no top (`freedom`).
 """
 
 import math
@@ -17,6 +18,8 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
+
+from delineate.prompts import anatomy
 
 Place = Callable[[Tensor, Generator], Tensor]  # mirrored (B,) to maps (B, 2, 3), as `F.affine_grid` takes them
 Shade = Callable[[Tensor, Generator], Tensor]  # grey (B, 3, S, S) in [0, 1] to grey, about that range
@@ -44,7 +47,7 @@ class Augmentation:
         Args:
             image: (B, 3, S, S) in [-1, 1].
             labels: (B, S, S) uint8; moved by the same map, nearest neighbour.
-            mirrored: (B,) bool, which slices may also be flipped either way.
+            mirrored: (B,) as `freedom` gives it; True is 1.
             generator: of every random number drawn here.
         """
         maps = self.maps(mirrored, generator)
@@ -77,6 +80,14 @@ def moved_labels(labels: Tensor, maps: Tensor | None) -> Tensor:
     return moved[:, 0].to(torch.uint8)
 
 
+def freedom(flat: bool, modality: str | None) -> int:
+    """How a picture may be moved beyond small turns: 0 not at all, 1 mirrored left to right, 2 turned any way round.
+
+    Volumes are not; flat pictures are mirrored, and those of a kind without a top (`anatomy.TURNABLE`) turned.
+    """
+    return int(flat) * (2 if modality in anatomy.TURNABLE else 1)
+
+
 # Where slices are put.
 
 
@@ -96,11 +107,12 @@ def similarities(degrees: Tensor, scale: Tensor, signs: Tensor, shift: Tensor) -
 
 
 def _default_place(mirrored: Tensor, generator: Generator) -> Tensor:
-    """Rotation ±15°, scale 0.8 to 1.25, shift ±8 %, and flips where they are allowed."""
+    """Rotation ±20° (any where flips are allowed), scale 0.74 to 1.35, shift ±8 %, and flips where they are allowed."""
     count = len(mirrored)
-    degrees = _uniform(count, -15, 15, generator)
-    scale = (_uniform(count, -1, 1, generator) * math.log(1.25)).exp()
-    signs = torch.stack([1.0 - 2.0 * (mirrored & (_uniform(count, 0, 1, generator) < 0.5)) for _ in range(2)], dim=1)
+    degrees = _uniform(count, -1, 1, generator) * torch.where(mirrored > 1, 180.0, 20.0)
+    scale = (_uniform(count, -1, 1, generator) * math.log(1.35)).exp()
+    may = torch.stack([mirrored > 0, mirrored > 1], dim=1)  # columns, rows
+    signs = 1.0 - 2.0 * (may & (_chance(count, 2, generator=generator) < 0.5))
     shift = torch.stack([_uniform(count, -0.16, 0.16, generator) for _ in range(2)], dim=1)  # half-widths: ±8 %
     return similarities(degrees, scale, signs, shift)
 
@@ -123,12 +135,16 @@ def _placed(
 
     def place(mirrored: Tensor, generator: Generator) -> Tensor:
         count = len(mirrored)
-        most = torch.where(mirrored, degrees, upright) * (torch.rand(count, generator=generator) < turned)
+        most = torch.where(mirrored > 1, degrees, upright) * (_chance(count, generator=generator) < turned)
         angle = most * _uniform(count, -1, 1, generator)
-        scale = torch.ones(count) if zoom is None else zoom(torch.ones(count), generator)
-        flips = mirrored & (torch.rand(count, generator=generator) < mirror)
-        signs = 1.0 - 2.0 * (flips[:, None] & (torch.rand(count, 2, generator=generator) < 0.5))
-        moved = torch.zeros(count, 2) if shift == 0 else shift * (2 * torch.rand(count, 2, generator=generator) - 1)
+        ones = torch.ones(count, device=mirrored.device)
+        scale = ones if zoom is None else zoom(ones, generator)
+        may = torch.stack([mirrored > 0, mirrored > 1], dim=1)  # columns, rows
+        flips = may & (_chance(count, generator=generator) < mirror)[:, None]
+        signs = 1.0 - 2.0 * (flips & (_chance(count, 2, generator=generator) < 0.5))
+        moved = torch.zeros(count, 2, device=mirrored.device)
+        if shift:
+            moved = shift * (2 * _chance(count, 2, generator=generator) - 1)
         return similarities(angle, scale, signs, moved)
 
     return place
@@ -138,13 +154,15 @@ def _placed(
 
 
 def _default_shade(grey: Tensor, generator: Generator) -> Tensor:
-    """Gamma 0.71 to 1.4, contrast ±20 %, brightness ±0.1, and noise of up to 0.05, of the range of greys."""
+    """Gamma 0.71 to 1.4, contrast ±20 %, brightness ±0.1 and noise to 0.05 of the range of greys; some are softer."""
     count, shape = len(grey), (-1, 1, 1, 1)
     grey = grey.clamp(0, 1) ** (_uniform(count, -1, 1, generator) * math.log(1.4)).exp().view(shape)
     grey = 0.5 + (grey - 0.5) * _uniform(count, 0.8, 1.2, generator).view(shape)
     grey = grey + _uniform(count, -0.1, 0.1, generator).view(shape)
-    noise = torch.randn(grey.shape, generator=generator) * _uniform(count, 0, 0.05, generator).view(shape)
-    return grey + noise
+    noise = _normal(*grey.shape, generator=generator) * _uniform(count, 0, 0.05, generator).view(shape)
+    low = F.interpolate(F.avg_pool2d(grey, 2), scale_factor=2, mode="bilinear", align_corners=False)
+    soft = (_chance(count, generator=generator) < 0.2) * _chance(count, generator=generator)
+    return torch.lerp(grey, low, soft.view(shape)) + noise
 
 
 def _contrast(grey: Tensor, generator: Generator) -> Tensor:
@@ -162,7 +180,7 @@ def _multiplied(grey: Tensor, generator: Generator) -> Tensor:
 
 def _brightness(grey: Tensor, generator: Generator) -> Tensor:
     """A normal offset of 0.5 of the slice's standard deviation of grey: one for each slice."""
-    offset = 0.5 * torch.randn(len(grey), generator=generator)
+    offset = 0.5 * _normal(len(grey), generator=generator)
     return grey + offset.view(-1, 1, 1, 1) * grey.std((1, 2, 3), keepdim=True)
 
 
@@ -189,7 +207,7 @@ def _noise(variance: float) -> Shade:
 
     def shade(grey: Tensor, generator: Generator) -> Tensor:
         width = _uniform(len(grey), 0, variance, generator).sqrt().view(-1, 1, 1, 1) * grey.std((1, 2, 3), keepdim=True)
-        return grey + width * torch.randn(grey.shape, generator=generator)
+        return grey + width * _normal(*grey.shape, generator=generator)
 
     return shade
 
@@ -199,7 +217,7 @@ def _blur(low: float, high: float) -> Shade:
 
     def shade(grey: Tensor, generator: Generator) -> Tensor:
         sigma, reach = _uniform(len(grey), low, high, generator), math.ceil(3 * high)
-        kernel = (-0.5 * (torch.arange(-reach, reach + 1) / sigma[:, None]) ** 2).exp()
+        kernel = (-0.5 * (torch.arange(-reach, reach + 1, device=sigma.device) / sigma[:, None]) ** 2).exp()
         kernel = (kernel / kernel.sum(1, keepdim=True)).repeat_interleave(grey.shape[1], dim=0)[:, None, None]
         flat = F.pad(grey.flatten(0, 1)[None], (reach,) * 4, mode="replicate")
         rows = F.conv2d(flat, kernel, groups=len(kernel))
@@ -223,7 +241,7 @@ def bias_fields(count: int, side: int, most: float, generator: Generator) -> Ten
     As in `delineate.scans.bias`: the geometric mean is 1 and the greatest value (1 + strength) / (1 - strength) times
     the smallest. The logarithm is a 4×4 grid of normal numbers, interpolated by cubics.
     """
-    coarse = torch.randn(count, 1, 4, 4, generator=generator)
+    coarse = _normal(count, 1, 4, 4, generator=generator)
     pattern = F.interpolate(coarse, side, mode="bicubic", align_corners=True)
     pattern = pattern - pattern.mean((2, 3), keepdim=True)
     extent = pattern.amax((2, 3), keepdim=True) - pattern.amin((2, 3), keepdim=True)
@@ -251,11 +269,11 @@ def _curve(inverted: float) -> Shade:
 
     def shade(grey: Tensor, generator: Generator) -> Tensor:
         count, grey = len(grey), grey.clamp(0, 1)
-        inner = torch.rand(count, 4, generator=generator)
-        rising = torch.rand(count, 1, generator=generator) < 0.5
+        inner = _chance(count, 4, generator=generator)
+        rising = _chance(count, 1, generator=generator) < 0.5
         inner = torch.where(rising, inner.sort(dim=1).values, inner)
-        heights = torch.cat([torch.zeros(count, 1), inner, torch.ones(count, 1)], dim=1)
-        flipped = torch.rand(count, 1, generator=generator) < inverted
+        heights = F.pad(F.pad(inner, (1, 0)), (0, 1), value=1.0)
+        flipped = _chance(count, 1, generator=generator) < inverted
         heights = torch.where(flipped, 1 - heights, heights)
         curve, degree = torch.zeros_like(grey), heights.shape[1] - 1
         for k, height in enumerate(heights.unbind(1)):  # weighs Bernstein's polynomials
@@ -269,7 +287,7 @@ def _sometimes(chance: float, shade: Shade) -> Shade:
     """`shade` on each slice with probability `chance`."""
 
     def shaded(grey: Tensor, generator: Generator) -> Tensor:
-        chosen = torch.rand(len(grey), generator=generator) < chance
+        chosen = _chance(len(grey), generator=generator) < chance
         if not chosen.any():
             return grey
         grey = grey.clone()
@@ -301,14 +319,24 @@ def _nnunet_shade(times: float = 1.0) -> Shade:
     )
 
 
+def _chance(*shape: int, generator: Generator) -> Tensor:
+    """Even numbers in [0, 1), on the generator's device."""
+    return torch.rand(shape, generator=generator, device=generator.device)
+
+
+def _normal(*shape: int, generator: Generator) -> Tensor:
+    """Standard normal numbers, on the generator's device."""
+    return torch.randn(shape, generator=generator, device=generator.device)
+
+
 def _uniform(count: int, low: float, high: float, generator: Generator) -> Tensor:
-    return low + (high - low) * torch.rand(count, generator=generator)
+    return low + (high - low) * _chance(count, generator=generator)
 
 
 def _about_one(count: int, low: float, high: float, generator: Generator) -> Tensor:
     """From `low` to `high`, below 1 as often as above (batchgenerators draws contrast, gamma and scale so)."""
-    below = torch.rand(count, generator=generator) < 0.5
-    share = torch.rand(count, generator=generator)
+    below = _chance(count, generator=generator) < 0.5
+    share = _chance(count, generator=generator)
     return torch.where(below, low + (1 - low) * share, 1 + (high - 1) * share)
 
 

@@ -2,14 +2,16 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from delineate.data.augmentation import AUGMENTATIONS, Augmentation, moved_labels
+from delineate.data.augmentation import AUGMENTATIONS, Augmentation, freedom, moved_labels
 from delineate.data.dataset import Case, Dataset
+from delineate.data.questions import draw_prompts, generator_on
 from delineate.data.synthetic import PROVENANCE
 from delineate.errors import DatasetError
 from delineate.prompts import anatomy
@@ -84,7 +86,7 @@ class SliceBank:
         images: (N, 3, S, S) uint8.
         labels: (N, S, S) uint8, as in `Batch`.
         dataset: (N,) int64.
-        mirrored: (N,) bool: may be flipped, because left and right mean nothing in it (flat images).
+        mirrored: (N,) uint8: how it may be mirrored and turned, `delineate.data.augmentation.freedom`.
         annotated: (datasets, concepts) bool: whose labels say where a concept is, or that it is absent.
         foreign: (datasets, concepts) bool, negative classes: cannot be in a dataset's images, being of another kind of
             picture or of another part of the body; safe to ask as absent.
@@ -101,6 +103,8 @@ class SliceBank:
         lumped: whether background may hide every concept that its dataset does not annotate (the marginal loss,
             `training.losses.lumped`), as in adapting a model that knows more than is labelled here; else those are left
             out of the competition.
+        apart_mm: how far neighbours are away that go along with a slice, `delineate.scans.grid.stack_of`.
+        case: (N,) int64, which scan every slice is of, counted from 0 in the order of slices; None where nobody asks.
     """
 
     images: Tensor
@@ -118,6 +122,8 @@ class SliceBank:
     lumped: bool = False
     readings: Tensor | None = None
     rating: str = "consensus"
+    case: Tensor | None = None
+    apart_mm: float | None = None
 
     def __post_init__(self):
         if self.rating not in RATINGS:
@@ -135,9 +141,21 @@ class SliceBank:
 
     def subset(self, index: Tensor) -> "SliceBank":
         """The slices at `index` alone (int64), without variants."""
-        rows = {f: getattr(self, f)[index] for f in ("images", "labels", "dataset", "mirrored", "present")}
-        readings = None if self.readings is None else self.readings[index]
-        return replace(self, **rows, variants=None, readings=readings)
+        rows = ("images", "labels", "dataset", "mirrored", "present", "readings", "case")
+        there = {name: getattr(self, name) for name in rows}
+        return replace(self, variants=None, **{name: x if x is None else x[index] for name, x in there.items()})
+
+    @property
+    def device(self) -> torch.device:
+        """Where its slices are, and where batches are made."""
+        return self.images.device
+
+    def to(self, device: torch.device | str) -> "SliceBank":
+        """The bank with its slices on another device; what little decides which are drawn stays."""
+        variants = self.variants and Variants(self.variants.images.to(device), self.variants.of.to(device))
+        large = ("images", "labels", "readings")
+        moved = {name: x.to(device) for name in large if (x := getattr(self, name)) is not None}
+        return replace(self, variants=variants, **moved)
 
     def draw(self, size: int, prompts: int, generator: Generator, *, augment: bool = True) -> Batch:
         """A batch of `size` slices with `prompts` prompts each.
@@ -148,36 +166,59 @@ class SliceBank:
         What concerns synthetic scans is drawn last: with and without them the rest of the batch is the same.
         """
         augmentation = AUGMENTATIONS[self.augmentation if augment else "none"]
-        index, rater = self._draw_slices(size, generator)
-        maps = augmentation.maps(self.mirrored[index], generator)
+        where, rater = self._draw_slices(size, generator)
+        dataset, index = self.dataset[where].to(self.device), where.to(self.device)
+        generator = generator_on(self.device, generator)
+        maps = augmentation.maps(self.mirrored[where].to(self.device), generator)
         image = augmentation.picture(self.images[index].float() / 127.5 - 1, maps, generator)
-        labels = self.labels[index] if rater is None or self.readings is None else self.readings[index, rater]
-        labels = moved_labels(labels, maps).long()
-        concepts = torch.stack(
-            [
-                self._draw_prompts(int(d), lab, prompts, generator)
-                for d, lab in zip(self.dataset[index], labels, strict=True)
-            ]
-        )
+        chosen = self.labels[index]
+        if rater is not None and self.readings is not None:
+            chosen = self.readings[index, rater.to(self.device)]
+        labels = moved_labels(chosen, maps).long()
+        annotated, foreign = (x.to(self.device)[dataset] for x in (self.annotated, self.foreign))
+        concepts = draw_prompts(labels, annotated, foreign, prompts, generator)
         masks = (labels[:, None] == (concepts + 1)[:, :, None, None]).float()
         synthetic = self._draw_variants(index, maps, augmentation, generator)
-        dataset = self.dataset[index]
-        whose = self.annotated[dataset], self.foreign[dataset]
         readings = self._moved_readings(index, maps)
-        return Batch(image, labels, concepts, masks, dataset, *whose, synthetic, readings, self.lumped)
+        return Batch(image, labels, concepts, masks, dataset, annotated, foreign, synthetic, readings, self.lumped)
 
     def stream(self, prompts: int, device: torch.device | str) -> Callable[[int, Generator], Batch]:
-        """What a phase of training draws from: (size, generator) to a batch on a device."""
-        return lambda size, generator: self.draw(size, prompts, generator).to(device)
+        """What a phase of training draws from: (size, generator) to a batch on a device.
+
+        Where the device has memory of its own, slices are moved there once, and batches are made there.
+        """
+        bank = self.to(device)
+        return lambda size, generator: bank.draw(size, prompts, generator)
+
+    @cached_property
+    def _pools(self) -> list[tuple[np.ndarray, list[np.ndarray]]]:
+        """Of every dataset: the places of its slices, and those of the slices that show a concept, for each shown."""
+        present, owner = self.present.cpu().numpy(), self.dataset.cpu().numpy()
+        pools = []
+        for d in range(len(self.shares)):
+            own = np.flatnonzero(owner == d)
+            pools.append((own, [shown for c in range(present.shape[1]) if len(shown := own[present[own, c]])]))
+        return pools
+
+    def _draw_places(self, count: int, generator: Generator) -> list[int]:
+        datasets = torch.multinomial(self.shares, count, replacement=True, generator=generator).tolist()
+        halves, concepts, slices = torch.rand(3, count, generator=generator, dtype=torch.float64).tolist()
+        places = []
+        for d, half, c, s in zip(datasets, halves, concepts, slices, strict=True):
+            pool, shown = self._pools[d]
+            if half < 0.5 and shown:
+                pool = shown[int(c * len(shown))]
+            places.append(int(pool[int(s * len(pool))]))
+        return places
 
     def _draw_slices(self, size: int, generator: Generator) -> tuple[Tensor, Tensor | None]:
         """Places of `size` slices (B,), and whose reading of each (B,) is its label; None for the consensus."""
         if self.readings is None or self.rating == "consensus":
-            return torch.stack([self._draw_slice(generator) for _ in range(size)]), None
+            return torch.tensor(self._draw_places(size, generator)), None
         drawn: list[tuple[int, int]] = []
         while len(drawn) < size:
-            slice_ = int(self._draw_slice(generator))
-            there = (self.readings[slice_, :, 0, 0] != NOBODY).nonzero()[:, 0]
+            (slice_,) = self._draw_places(1, generator)
+            there = (self.readings[slice_, :, 0, 0].cpu() != NOBODY).nonzero()[:, 0]
             order = there[torch.randperm(len(there), generator=generator)]
             drawn += [(slice_, int(rater)) for rater in (order[:1] if self.rating == "random" else order)]
         pairs = torch.tensor(drawn[:size])
@@ -192,17 +233,6 @@ class SliceBank:
         moved = moved_labels(readings.flatten(0, 1), of_each).view_as(readings).long()
         return moved.masked_fill(absent, -1)
 
-    def _draw_slice(self, generator: Generator) -> Tensor:
-        dataset = torch.multinomial(self.shares, 1, generator=generator)
-        candidates = self.dataset == dataset
-        if torch.rand((), generator=generator) < 0.5:
-            shown = (self.present & candidates[:, None]).any(0).nonzero()[:, 0]
-            if len(shown):
-                concept = shown[torch.randint(len(shown), (), generator=generator)]
-                candidates = candidates & self.present[:, concept]
-        where = candidates.nonzero()[:, 0]
-        return where[torch.randint(len(where), (), generator=generator)]
-
     def _draw_variants(
         self, index: Tensor, maps: Tensor | None, augmentation: Augmentation, generator: Generator
     ) -> Tensor | None:
@@ -211,26 +241,15 @@ class SliceBank:
             return None
         of = self.variants.of[index]
         count = (of >= 0).sum(1)
-        nth = (torch.rand(len(index), generator=generator) * count).long().minimum((count - 1).clamp(min=0))
+        nth = (
+            (torch.rand(len(index), generator=generator, device=self.device) * count)
+            .long()
+            .minimum((count - 1).clamp(min=0))
+        )
         chosen = of.gather(1, nth[:, None])[:, 0]
         made = self.variants.images[chosen.clamp(min=0)]
         image = torch.where((chosen >= 0)[:, None, None, None], made, self.images[index])
         return augmentation.picture(image.float() / 127.5 - 1, maps, generator)
-
-    def _draw_prompts(self, dataset: int, labels: Tensor, count: int, generator: Generator) -> Tensor:
-        """Concepts to ask of one slice: those it shows, but a third (rounded down) absent ones where there are any."""
-        shows = torch.zeros(len(self.vocabulary.concepts), dtype=torch.bool)
-        shows[labels.unique()[1:] - 1 if labels.min() == 0 else labels.unique() - 1] = True
-        order = torch.randperm(len(shows), generator=generator)
-        present = order[shows[order]]
-        absent = order[(self.annotated[dataset] & ~shows)[order]]
-        foreign = order[self.foreign[dataset][order]]
-        if torch.rand((), generator=generator) < 0.25:
-            absent, foreign = torch.cat([foreign[:1], absent]), foreign[1:]
-        absent = torch.cat([absent, foreign])
-        kept = present[: max(count - len(absent), count - count // 3)]
-        chosen = torch.cat([kept, absent, present[len(kept) :]])[:count]
-        return chosen.repeat(-(-count // len(chosen)))[:count]
 
 
 def build_slices(
@@ -243,6 +262,7 @@ def build_slices(
     rating: str = "consensus",
     vocabulary: Vocabulary | None = None,
     prepare: Callable[[Scan], Scan] = lambda scan: scan,
+    apart_mm: float | None = None,
     progress: Callable[[Iterable[tuple[Dataset, Case]], int], Iterable[tuple[Dataset, Case]]] = lambda items, _: items,
 ) -> SliceBank:
     """Read a split of every dataset onto the working grid of `size` pixels.
@@ -258,6 +278,7 @@ def build_slices(
             counts as having one rater.
         vocabulary: names to begin with; those of the datasets that are not among them come after.
         prepare: what is done to a scan first.
+        apart_mm: how far the neighbours of a slice are away, as in `delineate.scans.grid.stack_of`.
         progress: wraps the iteration over all (dataset, case) pairs and is told their number.
 
     Raises:
@@ -274,7 +295,7 @@ def build_slices(
             annotated[d, vocabulary.index(name)] = True
     modalities = tuple(dataset.modality for dataset in datasets)
     foreign = _foreign(vocabulary, annotated, modalities)
-    images, labels, owner, mirrored = [], [], [], []
+    images, labels, owner, mirrored, of_case = [], [], [], [], []
     made: list[tuple[Dataset, Case, Tensor, Tensor]] = []
     read: list[Tensor] = []
     places: dict[tuple[int, str], tuple[int, int]] = {}
@@ -282,7 +303,7 @@ def build_slices(
     if synthetic != "none":
         pairs += [(dataset, case) for dataset in datasets for case in dataset.synthetic(split)]
     for dataset, case in progress(pairs, len(pairs)):
-        stack, target, flat = slices_of(dataset, case, vocabulary, size, prepare)
+        stack, target, flat = slices_of(dataset, case, vocabulary, size, prepare, apart_mm)
         grey = ((stack + 1) * 127.5).round().to(torch.uint8)
         if synthetic == "pair" and case.name in dataset.origins:
             made.append((dataset, case, grey, target))
@@ -293,8 +314,9 @@ def build_slices(
         labels.append(target)
         if rating != "consensus":
             read.append(readings_of(dataset, case, vocabulary, target))
+        of_case.append(torch.full((len(target),), len(of_case)))
         owner.append(torch.full((len(target),), number))
-        mirrored.append(torch.full((len(target),), flat))
+        mirrored.append(torch.full((len(target),), freedom(flat, dataset.modality), dtype=torch.uint8))
     all_labels = torch.cat(labels)
     present = torch.stack([(all_labels == i + 1).flatten(1).any(1) for i in range(len(vocabulary.concepts))], dim=1)
     weights = torch.tensor([1.0] * len(datasets) if shares is None else list(shares))
@@ -311,6 +333,8 @@ def build_slices(
         modalities,
         readings=_side_by_side(read) if any(r.shape[1] > 1 for r in read) else None,
         rating=rating,
+        case=torch.cat(of_case),
+        apart_mm=apart_mm,
     )
     if not made:
         return bank
@@ -376,6 +400,7 @@ def slices_of(
     vocabulary: Vocabulary,
     size: int,
     prepare: Callable[[Scan], Scan] = lambda scan: scan,
+    apart_mm: float | None = None,
 ) -> tuple[Tensor, Tensor, bool]:
     """One case on the grid, and whether it is a flat image.
 
@@ -385,7 +410,7 @@ def slices_of(
     table = np.zeros(max(int(ids.max(initial=0)), *dataset.labels.values()) + 1, dtype=np.uint8)
     for name, value in dataset.labels.items():
         table[value] = 1 + vocabulary.index(name)
-    return stack_of(prepare(scan), size), _on_grid(scan, table[ids], size), scan.is_flat
+    return stack_of(prepare(scan), size, apart_mm=apart_mm), _on_grid(scan, table[ids], size), scan.is_flat
 
 
 def readings_of(dataset: Dataset, case: Case, vocabulary: Vocabulary, labels: Tensor) -> Tensor:

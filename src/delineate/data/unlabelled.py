@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from delineate.data.augmentation import AUGMENTATIONS
+from delineate.data.augmentation import AUGMENTATIONS, freedom
 from delineate.scans.finding import Found
 from delineate.scans.grid import stack_of
 from delineate.scans.reading import read_scan
@@ -18,7 +18,7 @@ class UnlabelledBank:
 
     Attributes:
         images: (N, 3, S, S) uint8.
-        mirrored: (N,) bool: may be flipped, because left and right mean nothing in it (flat images).
+        mirrored: (N,) uint8: how it may be mirrored and turned, `delineate.data.augmentation.freedom`.
         augmentation: a key of `delineate.data.augmentation.AUGMENTATIONS`.
     """
 
@@ -61,6 +61,7 @@ def read_unlabelled(
     for done, one in enumerate(found, start=1):
         scan = read_scan(one, modality=modality)
         images.append(((stack_of(scan, size) + 1) * 127.5).round().to(torch.uint8))
-        mirrored.append(torch.full((len(images[-1]),), scan.is_flat))
+        free = freedom(scan.is_flat, scan.modality or modality)
+        mirrored.append(torch.full((len(images[-1]),), free, dtype=torch.uint8))
         on_scan(done / len(found))
     return UnlabelledBank(torch.cat(images), torch.cat(mirrored), augmentation)

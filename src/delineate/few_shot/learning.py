@@ -1,8 +1,7 @@
 """How an adapter learns from a few scans, and when it stops."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -25,7 +24,7 @@ from delineate.scans.scan import Scan
 from delineate.segmenter import Segmenter
 from delineate.storage.files import replacing, write_json
 from delineate.training.checkpoint import TrainState
-from delineate.training.loop import Budget, OnStep, Phase, Run, train_phases, use_average
+from delineate.training.loop import Budget, OnStep, Phase, Run, averaged, train_phases
 
 CHECKED_AT = (0.5,)  # of every stage; its end is checked as well
 WARM_UP_IMAGES = 80
@@ -126,7 +125,7 @@ def train_adapter(
             on_step(name, state, spent)
             for share in CHECKED_AT:
                 if spent >= share:
-                    with _averaged(state):
+                    with averaged(state):
                         check(name, share)
 
         part = Run(budget.share(phase.share), folder, seed + number, after_step, should_stop)
@@ -157,9 +156,10 @@ def training_slices(
     slices: int | None,
     augmentation: str,
     seed: int,
+    apart_mm: float | None = None,
 ) -> SliceBank:
     """The train split as slices whose background may hide what the model knows and the dataset does not annotate."""
-    bank = build_slices([dataset], "train", size, vocabulary=adapted_to, prepare=preparation)
+    bank = build_slices([dataset], "train", size, vocabulary=adapted_to, prepare=preparation, apart_mm=apart_mm)
     bank = replace(bank, augmentation=augmentation, lumped=True)
     if slices is None:
         return bank
@@ -193,14 +193,3 @@ def mean_dice(segmenter: Segmenter, held: Sequence[Looked]) -> float:
 def best_of(checks: Sequence[Mapping[str, Any]]) -> int:
     """The first of the checks with the highest Dice."""
     return max(range(len(checks)), key=lambda i: (checks[i]["dice"], -i))
-
-
-@contextmanager
-def _averaged(state: TrainState) -> Iterator[None]:
-    """Within the block the module has its averaged weights."""
-    now = {name: value.clone() for name, value in state.module.state_dict().items()}
-    use_average(state)
-    try:
-        yield
-    finally:
-        state.module.load_state_dict(now)

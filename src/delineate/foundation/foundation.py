@@ -43,6 +43,8 @@ class FoundationSize:
 
 
 SIZES = {
+    # Of a system that reads words alone: the other parts are as small as they can be.
+    "words": FoundationSize(unet=(16, 32), layers=1, text_width=128, text_layers=2, vae=(8, 8, 8, 8)),
     "tiny": FoundationSize(unet=(48, 96), layers=1, text_width=128, text_layers=2, vae=(16, 32, 32, 32)),
     "base": FoundationSize(unet=(128, 256, 384), layers=2, text_width=384, text_layers=6, vae=(64, 128, 256, 256)),
 }

@@ -71,6 +71,26 @@ def pretrain(foundation: Foundation, bank: SliceBank, run: Run) -> Foundation:
     return foundation.frozen()
 
 
+def pretrain_words(foundation: Foundation, bank: SliceBank, run: Run) -> Foundation:
+    """Train the text encoder of a new foundation alone, by the contrast of captions, and return it frozen."""
+
+    def draw(size: int, generator: Generator) -> list[str]:
+        return [caption for _ in range(2) for caption in draw_captions(bank, generator)]
+
+    hyper = Hyperparameters(learning_rate=3e-4)
+    state = train_phase(Phase("words", foundation.text_encoder, draw, words_loss, foundation, hyper=hyper), run)
+    steps = state.images_seen // hyper.batch_size
+    foundation.pretraining = f"the text encoder alone, on the captions of {len(bank.vocabulary.concepts)} names"
+    foundation.pretraining += f", {steps} steps; the U-Net and the autoencoder are untrained and take no part"
+    return foundation.frozen()
+
+
+def words_loss(foundation: Foundation, captions: list[str], step: Step) -> Loss:
+    """The contrast of two captions of every concept, the first of each before the second of each."""
+    concepts = torch.arange(len(captions) // 2, device=foundation.device).repeat(2)
+    return contrast_loss(foundation.encode_text(captions).pooled, concepts), {}
+
+
 @dataclass(frozen=True, eq=False)
 class Pictures:
     """Scans in the even places, masks in the odd ones.
@@ -140,5 +160,4 @@ def denoiser_loss(foundation: Foundation, drawn: Pictures, step: Step, *, bank: 
 def _caption_contrast(foundation: Foundation, bank: SliceBank, generator: Generator) -> Tensor:
     """Two captions of every concept, contrasted."""
     texts = [caption for _ in range(2) for caption in draw_captions(bank, generator)]
-    concepts = torch.arange(len(bank.vocabulary.concepts), device=foundation.device).repeat(2)
-    return contrast_loss(foundation.encode_text(texts).pooled, concepts)
+    return words_loss(foundation, texts, Step(generator))[0]

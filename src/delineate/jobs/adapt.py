@@ -129,7 +129,8 @@ def adapt(request: AdaptRequest, output: Path, *, device: str = "cpu", watch: Wa
 
     def bank_of(subjects: Sequence[str]) -> SliceBank:
         few = only(dataset, subjects)
-        return training_slices(few, learnt, base.system.size, preparation, request.slices, request.augmentation, seed)
+        how = request.slices, request.augmentation, seed, base.habits.apart_mm
+        return training_slices(few, learnt, base.system.size, preparation, *how)
 
     def fresh() -> Adapted:
         return attach(base.system, config, vocabulary, seed=seed)

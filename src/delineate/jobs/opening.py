@@ -9,6 +9,7 @@ from delineate.data.named import NamedFolder
 from delineate.data.slices import SliceBank, build_slices
 from delineate.errors import DatasetError
 from delineate.jobs.watch import Watch
+from delineate.training.judging import HeldOut
 
 
 def open_all(folders: Sequence[NamedFolder], fold: Fold | None = None) -> list[Dataset]:
@@ -35,8 +36,9 @@ def read_bank(
     shares: Sequence[float] | None = None,
     synthetic: str = "extra",
     rating: str = "consensus",
+    apart_mm: float | None = None,
 ) -> SliceBank:
-    """The train split of every dataset, with progress; `shares`, `synthetic` and `rating` as in `build_slices`."""
+    """The train split of every dataset, with progress; the rest is as in `build_slices`."""
 
     def progress(items: Any, total: int) -> Iterator[Any]:
         for done, item in enumerate(items):
@@ -44,4 +46,15 @@ def read_bank(
             yield item
 
     watch.start("reading the training scans")
-    return build_slices(datasets, "train", size, shares=shares, synthetic=synthetic, rating=rating, progress=progress)
+    how: dict[str, Any] = {"synthetic": synthetic, "rating": rating, "apart_mm": apart_mm}
+    return build_slices(datasets, "train", size, shares=shares, progress=progress, **how)
+
+
+def held_out_slices(datasets: Sequence[Dataset], bank: SliceBank, watch: Watch) -> HeldOut | None:
+    """The val splits, to judge a training on `bank` by; None where no dataset has one."""
+    judging = [dataset for dataset in datasets if dataset.split("val")]
+    if not judging:
+        return None
+    watch.start("reading the val scans")
+    own = build_slices(judging, "val", bank.size, vocabulary=bank.vocabulary, synthetic="none", apart_mm=bank.apart_mm)
+    return HeldOut.of(own)

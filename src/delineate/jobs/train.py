@@ -15,20 +15,24 @@ from delineate.data.slices import RATINGS, SliceBank
 from delineate.data.unlabelled import UnlabelledBank, read_unlabelled
 from delineate.errors import DatasetError, DelineateError
 from delineate.jobs.calibrate import calibrate_folder
-from delineate.jobs.opening import open_all, read_bank
+from delineate.jobs.opening import held_out_slices, open_all, read_bank
 from delineate.jobs.pretrain import seen_by_foundation
 from delineate.jobs.watch import Nobody, Watch, finished_before, reporter, work_folder
 from delineate.model_folder import check_free, save_model
 from delineate.networks import NETWORKS
 from delineate.pictures import training_curves
 from delineate.scans.finding import find_scans
+from delineate.scans.preparation import Habits
 from delineate.schemes import SCHEMES, Streams
 from delineate.segmenter import Segmenter
 from delineate.storage.files import sha256_of, write_json
 from delineate.systems import SYSTEMS
+from delineate.training.engine import PRECISIONS, Engine
+from delineate.training.judging import HeldOut
 from delineate.training.loop import Budget, Run, polite_stop
 from delineate.training.merging import MERGES, Merging, choose_mode, merging_on
 from delineate.training.planning import make_plan
+from delineate.training.ranks import here, joined
 
 OPTIONAL = ("merge", "keep_real", "cell", "augmentation", "raters", "network", "scheme")
 """Of a request, what a model remembers only where it was given."""
@@ -61,6 +65,8 @@ class TrainRequest:
         scheme: a key of `delineate.schemes.SCHEMES`: how the system is taught, beyond plain supervision.
         unlabelled: folder of scans without labels, for schemes that learn from some.
         calibrate: whether the model is then calibrated on the val subjects, where there are any.
+        precision: of activations, one of `delineate.training.engine.PRECISIONS`.
+        compiled: whether networks are compiled (`delineate.training.engine.Engine`).
 
     Raises:
         DelineateError: no such value, or one that makes no sense beside the others.
@@ -85,6 +91,8 @@ class TrainRequest:
     scheme: str | None = None
     unlabelled: Path | None = None
     calibrate: bool = True
+    precision: str = "auto"
+    compiled: bool = False
 
     def __post_init__(self):
         if self.system not in SYSTEMS:
@@ -103,6 +111,8 @@ class TrainRequest:
             raise DelineateError(f"--augmentation is one of {', '.join(AUGMENTATIONS)}; got '{self.augmentation}'")
         if self.raters is not None and self.raters not in RATINGS:
             raise DelineateError(f"--raters is one of {', '.join(RATINGS)}; got '{self.raters}'")
+        if self.precision not in PRECISIONS:
+            raise DelineateError(f"--precision is one of {', '.join(PRECISIONS)}; got '{self.precision}'")
         _ = self.folders
 
     def _check_scheme(self) -> None:
@@ -153,7 +163,13 @@ def train_system(request: TrainRequest, output: Path, *, device: str = "cpu", wa
     """Train a system and write its model folder; returns the picture of its training curves.
 
     Checkpoints live in `<output>-training/`. After a stop the same request goes on from there; another one is refused.
+    Processes that `torchrun` started train one model together; the first of them writes it.
     """
+    with joined(device) as (ranks, own):
+        return _train_system(request, output, device=own, watch=watch if ranks.first else Nobody())
+
+
+def _train_system(request: TrainRequest, output: Path, *, device: str, watch: Watch) -> Path:
     check_free(Path(output))
     work = work_folder(output, request)
     datasets, fold = open_all(request.folders, request.fold), request.fold
@@ -180,14 +196,15 @@ def train_system(request: TrainRequest, output: Path, *, device: str = "cpu", wa
     elif request.raters is not None:
         raise DelineateError(f"--raters is for datasets with a raters/ folder, and {folders} has none")
     rating = about["raters"] if several else "consensus"
-    bank = read_bank(datasets, plan.size, watch, synthetic=synthetic, rating=rating)
+    bank = read_bank(datasets, plan.size, watch, synthetic=synthetic, rating=rating, apart_mm=plan.apart_mm)
     bank = replace(bank, augmentation=about["augmentation"])
     names, unlabelled = [dataset.name for dataset in datasets], None
     if request.unlabelled is not None:
         unlabelled, about["unlabelled"] = _unlabelled(request, datasets, bank, watch)
     how: dict[str, Any] = {"unlabelled": unlabelled, "device": device, "watch": watch}
-    curves = train_on(request, bank, output, work, about, names, **how)
-    if request.calibrate and any(dataset.split("val") for dataset in datasets):
+    judged = held_out_slices(datasets, bank, watch)
+    curves = train_on(request, bank, output, work, about, names, judged_by=judged, **how)
+    if here().first and request.calibrate and any(dataset.split("val") for dataset in datasets):
         watch.start("calibrating on the val split")
         calibrate_folder(output, datasets, fold=fold, device=device, on_step=watch.update)
     return curves
@@ -225,6 +242,7 @@ def train_on(
     dataset_names: Sequence[str],
     *,
     unlabelled: UnlabelledBank | None = None,
+    judged_by: HeldOut | None = None,
     card: str | None = None,
     device: str = "cpu",
     watch: Watch = Nobody(),
@@ -240,6 +258,7 @@ def train_on(
             "merging" there is also heeded.
         dataset_names: of those in `bank`.
         unlabelled: slices without labels, for a scheme.
+        judged_by: what the training is judged by, so that its best state is kept.
         card: Markdown for people, instead of the plain one.
         device: to train on.
         watch: told of progress.
@@ -247,7 +266,8 @@ def train_on(
     logs: dict[str, list[dict[str, float]]] = {}
     merging: dict[str, Any] = {"merging": Merging(**about["merging"])} if about.get("merging") else {}
     with polite_stop() as should_stop:
-        run = Run(Budget(request.images, request.minutes), work, request.seed, reporter(logs, watch), should_stop)
+        budget, engine = Budget(request.images, request.minutes), Engine(request.precision, request.compiled)
+        run = Run(budget, work, request.seed, reporter(logs, watch), should_stop, engine, judged_by)
         row, network = SYSTEMS[request.system], {} if request.network is None else {"network": request.network}
         if request.scheme is None:
             foundation = request.foundation and Path(request.foundation).resolve()
@@ -255,14 +275,17 @@ def train_on(
         else:
             streams = Streams(bank, unlabelled)
             trained = SCHEMES[request.scheme].train(row, streams, request.preset, run, device=device, **network)
+    curves = Path(f"{output}-training") / "curves.png"
+    if not here().first:
+        return curves
     logs = finished_before(work, logs) | logs
-    segmenter = Segmenter(trained, tuple(dict.fromkeys(bank.modalities)))
+    segmenter = Segmenter(trained, tuple(dict.fromkeys(bank.modalities)), habits=Habits(apart_mm=bank.apart_mm))
     training = {
         **about,
         "datasets": list(dataset_names),
         "slices": len(bank),
         **({} if bank.variants is None else {"variants": len(bank.variants.images)}),
-        "stages": {stage: {k: log[-1][k] for k in ("images", "seconds")} for stage, log in logs.items() if log},
+        "stages": {stage: _told(log) for stage, log in logs.items() if log},
     }
     save_model(
         output,
@@ -271,9 +294,17 @@ def train_on(
         training=training,
         card=card or plain_card(request.system, training, segmenter),
     )
-    curves = training_curves(logs, Path(f"{output}-training") / "curves.png")
+    training_curves(logs, curves)
     write_json(curves.with_name("log.json"), logs)
     for stage in list(work.rglob("checkpoint-*")):
         shutil.rmtree(stage, ignore_errors=True)
+    for best in work.rglob("best*.*"):
+        best.unlink()
     (work / "settings.json").unlink(missing_ok=True)
     return curves
+
+
+def _told(log: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """What a model remembers of a stage: images, seconds, and the best score on held-out slices where it was judged."""
+    val = [entry["val"] for entry in log if "val" in entry]
+    return {k: log[-1][k] for k in ("images", "seconds")} | ({"val": max(val)} if val else {})

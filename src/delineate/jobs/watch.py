@@ -43,7 +43,10 @@ def reporter(logs: dict[str, list], watch: Watch) -> Callable[[str, TrainState, 
             watch.start(f"training: {stage}")
         logs[stage] = state.log
         recent = state.log[-20:]
-        watch.update(min(1.0, spent), f"loss {sum(e['loss'] for e in recent) / len(recent):.3f}")
+        note = f"loss {sum(e['loss'] for e in recent) / len(recent):.3f}" if recent else ""
+        if val := [e["val"] for e in state.log if "val" in e]:
+            note += f", val Dice {val[-1]:.3f}, best {max(val):.3f}"
+        watch.update(min(1.0, spent), note)
 
     return on_step
 

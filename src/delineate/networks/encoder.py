@@ -8,7 +8,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-ENCODER_WIDTHS = {"tiny": (32, 64, 128, 256), "base": (64, 128, 256, 512)}
+# Each reaches 8×8 on its preset's grid, so that what is seen there knows the whole picture. The finest level of "small"
+# is thin: at 128×128 a channel costs as much as 16 at 32×32.
+ENCODER_WIDTHS = {
+    "tiny": (32, 64, 128, 256),
+    "small": (24, 48, 96, 192, 256),
+    "base": (64, 128, 256, 512, 512),
+}
 
 
 class ResidualBlock(nn.Module):

@@ -200,6 +200,9 @@ FAMILIES: tuple[frozenset[str], ...] = (
     frozenset({"microscopy", "histopathology"}),
 )
 
+# Kinds of flat picture that look alike whichever side is up; an ultrasound has its skin above, a radiograph its heart.
+TURNABLE = frozenset({"endoscopy", "dermoscopy", "microscopy", "histopathology"})
+
 # Regions that one scan often shows together.
 TRUNK = frozenset({"chest", "abdominal", "pelvic"})
 

@@ -90,17 +90,22 @@ def canonical_fit(scan: Scan, size: int) -> Fit:
     return Fit.of(rows_columns, canonical_spacing(scan.affine, orientation)[1:], size)
 
 
-def stack_of(scan: Scan, size: int, only: Sequence[int] | None = None) -> Float[Tensor, "slices 3 size size"]:
+def stack_of(
+    scan: Scan, size: int, only: Sequence[int] | None = None, *, apart_mm: float | None = None
+) -> Float[Tensor, "slices 3 size size"]:
     """The scan's axial slices on the grid, all or `only` some: float32 (slices, 3, size, size) in [-1, 1].
 
-    The three channels are the colours of a colour image, and for a grey scan the slice below, the slice and
-    the slice above (at the ends, and in flat images, the slice itself): a 2-D network sees a little depth.
+    The three channels are the colours of a colour image, and for a grey scan a slice below, the slice and a slice
+    above (beyond the ends the last one, and in flat images the slice itself): a 2-D network sees a little depth. The
+    neighbours are those nearest to `apart_mm` away, one slice at least; the next ones where it is None, or where the
+    scan has no spacing.
     """
     canonical = to_canonical(scan.voxels, orientation_of(scan.affine))
     ends = intensity_range(scan.voxels, scan.modality)
     fit = canonical_fit(scan, size)
     if only is not None and not scan.is_colour:
-        around = (np.array(only)[:, None] + [-1, 0, 1]).clip(0, len(canonical) - 1).ravel()
+        apart = slices_apart(scan, apart_mm)
+        around = (np.array(only)[:, None] + [-apart, 0, apart]).clip(0, len(canonical) - 1).ravel()
         shown = torch.from_numpy(np.ascontiguousarray(normalise(canonical[around], scan.modality, ends)))
         return fit.to_grid(shown[:, None])[:, 0].unflatten(0, (-1, 3))
     chosen = canonical if only is None else canonical[list(only)]
@@ -108,7 +113,14 @@ def stack_of(scan: Scan, size: int, only: Sequence[int] | None = None) -> Float[
     if scan.is_colour:
         return fit.to_grid(slices.permute(0, 3, 1, 2))
     grid = torch.cat([fit.to_grid(chunk[:, None]) for chunk in slices.split(32)])
-    return with_neighbours(grid[:, 0])
+    return with_neighbours(grid[:, 0], slices_apart(scan, apart_mm))
+
+
+def slices_apart(scan: Scan, apart_mm: float | None) -> int:
+    """How many slices the neighbours of `stack_of` are away."""
+    if apart_mm is None or not scan.has_spacing:
+        return 1
+    return max(1, round(apart_mm / canonical_spacing(scan.affine, orientation_of(scan.affine))[0]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,18 +138,18 @@ class View:
     modality: str | None = None
 
 
-def view_of(scan: Scan, size: int) -> View:
-    """A scan as systems see it, on a grid of `size` pixels."""
+def view_of(scan: Scan, size: int, apart_mm: float | None = None) -> View:
+    """A scan as systems see it, on a grid of `size` pixels; neighbours as in `stack_of`."""
     between, row, column = canonical_spacing(scan.affine, orientation_of(scan.affine))
     fit = canonical_fit(scan, size)
     rows, columns = (length / inner for length, inner in zip(fit.shape, fit.inner, strict=True))
-    return View(stack_of(scan, size), (between, row * rows, column * columns), scan.modality)
+    return View(stack_of(scan, size, apart_mm=apart_mm), (between, row * rows, column * columns), scan.modality)
 
 
-def with_neighbours(slices: Float[Tensor, "slices h w"]) -> Float[Tensor, "slices 3 h w"]:
-    """Grey slices (S, H, W) as (S, 3, H, W): the one below, itself, the one above."""
-    below = torch.cat([slices[:1], slices[:-1]])
-    above = torch.cat([slices[1:], slices[-1:]])
+def with_neighbours(slices: Float[Tensor, "slices h w"], apart: int = 1) -> Float[Tensor, "slices 3 h w"]:
+    """Grey slices (S, H, W) as (S, 3, H, W): the one `apart` below, itself, the one `apart` above."""
+    at = torch.arange(len(slices))
+    below, above = slices[(at - apart).clamp(min=0)], slices[(at + apart).clamp(max=len(slices) - 1)]
     return torch.stack([below, slices, above], dim=1)
 
 

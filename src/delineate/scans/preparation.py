@@ -59,11 +59,14 @@ class Habits:
         modality: of a scan that does not tell its own.
         usual_doubt: for each target, the doubt (`TargetProposals.doubt`) above which a scan is unlike those that the
             model was checked on; none is known by default.
+        apart_mm: how far the neighbours of a slice are away that a network sees with it (`delineate.scans.grid`); None
+            for the next slices. Of the model, so an adapter does not tell it.
     """
 
     preparation: Preparation = field(default_factory=Preparation)
     modality: str | None = None
     usual_doubt: Mapping[str, float] = field(default_factory=dict)
+    apart_mm: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""

@@ -23,13 +23,13 @@ import torch
 from scipy import ndimage
 from torch import Generator, Tensor
 from torch.func import functional_call
-from torch.nn import functional as F
 
 from delineate.data.slices import Batch, SliceBank
 from delineate.errors import DelineateError
 from delineate.schemes import Streams
 from delineate.systems.system import Pixelwise
 from delineate.training.loop import Hyperparameters, Loss, Phase, Step
+from delineate.training.losses import segmentation_loss
 
 PASTED = 2 / 3  # of either side of the picture
 ALPHA = 0.5  # weight of what a teacher labelled
@@ -154,12 +154,4 @@ def one_piece(bank: SliceBank) -> list[bool]:
 
 def part_loss(logits: Tensor, labels: Tensor, where: Tensor) -> Tensor:
     """Cross entropy plus Dice of the names that are shown, of the pixels `where` (1, S, S) alone."""
-    weight = where.float().expand(len(labels), -1, -1)
-    entropy = (F.cross_entropy(logits, labels, reduction="none") * weight).sum() / weight.sum().clamp(min=1)
-    probability = logits.softmax(dim=1)[:, 1:] * weight[:, None]
-    concepts = torch.arange(1, logits.shape[1], device=labels.device)
-    mask = (labels[:, None] == concepts[:, None, None]).float() * weight[:, None]
-    both, total = (probability * mask).sum((0, 2, 3)), (probability + mask).sum((0, 2, 3))
-    dice = (2 * both + 1e-5) / (total + 1e-5)
-    shown = mask.sum((0, 2, 3)) > 0
-    return entropy + ((1 - dice) * shown).sum() / shown.sum().clamp(min=1)
+    return segmentation_loss(logits.log_softmax(dim=1), labels, where.expand(len(labels), -1, -1))

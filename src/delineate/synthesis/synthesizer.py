@@ -210,7 +210,7 @@ class Looks:
             index = (bank.dataset == d).nonzero()[:, 0]
             index = index[torch.linspace(0, len(index) - 1, min(at_most, len(index))).round().long()]
             images = bank.images[index].float() / 127.5 - 1
-            measured = measure(torch.where(bank.mirrored[index][:, None, None, None], images, images[:, 1:2]))
+            measured = measure(torch.where(bank.mirrored[index][:, None, None, None] > 0, images, images[:, 1:2]))
             found.append(torch.quantile(measured, torch.tensor([1 / 3, 2 / 3]), dim=0).T)
         return cls(torch.stack(found))
 

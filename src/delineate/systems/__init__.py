@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from delineate.training.loop import Run
 
 PRESETS = {"tiny": 128, "base": 256}  # tiny trains on two CPU cores, base wants a GPU
+SIZED = {"tiny": 128, "small": 256, "base": 256}  # small trains on two CPU cores where it has hours
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,15 @@ SYSTEMS: dict[str, SystemRow] = {
         "diffusion.progidiff",
         "prompt-guided latent diffusion: a frozen text-to-image model steered from scan to mask by a control",
         "Lin et al. 2026, arXiv 2601.16060",
+        presets=SIZED,
         takes_foundation=True,
+    ),
+    "encoder": SystemRow(
+        "diffusion.progidiff",
+        "prompted encoder: ProGiDiff with its generator switched off, proposals from probabilities and noise alone",
+        "the encoder and text head of progidiff; Bayes' rule for pixels as coins",
+        {"steered": False},
+        presets=SIZED,
     ),
     "unisegdiff": SystemRow(
         "diffusion.unisegdiff",

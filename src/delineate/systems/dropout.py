@@ -18,7 +18,7 @@ What differs from the paper:
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -172,7 +172,7 @@ class MonteCarlo:
     def phases(self, bank: SliceBank) -> list[Phase]:
         """That of the plain system, on the same batches, with other activations dropped in every sample and step."""
         network = self.plain.network
-        return [Phase("network", network, bank.stream(1, self.plain.device), dropped_loss, self.plain)]
+        return [replace(phase, loss=dropped_loss, module=network) for phase in self.plain.phases(bank)]
 
 
 def dropped_loss(system: Plain, batch: Batch, step: Step) -> Loss:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from monai.losses import DiceCELoss
 from torch import Tensor, nn
 
 from delineate.data.slices import Batch, SliceBank
@@ -20,7 +19,7 @@ from delineate.scans.grid import View
 from delineate.storage.weights import load_weights, save_weights
 from delineate.systems.system import Asked, Clue, Drawn, OnShare
 from delineate.training.loop import Loss, Phase, Run, Step, train_phases
-from delineate.training.losses import lumped
+from delineate.training.losses import log_shares, segmentation_loss
 from delineate.training.merging import Merging, merged_loss
 
 
@@ -135,21 +134,18 @@ class Plain:
     def phases(self, bank: SliceBank, merging: Merging = Merging()) -> list[Phase]:
         """One: `supervised_loss`, in training as merged as `merging` says."""
         loss = partial(supervised_loss, merging=merging)
-        return [Phase("network", self.network, bank.stream(1, self.device), loss, self)]
-
-
-CRITERION = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)
+        draw = bank.stream(0, self.device)
+        return [Phase("network", self.network, draw, loss, self, answer=lambda image: self.logits(image).argmax(dim=1))]
 
 
 def supervised_loss(system: Plain, batch: Batch, step: Step, *, merging: Merging = Merging()) -> Loss:
-    """Dice plus cross entropy of every channel.
+    """Dice plus cross entropy of every name that the slices' labels can tell of.
 
     Where a batch has synthetic variants of its slices, they are merged with them as `merging` says.
     """
-    labels = batch.labels[:, None]
 
     def loss(logits: Tensor) -> Tensor:
-        return CRITERION(lumped(logits, batch.annotated) if batch.lumped else logits, labels)
+        return segmentation_loss(log_shares(logits, batch.possible, batch.lumped), batch.labels)
 
     return merged_loss(system.logits, loss, batch.image, batch.synthetic, merging, step.generator), {}
 

@@ -47,7 +47,7 @@ class TrainState:
 
 def new_state(module: nn.Module, *, seed: int, weight_decay: float = 1e-2) -> TrainState:
     """The state before the first step: AdamW, and the average at the weights themselves."""
-    optimizer = torch.optim.AdamW(module.parameters(), lr=0.0, weight_decay=weight_decay)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=0.0, weight_decay=weight_decay, fused=True)
     return TrainState(module, {k: v.clone() for k, v in module.state_dict().items()}, optimizer, seed)
 
 
@@ -112,6 +112,35 @@ def load_checkpoint(state: TrainState, folder: Path) -> str | None:
         damaged = f"; damaged and passed over: {', '.join(passed_over)}" if passed_over else ""
         return f"resumed from {path.name}{damaged}"
     return None
+
+
+BEST = "best"
+
+
+def keep_if_best(state: TrainState, folder: Path, score: float) -> None:
+    """Keep the state's average in `folder` if no average kept there scored as high."""
+    written = folder / f"{BEST}.json"
+    known = json.loads(written.read_text()) if written.exists() else None
+    if known is not None and known["score"] >= score and known["images"] <= state.images_seen:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    name = f"{BEST}-{state.images_seen:010d}.safetensors"
+    save_file(_contiguous(state.average), folder / name)
+    write_json(written, {"score": score, "images": state.images_seen, "file": name})  # whole or not at all
+    for old in folder.glob(f"{BEST}-*.safetensors"):
+        if old.name != name:
+            old.unlink()
+
+
+def load_best(state: TrainState, folder: Path) -> float | None:
+    """Put the best average in `folder` in the place of the state's; returns its score, None where none was kept."""
+    written = folder / f"{BEST}.json"
+    if not written.exists():
+        return None
+    known = json.loads(written.read_text())
+    loaded = load_file(folder / known["file"])
+    state.average = {k: v.to(state.average[k].device) for k, v in loaded.items()}
+    return known["score"]
 
 
 def _read_sound(path: Path) -> dict | None:

@@ -7,23 +7,28 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+SMOOTH = 1e-5
+"""Of every Dice here, in pixels: keeps 0/0 away and nothing else.
+
+A larger one pays for silence: where a name is absent from a batch, one pixel of it costs all of its Dice, and names
+that most batches lack (small organs) are unlearnt for good. nnU-Net's value, too."""
+
 
 def grouped_dice_loss(
     probability: Float[Tensor, " batch *space"],
     mask: Float[Tensor, " batch *space"],
     group: Int[Tensor, " batch"],
-    smooth: float = 1.0,
 ) -> Float[Tensor, ""]:
-    """One minus soft Dice, counted over all samples of a group together, averaged over the groups present.
+    """One minus soft Dice, counted over all samples of a group together, averaged over the groups that are shown.
 
     Counting a target over the whole batch keeps slices without it from contributing a Dice of an empty mask,
-    which is 0 or 1 by a hair (the "batch Dice" of nnU-Net).
+    which is 0 or 1 by a hair (the "batch Dice" of nnU-Net). A group whose masks are all empty has no Dice and is left
+    out: what it should not draw is for a pixelwise loss to say. 0 where none is shown.
 
     Args:
         probability: (B, ...) in [0, 1].
         mask: (B, ...) in {0, 1}.
         group: (B,) integers, the target each sample shows.
-        smooth: in voxels.
     """
     groups, index = torch.unique(group, return_inverse=True)
     count = len(groups)
@@ -31,30 +36,43 @@ def grouped_dice_loss(
     def total(x: Tensor) -> Tensor:
         return x.new_zeros(count).index_add(0, index, x.flatten(1).sum(1))
 
-    both, predicted, true = total(probability * mask), total(probability), total(mask)
-    return (1 - (2 * both + smooth) / (predicted + true + smooth)).mean()
+    return _dice_of_shown(total(probability * mask), total(probability), total(mask))
+
+
+def _dice_of_shown(both: Tensor, predicted: Tensor, true: Tensor) -> Tensor:
+    """The mean of one minus Dice over the names that `true` shows at all; of sums of pixels, one entry a name."""
+    shown = (true > 0).to(both.dtype)
+    dice = (2 * both + SMOOTH) / (predicted + true + SMOOTH)
+    return ((1 - dice) * shown).sum() / shown.sum().clamp(min=1)
 
 
 def segmentation_loss(
     log_probability: Float[Tensor, "batch channels h w"],
     labels: Int[Tensor, "batch h w"],
-    possible: Bool[Tensor, "batch concepts"],
+    where: Bool[Tensor, "batch h w"] | None = None,
 ) -> Float[Tensor, ""]:
-    """Cross entropy plus Dice of mutually exclusive targets, where not every slice is labelled for all of them.
+    """Cross entropy plus Dice of mutually exclusive targets; Dice is the mean over the names that the batch shows.
+
+    Each name is counted over the whole batch. One that no slice of it shows gets no gradient of Dice, only that of the
+    cross entropy.
 
     Args:
-        log_probability: background, then every concept; about -1e4 where a concept is not possible.
+        log_probability: background, then every concept; about -1e4 where a slice's labels cannot tell of a concept.
         labels: 0 is background, 1 + i is concept i.
-        possible: which concepts a slice's labels can tell of. Dice is averaged over those of any slice, each counted
-            over the whole batch.
+        where: which pixels count; all by default.
     """
-    entropy = F.nll_loss(log_probability, labels)
-    probability = log_probability[:, 1:].exp()
-    concepts = torch.arange(1, 1 + probability.shape[1], device=labels.device)
-    mask = (labels[:, None] == concepts[:, None, None]).float()
-    both, total = (probability * mask).sum((0, 2, 3)), (probability + mask).sum((0, 2, 3))
-    dice = (2 * both + 1) / (total + 1)
-    return entropy + (1 - dice)[possible.any(dim=0)].mean()
+    log_probability = log_probability.float()
+    of_truth = log_probability.gather(1, labels[:, None])[:, 0]
+    channel = labels.flatten()
+    weight = torch.ones_like(of_truth) if where is None else where.to(of_truth.dtype)
+    probability = log_probability.exp() if where is None else log_probability.exp() * weight[:, None]
+
+    def total(x: Tensor) -> Tensor:
+        return x.new_zeros(log_probability.shape[1]).index_add(0, channel, x.flatten())
+
+    both, true, predicted = total(of_truth.exp() * weight), total(weight), probability.sum((0, 2, 3))
+    entropy = -(of_truth * weight).sum() / weight.sum().clamp(min=1)
+    return entropy + _dice_of_shown(both[1:], predicted[1:], true[1:])
 
 
 def lumped(
@@ -73,6 +91,22 @@ def lumped(
     others = scores[:, 1:].masked_fill(~hidden, -torch.inf)
     background = torch.cat([scores[:, :1], others], dim=1).logsumexp(dim=1, keepdim=True)
     return torch.cat([background, scores[:, 1:].masked_fill(hidden, -1e4)], dim=1)
+
+
+def log_shares(
+    logits: Float[Tensor, "batch channels h w"], known: Bool[Tensor, "batch concepts"], hiding: bool
+) -> Float[Tensor, "batch channels h w"]:
+    """Log-probabilities of logits (B, 1 + C, h, w), background first, where labels cannot tell of every concept.
+
+    Args:
+        logits: of every channel.
+        known: (B, C), which concepts the labels can tell of, if only that they are absent.
+        hiding: whether background may hide the others (`lumped`); else they are left out of the competition.
+    """
+    if hiding:
+        return lumped(logits, known).log_softmax(dim=1)
+    hidden = F.pad(~known, (1, 0))  # background is always possible
+    return logits.masked_fill(hidden[:, :, None, None], -1e4).log_softmax(dim=1)
 
 
 def denoising_loss(
@@ -121,19 +155,18 @@ def noise_error(
 
 
 def mask_error(
-    logit: Float[Tensor, "batch channels h w"], mask: Float[Tensor, "batch channels h w"], smooth: float = 1.0
+    logit: Float[Tensor, "batch channels h w"], mask: Float[Tensor, "batch channels h w"]
 ) -> Float[Tensor, " batch"]:
     """Binary cross entropy plus one minus soft Dice, a value a sample (UniSegDiff's L_dice + L_ce).
 
     Args:
         logit: (B, C, h, w).
-        mask: (B, C, h, w) in {0, 1}; may be empty, where an empty prediction costs nothing.
-        smooth: in pixels.
+        mask: (B, C, h, w) in {0, 1}; an empty one has no Dice, its error is the cross entropy alone.
     """
     entropy = F.binary_cross_entropy_with_logits(logit, mask, reduction="none").flatten(1).mean(1)
     probability, true = logit.sigmoid().flatten(1), mask.flatten(1)
-    both = (probability * true).sum(1)
-    return entropy + 1 - (2 * both + smooth) / (probability.sum(1) + true.sum(1) + smooth)
+    both, shown = (probability * true).sum(1), true.sum(1) > 0
+    return entropy + (1 - (2 * both + SMOOTH) / (probability.sum(1) + true.sum(1) + SMOOTH)) * shown
 
 
 def gaussian_divergence(

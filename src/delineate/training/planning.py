@@ -13,6 +13,9 @@ from delineate.scans.grid import Fit, canonical_fit, is_in_hounsfield_units
 
 LOOKED_AT = 8  # cases of each dataset: medians of these are medians enough
 STEP = 32  # what every network's depth divides
+APART_MM = (
+    5.0  # of the neighbours that a 2-D network sees beside a slice: a vertebra's disc, a coarse scan's next slice
+)
 
 
 @dataclass(frozen=True)
@@ -36,10 +39,12 @@ class Plan:
 
     `size` is the smallest multiple of 32 that holds the longer side of the median slice of the dataset with the
     largest slices, but no more than the preset allows: small images are not blown up, large ones are scaled down.
+    `apart_mm` is how far the neighbours of a slice are away (`delineate.scans.grid.stack_of`).
     """
 
     size: int
     datasets: dict[str, DatasetPlan]
+    apart_mm: float = APART_MM
 
     def to_json(self) -> dict[str, Any]:
         """The plan as JSON values."""

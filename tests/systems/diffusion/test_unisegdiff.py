@@ -85,11 +85,11 @@ def test_no_gradient_reaches_the_frozen_condition_network(two_organ_bank, tmp_pa
     """Its weights after both stages are those it had after its own; while the denoiser learns it has no gradient."""
     kept = {}
 
-    def spy(state, loss_of, **how):
+    def spy(state, draw, loss_of, **how):
         if how["folder"].name == "denoiser":
             kept["before"] = {k: v.clone() for k, v in system.condition.state_dict().items()}
             kept["learns"] = {id(p) for group in state.optimizer.param_groups for p in group["params"]}
-        return loop(state, loss_of, **how)
+        return loop(state, draw, loss_of, **how)
 
     loop = training.train
     monkeypatch.setattr(training, "train", spy)

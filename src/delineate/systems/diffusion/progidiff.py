@@ -3,10 +3,14 @@
 After Lin et al. (2026), arXiv 2601.16060; what the paper leaves open was decided as follows. The image encoder is
 first trained as a segmenter of every target at once and then conditions the control (UniSegDiff does the like); the
 network predicts x0; a prompt's mask is drawn in a few trailing DDIM steps from N noise fields.
+
+The same with the generator switched off is a system of its own ("encoder" in `SYSTEMS`, `ProGiDiffConfig.steered`
+false): proposals are then what Bayes' rule makes of the encoder's probabilities and the noise, pixel by pixel. Nothing
+of the foundation but its text encoder takes part, and all the time of training is the encoder's.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,9 +25,10 @@ from delineate.diffusion.sampling import SAMPLERS, known
 from delineate.diffusion.schedule import trailing_times
 from delineate.foundation.control import Control, Hint
 from delineate.foundation.foundation import Foundation
-from delineate.foundation.pretraining import PRETRAIN_SHARE, caption_corpus, draw_captions, pretrain
+from delineate.foundation.pretraining import PRETRAIN_SHARE, caption_corpus, draw_captions, pretrain, pretrain_words
 from delineate.foundation.text import Encoded
 from delineate.networks.encoder import ENCODER_WIDTHS, Features
+from delineate.prompts.captions import captions
 from delineate.prompts.vocabulary import Vocabulary
 from delineate.scans.grid import View
 from delineate.storage.weights import load_weights, save_weights
@@ -33,6 +38,10 @@ from delineate.training.loop import Loss, Phase, Run, Step, train_phases
 from delineate.training.losses import denoising_loss, lumped, segmentation_loss
 
 ENCODER_SHARE = 0.72  # of the training budget; the rest trains the control
+WORDS_SHARE = 0.05  # of the training budget of a system that is not steered: for its text encoder, a minute at most
+WORDS_MINUTES = 1.0
+COARSE_FROM = 256  # pixels of the working grid, from where the encoder first learns at half of it
+COARSE_SHARE = 0.35  # of the time
 PROMPTS_DENOISED = 4  # a slice, for the denoiser: each is a pass of its own
 DECODER = r"\b(grow|up|head|trust|mix|decoders|detail)\b|\bfrom_"  # on the way from features to answers
 PAIRS_AT_ONCE = 64  # (slice, proposal) pairs in one forward: bounds memory, changes nothing but rounding
@@ -47,6 +56,7 @@ class ProGiDiffConfig:
     sampler: str = "ddim"
     steps: int = 2  # as good as 4 on the validation patient (docs/lab), at half the price
     skip_below: float = 0.02  # slices where the encoder's own estimate nowhere exceeds this are not drawn
+    steered: bool = True  # whether the foundation's U-Net and the control take part
 
 
 class ProGiDiff:
@@ -126,7 +136,7 @@ class ProGiDiff:
         fields = noise_fields(codec, n, tuple(hint.estimate.shape[1:]), seed)
 
         def draw(proposals: Tensor, slices: Tensor) -> Tensor:
-            denoise = self._denoiser(hint[slices], text)
+            denoise = self._denoiser(hint[slices], text) if self.config.steered else self._coins(hint.estimate[slices])
             if clues.known is not None and isinstance(codec, PixelUnshuffleCodec):
                 value, where = (pixels[slices] for pixels in clues.known)
                 denoise = known(denoise, codec.encode(value).to(device), codec.places(where).to(device))
@@ -155,6 +165,29 @@ class ProGiDiff:
             self.foundation, self.control, x, torch.full((len(x),), t, device=x.device), tokens, hint
         )
 
+    def _coins(self, estimate: Tensor) -> Callable[[Tensor, int], Tensor]:
+        """The clean latent as if each pixel were a coin of its own (`PixelUnshuffleCodec.posterior`)."""
+        codec, schedule = self.foundation.codec, self.foundation.schedule
+
+        def denoise(x: Tensor, t: int) -> Tensor:
+            times = torch.full((len(x),), t, device=x.device)
+            return codec.posterior(estimate, x, *schedule.signal_and_noise(times, x))
+
+        return denoise
+
+    @torch.no_grad()
+    def labels(self, image: Tensor) -> Tensor:
+        """The encoder's own answer to slices (B, 3, S, S), for all names at once: labels as in `Batch`."""
+        pooled = self.foundation.encode_text([captions(concept)[0] for concept in self.vocabulary.concepts]).pooled
+        return self.control.estimate(self.control.encoder(image), pooled).argmax(dim=1)
+
+    @torch.no_grad()
+    def coarse_labels(self, image: Tensor) -> Tensor:
+        """`labels` by a look at half the resolution."""
+        pooled = self.foundation.encode_text([captions(concept)[0] for concept in self.vocabulary.concepts]).pooled
+        estimate = self.control.estimate(self.control.encoder(F.avg_pool2d(image, 2)), pooled)
+        return F.interpolate(estimate, scale_factor=2, mode="bilinear", align_corners=False).argmax(dim=1)
+
     @property
     def about(self) -> str:
         """What the foundation says of itself."""
@@ -180,25 +213,42 @@ class ProGiDiff:
         """Nothing: names are read."""
 
     def phases(self, bank: SliceBank) -> list[Phase]:
-        """Two. The image encoder learns to segment every target at once; then, it frozen, the rest learns to denoise.
+        """The image encoder learns to segment every target at once.
 
-        Trained by the denoiser from nothing the encoder learns poorly.
+        Then, if the system is steered, the rest learns to denoise, the encoder frozen: trained by the denoiser from
+        nothing the encoder learns poorly.
         """
-        control, device = self.control, self.foundation.device
-        looks = nn.ModuleDict({"encoder": control.encoder, "head": control.head})
-        steers = nn.ModuleDict({name: module for name, module in control.named_children() if name not in looks})
-
-        def stream(prompts: int) -> Callable[[int, Generator], Captioned]:
-            def draw(size: int, generator: Generator) -> Captioned:
-                batch = bank.draw(size, prompts, generator).to(device)
-                return Captioned(batch, draw_captions(bank, generator))
-
-            return draw
-
+        phase = Phase("encoder", self._looks, self._stream(bank, 0), encoder_loss, self, answer=self.labels)
+        if not self.config.steered:
+            return [phase]
+        steers = nn.ModuleDict({n: m for n, m in self.control.named_children() if n not in self._looks})
+        denoised = self._stream(bank, PROMPTS_DENOISED)
         return [
-            Phase("encoder", looks, stream(1), encoder_loss, self, ENCODER_SHARE),
-            Phase("control", steers, stream(PROMPTS_DENOISED), control_loss, self, 1 - ENCODER_SHARE),
+            replace(phase, share=ENCODER_SHARE),
+            Phase("control", steers, denoised, control_loss, self, 1 - ENCODER_SHARE),
         ]
+
+    def coarse_phase(self, bank: SliceBank) -> Phase:
+        """What an encoder that knows nothing learns first on a large grid: the same at half the resolution."""
+        drawn = self._stream(bank, 0)
+
+        def draw(size: int, generator: Generator) -> Captioned:
+            whole = drawn(size, generator)
+            return replace(whole, batch=halved(whole.batch))
+
+        return Phase("coarse", self._looks, draw, encoder_loss, self, answer=self.coarse_labels)
+
+    @property
+    def _looks(self) -> nn.ModuleDict:
+        return nn.ModuleDict({"encoder": self.control.encoder, "head": self.control.head})
+
+    def _stream(self, bank: SliceBank, prompts: int) -> Callable[[int, Generator], "Captioned"]:
+        at_hand = bank.to(self.foundation.device)
+
+        def draw(size: int, generator: Generator) -> Captioned:
+            return Captioned(at_hand.draw(size, prompts, generator), draw_captions(bank, generator))
+
+        return draw
 
 
 @dataclass(frozen=True, eq=False)
@@ -226,7 +276,14 @@ def _looked_at(system: ProGiDiff, drawn: Captioned) -> tuple[Encoded, Features, 
 def encoder_loss(system: ProGiDiff, drawn: Captioned, step: Step) -> Loss:
     """Of the image encoder as a segmenter of every target at once."""
     _, _, log_probability = _looked_at(system, drawn)
-    return segmentation_loss(log_probability, drawn.batch.labels, drawn.batch.possible), {}
+    return segmentation_loss(log_probability, drawn.batch.labels), {}
+
+
+def halved(batch: Batch) -> Batch:
+    """A batch without prompts, at half its resolution: the mean of every four pixels, the label of one of them."""
+    return replace(
+        batch, image=F.avg_pool2d(batch.image, 2), labels=batch.labels[:, ::2, ::2], masks=batch.masks[..., ::2, ::2]
+    )
 
 
 def control_loss(system: ProGiDiff, drawn: Captioned, step: Step) -> Loss:
@@ -276,21 +333,34 @@ def make(
     seed: int = 0,
     foundation: Path | None = None,
     modalities: tuple[str | None, ...] = (None,),
+    steered: bool = True,
 ) -> ProGiDiff:
     """A system with an untrained control, on a foundation from a folder, or else on an untrained one."""
     if foundation is None:
-        base = Foundation.make(preset, "unshuffle", caption_corpus(vocabulary, modalities), seed=seed)
+        size_of = {"small": "tiny"}.get(preset, preset) if steered else "words"
+        base = Foundation.make(size_of, "unshuffle", caption_corpus(vocabulary, modalities), seed=seed)
     else:
         base = Foundation.load(foundation)
-    return build(ProGiDiffConfig(size=size, encoder=preset), base, vocabulary, seed=seed)
+    return build(ProGiDiffConfig(size=size, encoder=preset, steered=steered), base, vocabulary, seed=seed)
 
 
 def train(system: ProGiDiff, bank: SliceBank, run: Run) -> ProGiDiff:
-    """Train the control in two phases. A foundation that is untrained is pre-trained first, else it is not touched."""
-    if system.foundation.is_untrained:
+    """Train the phases. A foundation that is untrained is pre-trained first, else it is not touched.
+
+    Of one that takes no part the text encoder alone is trained.
+    """
+    if not system.config.steered:
+        minutes = run.budget.minutes
+        share = WORDS_SHARE if minutes is None else min(WORDS_SHARE, WORDS_MINUTES / max(minutes, 1e-9))
+        pretrain_words(system.foundation, bank, run.part(share))
+        run = run.part(1 - share)
+    elif system.foundation.is_untrained:
         base = pretrain(system.foundation, bank, run.part(PRETRAIN_SHARE, "pretrain"))
         run = run.part(1 - PRETRAIN_SHARE)  # a control starts as a copy of the foundation's weights
         system = build(system.config, base, system.vocabulary, seed=run.seed).to(base.device)
+    if system.size >= COARSE_FROM:
+        train_phases([system.coarse_phase(bank)], run.part(COARSE_SHARE))
+        run = run.part(1 - COARSE_SHARE)
     train_phases(system.phases(bank), run)
     return system
 

@@ -231,6 +231,11 @@ class UniSegDiff:
             out[:, active.cpu()] = (drawn * share[active]).cpu()
         return Drawn(out)
 
+    @torch.no_grad()
+    def _labels(self, image: Tensor) -> Tensor:
+        """The condition network's own answer to slices (B, 3, S, S): labels as in `Batch`."""
+        return self.condition.log_probability(self.condition(image)[0]).argmax(dim=1)
+
     def _channels(self, name: str) -> list[int]:
         """Where the condition network answers for a concept."""
         names = self.learnt.names
@@ -341,11 +346,11 @@ class UniSegDiff:
 
         Without pre-training (an ablation) both are trained by the denoiser's loss alone.
         """
-        hyper, stream = SIZES[self.config.preset].hyper, bank.stream(1, self.device)
+        hyper, stream = SIZES[self.config.preset].hyper, bank.stream(0, self.device)
         if not self.config.pretrained:
             return [Phase("denoiser", nn.ModuleDict(self.parts), stream, denoiser_loss, self, hyper=hyper)]
         return [
-            Phase("condition", self.condition, stream, condition_loss, self, CONDITION_SHARE, hyper),
+            Phase("condition", self.condition, stream, condition_loss, self, CONDITION_SHARE, hyper, self._labels),
             Phase("denoiser", self.denoiser, stream, denoiser_loss, self, 1 - CONDITION_SHARE, hyper),
         ]
 
@@ -354,7 +359,7 @@ def condition_loss(system: UniSegDiff, batch: Batch, step: Step) -> Loss:
     """Of the condition network as a segmenter of every target at once."""
     condition, possible = system.condition, batch.possible
     seen = condition.log_probability(condition(batch.image)[0], None if batch.lumped else possible)
-    return segmentation_loss(lumped(seen, possible) if batch.lumped else seen, batch.labels, possible), {}
+    return segmentation_loss(lumped(seen, possible) if batch.lumped else seen, batch.labels), {}
 
 
 def denoiser_loss(system: UniSegDiff, batch: Batch, step: Step) -> Loss:

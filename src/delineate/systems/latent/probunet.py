@@ -31,7 +31,6 @@ from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
-from torch.nn import functional as F
 
 from delineate.data.slices import Batch, SliceBank
 from delineate.diffusion.seeds import seed_of
@@ -44,7 +43,7 @@ from delineate.training.loop import Loss, Phase, Step
 from delineate.training.losses import (
     energy_distance,
     gaussian_divergence,
-    lumped,
+    log_shares,
     segmentation_loss,
     sinkhorn_divergence,
 )
@@ -199,7 +198,7 @@ class ProbUNet:
 
     def phases(self, bank: SliceBank) -> list[Phase]:
         """One: trunk, prior, posterior and head together."""
-        return [Phase("network", self.network, bank.stream(1, self.device), latent_loss, self)]
+        return [Phase("network", self.network, bank.stream(0, self.device), latent_loss, self)]
 
 
 def latent_loss(system: ProbUNet, batch: Batch, step: Step) -> Loss:
@@ -211,10 +210,11 @@ def latent_loss(system: ProbUNet, batch: Batch, step: Step) -> Loss:
     noise = torch.randn(len(mean), config.samples if of_set else 1, config.latent, generator=step.generator)
     z = mean[:, None] + log_sigma.exp()[:, None] * noise.to(system.device)
     logits = network.head(network.see(batch.image), z)
-    log_probability = _log_probability(logits, batch.possible, batch.lumped)
+    known = batch.possible.repeat_interleave(len(logits) // len(batch.possible), dim=0)
+    log_probability = log_shares(logits, known, batch.lumped)
     parts = {"divergence": divergence.item()}
     if of_set is None:
-        rebuilt = segmentation_loss(log_probability, batch.labels, batch.possible)
+        rebuilt = segmentation_loss(log_probability, batch.labels)
     else:
         readings = _readings(batch)
         entropy = mixture_entropy(log_probability.unflatten(0, z.shape[:2]), readings)
@@ -255,15 +255,6 @@ def mixture_entropy(log_probability: Tensor, readings: Tensor) -> Tensor:
 def _readings(batch: Batch) -> Tensor:
     """What every rater drew, (B, M, S, S); the labels of a bank without raters are those of its only one."""
     return batch.labels[:, None] if batch.readings is None else batch.readings
-
-
-def _log_probability(logits: Tensor, possible: Tensor, is_lumped: bool) -> Tensor:
-    """Of logits (B·K, 1 + C, S, S), where slices are not labelled for all concepts: `possible` is (B, C)."""
-    known = possible.repeat_interleave(len(logits) // len(possible), dim=0)
-    if is_lumped:
-        return lumped(logits, known).log_softmax(dim=1)
-    hidden = F.pad(~known, (1, 0))  # background is always possible
-    return logits.masked_fill(hidden[:, :, None, None], -1e4).log_softmax(dim=1)
 
 
 def build(config: ProbUNetConfig, vocabulary: Vocabulary, *, seed: int = 0) -> ProbUNet:
