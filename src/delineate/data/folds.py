@@ -156,5 +156,10 @@ def is_of(entry: Mapping[str, Any], dataset: Dataset) -> bool:
     return entry["name"] == dataset.name or entry.get("subjects") == _digest(case.subject for case in dataset.cases)
 
 
+def learnt_from_train(entry: Mapping[str, Any], dataset: Dataset) -> bool:
+    """Whether an entry of `trained_on` tells that exactly the train subjects of this dataset were learnt from."""
+    return entry.get("train") == _digest(dataset.splits.get("train", ()))
+
+
 def _digest(subjects: Any) -> str:
     return hashlib.sha256("\n".join(sorted(set(subjects))).encode()).hexdigest()

@@ -11,9 +11,9 @@ alike if their files are equal byte for byte or, of pictures (PNG, JPEG, TIFF; c
   two frames of one film also in what sets them apart from the rest.
 
 Each alone takes strangers of one modality for twins. The limits were chosen by looking at the pairs found in public
-sets: the twins that were seen in breast ultrasound are all found, and nothing in dermoscopy, histology, fluorescence
-and chest radiographs; of 28 fundus photographs two left eyes of strangers are taken for one. A wrong pair costs little
-(two subjects stay together), a missed one flatters a figure.
+sets: the twins that were seen in breast ultrasound are all found, and nothing in dermoscopy, histology, fluorescence,
+chest radiographs and crops of CT; of 28 fundus photographs two left eyes of strangers are taken for one. A wrong pair
+costs little (two subjects stay together), a missed one flatters a figure.
 
 Saving as JPEG, another size or depth, a change of brightness or contrast and a crop of a few pixels leave images alike;
 mirrored, turned and larger crops do not. Likeness is passed on: if a is like b and b like c, all three are one group.
@@ -85,7 +85,7 @@ def _look(path: Path, size: int, changed: int) -> Look | None:  # size and chang
     thumbnail = np.asarray(grey.resize((32, 32), Image.Resampling.BOX), np.float64)
     if thumbnail.std() < LEAST_SPREAD:
         return None
-    low = dctn(thumbnail, norm="ortho")[:9, :9].ravel()[1:]
+    low = np.asarray(dctn(thumbnail, norm="ortho"))[:9, :9].ravel()[1:]
     wide = np.asarray(grey.resize((17, 16), Image.Resampling.BOX))
     centred = (thumbnail - thumbnail.mean()).ravel()
     return Look(

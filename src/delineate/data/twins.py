@@ -1,9 +1,11 @@
 """Subjects that look alike and are on both sides of a split: told, and left out of training where asked."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from delineate.data.dataset import Dataset
+from delineate.data.folds import is_of, learnt_from_train
 from delineate.data.likeness import groups_alike
 
 HELD_OUT = ("val", "test")
@@ -49,3 +51,19 @@ def twins_in_words(dataset: Dataset, parts: Sequence[str] = HELD_OUT) -> str | N
         f"{dataset.name}: {subjects} like held-out ones ({named}{more}), so figures on {' and '.join(parts)} flatter; "
         "see delineate check, and put those alike into one split, or use --fold"
     )
+
+
+def twins_learnt_from(seen: Sequence[Mapping[str, Any]], dataset: Dataset, split: str) -> str | None:
+    """`twins_in_words` where a model that is to be scored on `split` was trained on the dataset with its twins; or None.
+
+    Args:
+        seen: as `delineate.data.folds.trained_on` gave it; who learnt from the train subjects that `without_twins`
+            leaves has nothing to be told.
+        dataset: with the splits of the training.
+        split: one of them, or "all".
+    """
+    own = [entry for entry in seen if is_of(entry, dataset)]
+    if split not in HELD_OUT or not own:
+        return None
+    clean = without_twins(dataset)
+    return None if all(learnt_from_train(entry, clean) for entry in own) else twins_in_words(dataset, (split,))
