@@ -54,7 +54,7 @@ def twins_in_words(dataset: Dataset, parts: Sequence[str] = HELD_OUT) -> str | N
 
 
 def twins_learnt_from(seen: Sequence[Mapping[str, Any]], dataset: Dataset, split: str) -> str | None:
-    """`twins_in_words` where a model that is to be scored on `split` was trained on the dataset with its twins; or None.
+    """`twins_in_words` where a model to be scored on `split` was trained on the dataset with its twins; or None.
 
     Args:
         seen: as `delineate.data.folds.trained_on` gave it; who learnt from the train subjects that `without_twins`
