@@ -73,7 +73,7 @@ def look_of(path: Path) -> Look | None:
     return _look(path, state.st_size, state.st_mtime_ns)
 
 
-@lru_cache(maxsize=100_000)  # 5 kB each, a few hundred MB at the very most
+@lru_cache(maxsize=50_000)  # 5 kB each, 270 MB at the very most
 def _look(path: Path, size: int, changed: int) -> Look | None:  # size and changed are the cache's alone
     try:
         pixels, _ = read_flat(path, MAX_VOXELS, as_labels=False)

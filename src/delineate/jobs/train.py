@@ -158,6 +158,7 @@ def train_system(request: TrainRequest, output: Path, *, device: str = "cpu", wa
     check_free(Path(output))
     work = work_folder(output, request)
     datasets, fold = open_all(request.folders, request.fold), request.fold
+    watch.start("comparing images across splits")
     for line in filter(None, map(twins_in_words, datasets if fold is None else ())):  # a fold keeps them together
         watch.say(line)
     made, folders = any(dataset.origins for dataset in datasets), ", ".join(map(str, request.datasets))
