@@ -120,6 +120,10 @@ class Lines:
             self.last = done
             print(f"  {done:4.0%} {note}", flush=True)
 
+    def say(self, line: str) -> None:
+        """What a person should know."""
+        print(line, flush=True)
+
 
 def ship(segmenter: Segmenter, model: Path, figures: dict) -> None:
     """Save in half precision as the package's own model, with its card."""

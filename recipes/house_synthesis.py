@@ -87,6 +87,10 @@ class Lines:
             self.last = done
             print(f"  {done:4.0%} {note}", flush=True)
 
+    def say(self, line: str) -> None:
+        """What a person should know."""
+        print(line, flush=True)
+
 
 def ship(base: Path) -> None:
     """Save in half precision as the package's own, with its card."""

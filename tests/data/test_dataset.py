@@ -6,8 +6,10 @@ import nibabel
 import numpy as np
 import pytest
 from PIL import Image
+from tests.data.test_likeness import as_jpeg, saved, scene
 
 from delineate.data import open_dataset, write_splits
+from delineate.data.twins import twins_across
 from delineate.errors import DatasetError
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -273,6 +275,33 @@ def test_splits_need_enough_subjects_and_fractions_of_one(tmp_path):
     with pytest.raises(DatasetError, match="sum to 1"):
         write_splits(dataset, (0.5, 0.1, 0.1))
     assert len(write_splits(dataset, (0.5, 0.0, 0.5)).split("train")) == 1
+
+
+def test_splits_keep_together_what_looks_alike(tmp_path):
+    """Of twenty subjects one is like the next, in tens of two; two splits each get at least a pair."""
+    root = pictures(tmp_path / "set", names=[f"n{number:02d}" for number in range(20)])
+    for number in range(20):
+        (root / "images" / f"n{number:02d}.png").unlink()
+        save = as_jpeg if number % 2 else saved
+        save(root / "images" / f"n{number:02d}.png", scene(number // 2))
+    opened = open_dataset(root, targets=["polyp"])
+    for seed in range(4):
+        dataset = write_splits(opened, seed=seed)
+        assert twins_across(dataset) == {}
+        assert [len(dataset.splits[name]) for name in ("train", "val", "test")] == [14, 2, 4]
+        assert open_dataset(root, targets=["polyp"]) == dataset
+        (root / "splits.json").unlink()
+
+
+def test_splits_that_likeness_leaves_no_room_for_are_refused(tmp_path):
+    root = pictures(tmp_path / "set", names=["a", "b", "c", "d"])
+    for name in "abcd":
+        saved(root / "images" / f"{name}.png", scene(ord(name) // 99))  # a and b show one thing, c and d another
+    opened = open_dataset(root, targets=["polyp"])
+    with pytest.raises(DatasetError, match="2 groups of subjects that look alike are too few for fractions"):
+        write_splits(opened, (0.4, 0.3, 0.3))
+    assert not (root / "splits.json").exists()
+    assert [len(part) for part in write_splits(opened, (0.5, 0, 0.5)).splits.values()] == [2, 0, 2]
 
 
 def test_subjects_of_unknown_cases_are_refused(tmp_path):

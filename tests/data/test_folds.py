@@ -7,11 +7,13 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tests.data.test_dataset import DATA, pictures
+from tests.data.test_likeness import as_jpeg, saved, scene
 
 from delineate.data import open_dataset
 from delineate.data.dataset import Case, Dataset
 from delineate.data.folds import Fold, fold_of, held_out, refuse_seen
 from delineate.data.layout import split_faults
+from delineate.data.twins import twins_across
 from delineate.errors import DatasetError, DelineateError
 
 
@@ -85,6 +87,21 @@ def test_duplicates_bind_subjects_in_chains(tmp_path):
         fold_of(dataset_of(tmp_path, images), 1, 5)
 
 
+def test_pictures_that_look_alike_bind_subjects_too(tmp_path):
+    """Every second subject has the picture of the one before it, as JPEG: ten pairs, and no fold parts one."""
+    cases = []
+    for number in range(20):
+        save = as_jpeg if number % 2 else saved
+        path = save(tmp_path / f"{number:02d}.png", scene(number // 2))
+        cases.append(Case(path.stem, f"s{number:02d}", path, path))
+    dataset = Dataset(tmp_path, "set", None, {"polyp": 1}, tuple(cases))
+    for number in range(1, 6):
+        fold = fold_of(dataset, number, 5)
+        assert [len(part) for part in fold.splits.values()] == [14, 2, 4]
+        for members in fold.splits.values():
+            assert [int(name[1:]) // 2 for name in members[::2]] == [int(name[1:]) // 2 for name in members[1::2]]
+
+
 def test_several_images_of_a_subject_stay_together(tmp_path):
     dataset = dataset_of(tmp_path, [(f"s{number // 3}", bytes([number])) for number in range(30)])
     fold = fold_of(dataset, 2, 5)
@@ -139,7 +156,7 @@ def test_folds_that_cannot_be_are_refused(twenty, tmp_path):
         fold_of(few, 1, 2)
 
 
-def test_duplicates_of_a_real_set_stay_together():
+def test_twins_of_a_real_set_stay_together():
     if not (DATA / "busi").is_dir():
         pytest.skip(f"no real data at {DATA / 'busi'}")
     dataset = open_dataset(DATA / "busi", targets=["breast lesion"])
@@ -147,9 +164,13 @@ def test_duplicates_of_a_real_set_stay_together():
     assert sorted(case.name for fold in folds for case in fold.split("test")) == [case.name for case in dataset.cases]
     for fold in folds:
         home = {subject: part for part, members in fold.splits.items() for subject in members}
-        first = {}
-        for case in dataset.cases:
-            assert home[case.subject] == home[first.setdefault(case.image.read_bytes(), case.subject)]
+        for twins in (
+            "malignant_4 malignant_5",
+            "malignant_6 malignant_7 malignant_8 malignant_9",
+            "normal_13 normal_5",
+        ):
+            assert len({home[subject] for subject in twins.split()}) == 1
+        assert twins_across(fold) == {}
 
 
 # Who may be scored on what

@@ -22,6 +22,10 @@ class Bar:
         """Tell which share of it is done."""
         self._progress.update(self._task, completed=done, note=note)
 
+    def say(self, line: str) -> None:
+        """A line for the user, which stays when the bar is gone."""
+        self._progress.console.print(f"delineate: {line}", markup=False, highlight=False, soft_wrap=True)
+
 
 @contextmanager
 def progress_bar(console: Console, quiet: bool = False) -> Iterator[Bar]:

@@ -21,6 +21,7 @@ from delineate.data.layout import (
     split_faults,
     summary,
 )
+from delineate.data.likeness import groups_alike
 from delineate.errors import DatasetError, ScanError
 from delineate.scans.reading import read_labels, read_scan
 from delineate.scans.scan import Scan
@@ -96,6 +97,7 @@ def check_dataset(
             progress(number, len(files.images))
     checks.spacings()
     checks.splits_and_duplicates(dataset)
+    checks.twins(dataset)
     checks.unseen(dataset)
     report.problems.sort(key=lambda problem: (problem.severity, problem.file, problem.what))
     return report
@@ -254,6 +256,31 @@ class _Checks:
                 self.add(image, f"{what}, which is in '{splits[0]}' while this is in '{splits[1]}'", "remove one")
             else:
                 self.add(image, what, "remove one", "warning")
+
+    def twins(self, dataset: Dataset) -> None:
+        """Images in two splits that are not the same file and look nearly alike: for a person to see and decide."""
+        home = {subject: name for name, members in dataset.splits.items() for subject in members}
+        images = self.files.images
+        for group in groups_alike(images.items()) if home else ():
+            held = sorted(
+                (name for name in group if self.subjects[name] in home), key=lambda name: self._rank(home, name)
+            )
+            splits = [home[self.subjects[name]] for name in held]
+            if len(set(splits)) < 2 or len({sha256_of(images[name]) for name in held}) == 1:
+                continue
+            others = ", ".join(f"{images[n].name} in '{s}'" for n, s in zip(held[1:], splits[1:], strict=True))
+            self.add(
+                images[held[0]],
+                f"in '{splits[0]}', looks nearly the same as {others}",
+                "see whether they show one thing; if so put their subjects into one split, use --fold, or train "
+                "without them (delineate.data.twins.without_twins)",
+                "warning",
+            )
+
+    def _rank(self, home: Mapping[str, str], name: str) -> tuple[int, str]:
+        """Train before val before test before other splits, then by name."""
+        split = home[self.subjects[name]]
+        return (SPLITS.index(split) if split in SPLITS else len(SPLITS), name)
 
     def unseen(self, dataset: Dataset) -> None:
         """Targets that no label file holds."""

@@ -18,6 +18,7 @@ from delineate.data.layout import (
     split_faults,
     summary,
 )
+from delineate.data.likeness import groups_alike, whole_groups
 from delineate.data.synthetic import Origin, read_origins
 from delineate.errors import DatasetError
 from delineate.prompts.vocabulary import Vocabulary
@@ -221,10 +222,11 @@ def open_dataset(
 def write_splits(dataset: Dataset, fractions: tuple[float, float, float] = (0.7, 0.1, 0.2), seed: int = 0) -> Dataset:
     """Divide the subjects at random into train, val and test, write `splits.json`, return the new dataset.
 
-    Every split with a positive fraction gets at least one subject. An existing split is never replaced.
+    Every split with a positive fraction gets at least one subject, and subjects whose images are the same or nearly so
+    get into one (`delineate.data.likeness`). An existing split is never replaced.
 
     Raises:
-        DatasetError: The dataset has splits, the fractions do not sum to 1, or there are too few subjects.
+        DatasetError: The dataset has splits, the fractions do not sum to 1, or there are too few subjects (or groups).
     """
     path = dataset.root / "splits.json"
     if dataset.splits or path.exists():
@@ -235,10 +237,16 @@ def write_splits(dataset: Dataset, fractions: tuple[float, float, float] = (0.7,
     counts = [max(1, round(part * len(subjects))) if part else 0 for part in fractions[1:]]
     if sum(counts) >= len(subjects):
         raise DatasetError(f"{len(subjects)} subjects are too few for fractions {fractions}.")
-    order = [subjects[index] for index in np.random.default_rng(seed).permutation(len(subjects))]
-    ends = len(order) - sum(counts), len(order) - counts[1]
-    parts = order[: ends[0]], order[ends[0] : ends[1]], order[ends[1] :]
-    drawn = {name: tuple(sorted(part)) for name, part in zip(SPLITS, parts, strict=True)}
+    place = dict(zip(subjects, np.argsort(np.random.default_rng(seed).permutation(len(subjects))), strict=True))
+    groups = groups_alike((case.subject, case.image) for case in dataset.cases)
+    left, parts = sorted(groups, key=lambda group: place[group[0]], reverse=True), {}
+    for name, count in (("test", counts[1]), ("val", counts[0])):
+        parts[name] = whole_groups(left, count)
+        left = [group for group in left if group not in parts[name]]
+    parts["train"] = left
+    if any(part and not parts[name] for name, part in zip(SPLITS, fractions, strict=True)):
+        raise DatasetError(f"{len(groups)} groups of subjects that look alike are too few for fractions {fractions}.")
+    drawn = {name: tuple(sorted(subject for group in parts[name] for subject in group)) for name in SPLITS}
     write_json(path, drawn)
     return replace(dataset, splits=drawn)
 

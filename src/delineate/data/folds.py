@@ -2,15 +2,14 @@
 
 import hashlib
 import re
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 from delineate.data.dataset import Dataset
+from delineate.data.likeness import groups_alike, whole_groups
 from delineate.data.synthetic import held_out_by_source
 from delineate.errors import DatasetError, DelineateError
-from delineate.storage.files import sha256_of
 
 
 class Fold(NamedTuple):
@@ -38,13 +37,13 @@ def fold_of(dataset: Dataset, number: int, of: int, seed: int = 0, val: float = 
     """The dataset with the splits of one fold of a k-fold cross-validation, in memory; its own splits do not count.
 
     "test" is the subjects of fold `number` of `of`; "val" the share `val` of the other subjects, one at least where
-    `val` is positive; "train" the rest. Subjects stay whole, and subjects that share an image, byte for byte, stay
-    together (some public sets hold duplicates). Every subject is in the test part of exactly one fold; folds differ
-    by at most one such group. The division depends on `seed` and the names of the subjects alone, not on the order
-    of files.
+    `val` is positive; "train" the rest. Subjects stay whole, and subjects whose images are the same or nearly so stay
+    together (`delineate.data.likeness`; some public sets hold twins). Every subject is in the test part of exactly one
+    fold; folds differ by at most one such group. The division depends on `seed`, the names of the subjects and which
+    of them are alike, not on the order of files.
 
     Args:
-        dataset: with its image files on disk, whose bytes are compared.
+        dataset: with its image files on disk, which are compared.
         number: which fold, from 1.
         of: how many there are, 2 or more.
         seed: of the division; all folds of one cross-validation share it.
@@ -62,19 +61,14 @@ def fold_of(dataset: Dataset, number: int, of: int, seed: int = 0, val: float = 
         )
     if not 0 <= val < 1:
         raise DelineateError(f"val is a share of the subjects from 0 to below 1; got {val}")
-    order = sorted(_groups(dataset), key=lambda group: _lot(f"{seed}", group[0]))
+    groups = groups_alike((case.subject, case.image) for case in dataset.cases)
+    order = sorted(groups, key=lambda group: _lot(f"{seed}", group[0]))
     if len(order) < of:
         raise DatasetError(f"{dataset.root}: {len(order)} groups of subjects are too few for {of} folds; take fewer")
     test = order[number - 1 :: of]
     rest = sorted((group for group in order if group not in test), key=lambda group: _lot(f"{seed} {fold}", group[0]))
     wanted = max(1, round(val * sum(map(len, rest)))) if val else 0
-    chosen, taken = [], 0
-    for group in rest:
-        if taken + len(group) <= wanted:
-            chosen.append(group)
-            taken += len(group)
-    if wanted and not chosen:
-        chosen = [min(rest, key=len)]
+    chosen = whole_groups(rest, wanted)
     train = [group for group in rest if group not in chosen]
     if not train:
         raise DatasetError(f"{dataset.root}: fold {fold} leaves no subject to train on; take more folds")
@@ -82,30 +76,6 @@ def fold_of(dataset: Dataset, number: int, of: int, seed: int = 0, val: float = 
     return replace(
         dataset, splits={part: tuple(sorted(s for group in groups for s in group)) for part, groups in parts.items()}
     )
-
-
-def _groups(dataset: Dataset) -> list[tuple[str, ...]]:
-    """The subjects in groups that share no image file's bytes, each group sorted."""
-    leader = {case.subject: case.subject for case in dataset.cases}
-
-    def lead(subject: str) -> str:
-        while leader[subject] != subject:
-            leader[subject] = leader[leader[subject]]
-            subject = leader[subject]
-        return subject
-
-    alike = defaultdict(list)
-    for case in dataset.cases:
-        alike[case.image.stat().st_size].append(case)  # files of one size alone can be the same
-    for cases in alike.values():
-        first: dict[str, str] = {}
-        for case in cases if len(cases) > 1 else ():
-            twin = first.setdefault(sha256_of(case.image), case.subject)
-            leader[lead(case.subject)] = lead(twin)
-    members = defaultdict(list)
-    for subject in sorted(leader):
-        members[lead(subject)].append(subject)
-    return [tuple(group) for group in members.values()]
 
 
 def _lot(seed: str, name: str) -> bytes:
@@ -116,8 +86,8 @@ def _lot(seed: str, name: str) -> bytes:
 def held_out(datasets: Sequence[Dataset], fold: Fold | None) -> list[dict[str, Any]]:
     """What a training has to remember of its datasets, so that `refuse_seen` can tell what it may be scored on.
 
-    One entry a dataset: name, fold ("1/4" or None), digests of the names of all its subjects and of its test
-    subjects. No name of a subject is kept. A dataset with synthetic cases has the entries of what these were made
+    One entry a dataset: name, fold ("1/4" or None), digests of the names of all its subjects, of its train and of its
+    test subjects. No name of a subject is kept. A dataset with synthetic cases has the entries of what these were made
     from, where it tells.
     """
     entries = [
@@ -125,6 +95,7 @@ def held_out(datasets: Sequence[Dataset], fold: Fold | None) -> list[dict[str, A
             "name": dataset.name,
             "fold": None if fold is None else str(fold),
             "subjects": _digest(case.subject for case in dataset.cases),
+            "train": _digest(dataset.splits.get("train", ())),
             "test": _digest(dataset.splits.get("test", ())),
         }
         for dataset in datasets
@@ -183,6 +154,11 @@ def trained_on(training: Mapping[str, Any]) -> list[dict[str, Any]]:
 def is_of(entry: Mapping[str, Any], dataset: Dataset) -> bool:
     """Whether an entry of `trained_on` is of this dataset: the same name, or the same subjects under another."""
     return entry["name"] == dataset.name or entry.get("subjects") == _digest(case.subject for case in dataset.cases)
+
+
+def learnt_from_train(entry: Mapping[str, Any], dataset: Dataset) -> bool:
+    """Whether an entry of `trained_on` tells that exactly the train subjects of this dataset were learnt from."""
+    return entry.get("train") == _digest(dataset.splits.get("train", ()))
 
 
 def _digest(subjects: Any) -> str:

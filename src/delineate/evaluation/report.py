@@ -112,7 +112,7 @@ def print_check(report: "CheckReport", console: Console, say: Callable[[str], No
         table.add_row(name, *(str(v) for v in counts.values()))
     console.print(table)
     for problem in report.problems:
-        say(f"{problem.severity}: {problem.file}: {problem.what} {problem.fix}")
+        say(f"{problem.severity}: {problem.file}: {problem.what.rstrip('.')}; {problem.fix}")
     if not report.problems:
         console.print("nothing wrong")
 

@@ -8,6 +8,7 @@ from typing import Any
 from delineate.adapters.folder import read_adapter
 from delineate.data.folds import Fold, fold_of, refuse_seen, trained_on
 from delineate.data.named import open_named
+from delineate.data.twins import twins_learnt_from
 from delineate.errors import DatasetError, DelineateError
 from delineate.evaluation.protocols import PROTOCOLS
 from delineate.jobs.watch import Nobody, Watch
@@ -64,8 +65,11 @@ def evaluate_model(
     dataset = open_named(request.dataset, request.target, request.modality)
     if fold is not None:
         dataset = fold_of(dataset, *fold)
-    refuse_seen(trained_on(check_model(model)[1]["training"]), dataset, fold, "the model")
-    without_labels = check_model(model)[1]["training"].get("unlabelled", {}).get("sha256", ())
+    training = check_model(model)[1]["training"]
+    refuse_seen(trained_on(training), dataset, fold, "the model")
+    if fold is None and (line := twins_learnt_from(trained_on(training), dataset, split)):
+        watch.say(line)
+    without_labels = training.get("unlabelled", {}).get("sha256", ())
     learnt_from = {"the model": without_labels}
     if adapter is not None:
         learnt_from[str(adapter)] = read_adapter(adapter).training.get("learnt_from", ())

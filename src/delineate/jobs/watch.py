@@ -11,10 +11,11 @@ from delineate.training.checkpoint import TrainState
 
 
 class Watch(Protocol):
-    """Who is told how far a job is: a progress bar, or nobody."""
+    """Who is told how far a job is, and what a person should know of it: a progress bar, or nobody."""
 
     def start(self, what: str, done: float = 0.0) -> None: ...  # noqa: D102
     def update(self, done: float, note: str = "") -> None: ...  # noqa: D102
+    def say(self, line: str) -> None: ...  # noqa: D102
 
 
 class Nobody:
@@ -24,6 +25,9 @@ class Nobody:
         """Ignored."""
 
     def update(self, done: float, note: str = "") -> None:
+        """Ignored."""
+
+    def say(self, line: str) -> None:
         """Ignored."""
 
 
