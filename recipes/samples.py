@@ -49,7 +49,7 @@ CHOSEN = {
         "btcv_ct",
         "Beyond the Cranial Vault (BTCV) challenge, MICCAI 2015; Synapse syn3193805, doi:10.7303/syn3193805",
         "usually quoted CC BY 4.0",
-        "Landman B, Xu Z, Igelsias JE, Styner M, Langerak TR, Klein A: MICCAI Multi-Atlas Labeling Beyond the Cranial "
+        "Landman B, Xu Z, Iglesias JE, Styner M, Langerak TR, Klein A: MICCAI Multi-Atlas Labeling Beyond the Cranial "
         "Vault, workshop and challenge, 2015",
         "8 bit (window about -125 to 275 HU) at half resolution in the plane; every second slice of the slab that shows "
         "the organs (now 6 mm apart), cropped to the body",
@@ -61,9 +61,9 @@ CHOSEN = {
         {"skin lesion": 1},
         "isic2018",
         "ISIC 2018 challenge, task 1",
-        "CC0 1.0",
-        "Codella N et al.: Skin Lesion Analysis Toward Melanoma Detection 2018, arXiv:1902.03368; Tschandl P, Rosendahl "
-        "C, Kittler H: The HAM10000 dataset, Sci Data 5, 180161, 2018, doi:10.1038/sdata.2018.161",
+        "quoted CC0 1.0",
+        "Codella N et al.: Skin Lesion Analysis Toward Melanoma Detection 2018, arXiv:1902.03368; the image is of the "
+        "ISIC Archive, www.isic-archive.com",
         "scaled to 256 x 256",
         {"ISIC_0000034": "test"},
     ),

@@ -19,7 +19,7 @@ TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in FIL
 
 FLOORS = [  # the rooms from the ground up: a module imports from rooms below its own, and from its own
     {"", "diffusion", "errors", "networks"},
-    {"prompts", "storage"},
+    {"prompts", "samples", "storage"},
     {"calibration", "scans"},
     {"data", "metrics", "proposals"},
     {"pictures", "training"},

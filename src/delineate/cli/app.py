@@ -149,19 +149,19 @@ app.command()(cli_study.study)
 @app.command()
 def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write to.")] = Path("demo"),
-    data: Annotated[
-        Path | None, typer.Option(help="Dataset to show; without it a phantom is made. Its test split is used.")
+    images: Annotated[
+        int | None, typer.Option(min=1, help="Adapt by this many images instead; most of the time goes there.")
     ] = None,
-    minutes: Annotated[float, typer.Option(help="Length of each of the two short trainings.")] = 1.2,
     threads: ThreadsOption = None,
     device: DeviceOption = "auto",
 ) -> None:
-    """See it work: segment with the house model, train a small model, compare both with a U-Net."""
-    from delineate.jobs.demo import run_demo
+    """See it work: the house model on real scans that ship, then taught another kind of scan by five images."""
+    from delineate.jobs.demo import DemoRequest, run_demo
 
     chosen = compute(threads, device)
+    request = DemoRequest() if images is None else DemoRequest(images=images)
     with progress_bar(err) as bar:
-        lines = run_demo(output, data, minutes=minutes, device=chosen, watch=bar, console=out)
+        lines = run_demo(request, output, device=chosen, watch=bar, console=out)
     for line in lines:
         out.print(line, highlight=False, soft_wrap=True)
 
