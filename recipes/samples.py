@@ -49,10 +49,10 @@ CHOSEN = {
         "btcv_ct",
         "Beyond the Cranial Vault (BTCV) challenge, MICCAI 2015; Synapse syn3193805, doi:10.7303/syn3193805",
         "usually quoted CC BY 4.0",
-        "Landman B, Xu Z, Iglesias JE, Styner M, Langerak TR, Klein A: MICCAI Multi-Atlas Labeling Beyond the Cranial "
-        "Vault, workshop and challenge, 2015",
-        "8 bit (window about -125 to 275 HU) at half resolution in the plane; every second slice of the slab that shows "
-        "the organs (now 6 mm apart), cropped to the body",
+        "Landman B, Xu Z, Iglesias JE, Styner M, Langerak TR, Klein A: MICCAI Multi-Atlas Labeling Beyond the "
+        "Cranial Vault, workshop and challenge, 2015",
+        "8 bit (window about -125 to 275 HU) at half resolution in the plane; every second slice of the slab that "
+        "shows the organs (now 6 mm apart), cropped to the body",
         {"case13": "test"},
     ),
     "dermoscopy": Chosen(
@@ -74,8 +74,8 @@ CHOSEN = {
         "busi",
         "Breast Ultrasound Images (BUSI)",
         "quoted CC0 (the data) and CC BY 4.0 (the article)",
-        "Al-Dhabyani W, Gomaa M, Khaled H, Fahmy A: Dataset of breast ultrasound images, Data in Brief 28, 104863, 2020, "
-        "doi:10.1016/j.dib.2019.104863",
+        "Al-Dhabyani W, Gomaa M, Khaled H, Fahmy A: Dataset of breast ultrasound images, Data in Brief 28, 104863, "
+        "2020, doi:10.1016/j.dib.2019.104863",
         "scaled to a longer side of 320",
         {"benign_48": "test"},
     ),
@@ -86,8 +86,8 @@ CHOSEN = {
         "hc18_us",
         "HC18 grand challenge, Zenodo, doi:10.5281/zenodo.1322001",
         "CC BY 4.0",
-        "van den Heuvel TLA, de Bruijn D, de Korte CL, van Ginneken B: Automated measurement of fetal head circumference "
-        "using 2D ultrasound images, PLoS ONE 13(8), e0200412, 2018, doi:10.1371/journal.pone.0200412",
+        "van den Heuvel TLA, de Bruijn D, de Korte CL, van Ginneken B: Automated measurement of fetal head "
+        "circumference using 2D ultrasound images, PLoS ONE 13(8), e0200412, 2018, doi:10.1371/journal.pone.0200412",
         "scaled to 400 x 270; the outline of the skull filled",
         {"724_HC": "test"},
     ),
@@ -98,8 +98,8 @@ CHOSEN = {
         "dsb2018_fl",
         "2018 Data Science Bowl, BBBC038v1 of the Broad Bioimage Benchmark Collection, corrected masks",
         "CC0 1.0",
-        "Caicedo JC et al.: Nucleus segmentation across imaging experiments: the 2018 Data Science Bowl, Nature Methods "
-        "16, 1247-1253, 2019, doi:10.1038/s41592-019-0612-7",
+        "Caicedo JC et al.: Nucleus segmentation across imaging experiments: the 2018 Data Science Bowl, Nature "
+        "Methods 16, 1247-1253, 2019, doi:10.1038/s41592-019-0612-7",
         "grey, one mask for all nuclei",
         {
             "fl_02903040e19ddf92": "train",
@@ -154,9 +154,9 @@ def readme(told: dict[str, dict[str, Any]]) -> str:
     lines = [
         "# Samples",
         "",
-        "Real scans with their masks, made by `recipes/samples.py` from public sets; `samples.json` has the SHA-256 of each",
-        "file. They are not under delineate's own licence but under the terms below. No model that ships has learnt from",
-        "them. For trying things, not for judging a model by.",
+        "Real scans with their masks, made by `recipes/samples.py` from public sets; `samples.json` has the SHA-256",
+        "of each file. They are not under delineate's own licence but under the terms below. No model that ships has",
+        "learnt from them. For trying things, not for judging a model by.",
         "",
     ]
     for name, about in told.items():

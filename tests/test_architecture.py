@@ -151,7 +151,9 @@ print([name for name in ("torch", "diffusers", "transformers", "matplotlib", "sc
 """
 
 
-@pytest.mark.parametrize("arguments", [("--help",), ("--version",), ("systems",), ("segment", "--help")], ids=" ".join)
+@pytest.mark.parametrize(
+    "arguments", [("--help",), ("--version",), ("samples",), ("systems",), ("segment", "--help")], ids=" ".join
+)
 def test_light_commands_import_nothing_heavy_and_are_quick(arguments):
     seconds = []
     for _ in range(3):

@@ -103,6 +103,24 @@ def prompts(model: ModelOption = None, as_json: JsonOption = False) -> None:
 
 
 @app.command()
+def samples(as_json: JsonOption = False) -> None:
+    """List the real scans that ship, to try things on: what they show, their terms, where they lie."""
+    from delineate.samples import folder, names, sample
+
+    told = [sample(name) for name in names()]
+    if as_json:
+        print_json(
+            [{**one.__dict__, "folder": str(one.folder), "images": [str(p) for p in one.images]} for one in told]
+        )
+        return
+    table = Table("sample", "what it is", "terms", box=None, pad_edge=False)
+    for one in told:
+        table.add_row(one.name, one.title, one.terms)
+    out.print(table)
+    out.print(f"a folder each in {folder()}", highlight=False, soft_wrap=True)
+
+
+@app.command()
 def systems(as_json: JsonOption = False) -> None:
     """List the named systems that can be trained."""
     if as_json:
