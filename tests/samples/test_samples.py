@@ -5,8 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from delineate import samples
+from delineate.cli.app import app
 from delineate.data.dataset import open_dataset
 from delineate.scans.reading import read_scan
 from delineate.storage.files import sha256_of
@@ -79,3 +81,11 @@ def test_the_slab_lies_where_it_was_cut_from(shared_data):
     ]
     assert np.array_equal(whole.voxels[np.ix_(*at)], slab.voxels)
     assert np.allclose((i, j, k), [a[0] for a in at], atol=1e-4)
+
+
+def test_the_command_lists_them_all():
+    told = json.loads(CliRunner().invoke(app, ["samples", "--json"]).stdout)
+    assert [one["name"] for one in told] == list(samples.names())
+    assert all(Path(path).is_file() for one in told for path in one["images"])
+    listed = CliRunner().invoke(app, ["samples"]).stdout
+    assert all(one["name"] in listed for one in told)

@@ -174,12 +174,12 @@ def demo(
     device: DeviceOption = "auto",
 ) -> None:
     """See it work: the house model on real scans that ship, then taught another kind of scan by five images."""
-    from delineate.jobs.demo import DemoRequest, run_demo
-
-    chosen = compute(threads, device)
-    request = DemoRequest() if images is None else DemoRequest(images=images)
     with progress_bar(err) as bar:
-        lines = run_demo(request, output, device=chosen, watch=bar, console=out)
+        bar.start("starting")  # torch alone takes seconds on a busy machine
+        from delineate.jobs.demo import DemoRequest, run_demo
+
+        request = DemoRequest() if images is None else DemoRequest(images=images)
+        lines = run_demo(request, output, device=compute(threads, device), watch=bar, console=out)
     for line in lines:
         out.print(line, highlight=False, soft_wrap=True)
 
