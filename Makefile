@@ -17,7 +17,7 @@ $(READY): pyproject.toml hatch_build.py
 	touch $(READY)
 
 demo: $(READY)
-	$(BIN)/delineate demo -o demo $(if $(wildcard $(DATA)/btcv_ct/dataset.json),--data $(DATA)/btcv_ct)
+	$(BIN)/delineate demo -o demo
 
 test: $(READY)
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m 'not slow and not browser'

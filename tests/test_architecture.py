@@ -19,7 +19,7 @@ TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in FIL
 
 FLOORS = [  # the rooms from the ground up: a module imports from rooms below its own, and from its own
     {"", "diffusion", "errors", "networks"},
-    {"prompts", "storage"},
+    {"prompts", "samples", "storage"},
     {"calibration", "scans"},
     {"data", "metrics", "proposals"},
     {"pictures", "training"},
@@ -151,7 +151,9 @@ print([name for name in ("torch", "diffusers", "transformers", "matplotlib", "sc
 """
 
 
-@pytest.mark.parametrize("arguments", [("--help",), ("--version",), ("systems",), ("segment", "--help")], ids=" ".join)
+@pytest.mark.parametrize(
+    "arguments", [("--help",), ("--version",), ("samples",), ("systems",), ("segment", "--help")], ids=" ".join
+)
 def test_light_commands_import_nothing_heavy_and_are_quick(arguments):
     seconds = []
     for _ in range(3):

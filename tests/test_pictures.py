@@ -6,7 +6,16 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from delineate.pictures import adaptation_chart, contour, dice_chart, montage, training_curves, write_figure
+from delineate.pictures import (
+    adaptation_chart,
+    contour,
+    dice_chart,
+    montage,
+    tiles,
+    tiles_of,
+    training_curves,
+    write_figure,
+)
 from delineate.prompts.prompt import Prompt
 from delineate.proposals.proposals import Outcome, Proposals, TargetProposals
 from delineate.scans.geometry import FLAT_AFFINE
@@ -235,3 +244,18 @@ def test_an_adaptation_of_any_number_of_targets_can_be_drawn(count, tmp_path):
     for colour in ("#9aa5b1", "#1f77b4"):
         rgb = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
         assert (seen == rgb).all(-1).sum() > 100
+
+
+@pytest.mark.parametrize(("scan", "slices"), [(VOLUME, 3), (FLAT, 1), (COLOUR, 1)], ids=["volume", "flat", "colour"])
+def test_slices_stand_side_by_side_with_their_masks(scan, slices, tmp_path):
+    mask = np.zeros(scan.shape, bool)
+    mask[:, 5:15, 5:15] = True
+    row = tiles_of(scan, {"liver": mask}, slices, "told")
+    assert len(row) == slices
+    assert all(tile.masks["liver"].shape == tile.picture.shape[:2] for tile in row)
+    assert all(tile.picture.min() >= 0 and tile.picture.max() <= 1 for tile in row)
+    assert row[0].title.startswith("told, slice " if slices > 1 else "told")
+    bare = picture(tiles({"scan": tiles_of(scan, {}, slices)}, tmp_path / "bare.png"))
+    both = picture(tiles({"scan": tiles_of(scan, {}, slices), "found": row}, tmp_path / "both.png"))
+    assert len(both) > 1.5 * len(bare)
+    assert both.std() > 10

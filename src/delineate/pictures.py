@@ -2,21 +2,26 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from delineate.proposals.proposals import Outcome, Proposals, TargetProposals
 from delineate.scans.geometry import canonical_spacing, orientation_of, to_canonical
 from delineate.scans.grid import normalise
+from delineate.scans.scan import Scan
 from delineate.storage.files import replacing
 
 # Okabe and Ito's colours: told apart by the colour-blind.
 COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
 CONSENSUS = "#D55E00"
+VEIL = 0.25  # how much of its colour lies over a mask: enough to tell it from its surroundings, and what is under it
 DISTINCT = ("#56B4E9", "#F0E442")  # on grey, on skin and beside the consensus told apart by everyone
 
 
@@ -82,6 +87,58 @@ def contour(axis: Axes, mask: np.ndarray, colour: str, width: float) -> None:
         rows, columns = (np.arange(-1, n + 1) for n in mask.shape)
         # padded, so that a mask that touches the border is outlined there too
         axis.contour(columns, rows, np.pad(mask, 1).astype(float), levels=[0.5], colors=[colour], linewidths=width)
+
+
+@dataclass(frozen=True, eq=False)
+class Tile:
+    """A slice as people look at it, in [0, 1], grey or (rows, columns, 3), with bool masks on it by name."""
+
+    picture: np.ndarray
+    masks: Mapping[str, np.ndarray] = field(default_factory=dict)
+    title: str = ""
+    aspect: float = 1.0
+
+
+def tiles_of(scan: Scan, masks: Mapping[str, np.ndarray], slices: int = 1, title: str = "") -> list[Tile]:
+    """As many slices, evenly spread over a scan, with the masks (on its own voxels) there; a title that counts them."""
+    orientation = orientation_of(scan.affine)
+    picture = (to_canonical(normalise(scan.voxels, scan.modality), orientation) + 1) / 2
+    seen = {name: to_canonical(mask, orientation) for name, mask in masks.items()}
+    _, row_mm, column_mm = canonical_spacing(scan.affine, orientation)
+    depth = len(picture)
+    places = np.linspace(0, depth - 1, slices + 2)[1:-1].round().astype(int)
+    where = [f"slice {k + 1} of {depth}" if depth > 1 else "" for k in places]
+    return [
+        Tile(picture[k], {n: m[k] for n, m in seen.items()}, ", ".join(filter(None, (title, at))), row_mm / column_mm)
+        for k, at in zip(places, where, strict=True)
+    ]
+
+
+def tiles(rows: Mapping[str, Sequence[Tile]], path: Path) -> Path:
+    """Rows of slices under one another, the row's name at its left; a colour a mask's name, told at the bottom."""
+    names = list(dict.fromkeys(name for row in rows.values() for tile in row for name in tile.masks))
+    colours = {name: COLOURS[number % len(COLOURS)] for number, name in enumerate(names)}
+    columns = max(len(row) for row in rows.values())
+    tall = max(t.picture.shape[0] * t.aspect / t.picture.shape[1] for row in rows.values() for t in row)
+    figure = new_figure(2.6 * columns + 0.3, (2.6 * tall + 0.25) * len(rows) + 0.4)
+    axes = figure.subplots(len(rows), columns, squeeze=False)
+    for line, (label, row) in zip(axes, rows.items(), strict=True):
+        for axis in line:
+            axis.set(xticks=[], yticks=[])
+            axis.spines[:].set_visible(False)
+        line[0].set_ylabel(label, fontsize=10)
+        for axis, tile in zip(line, row, strict=False):
+            axis.imshow(tile.picture, cmap="gray", vmin=0, vmax=1, aspect=tile.aspect)
+            for name, mask in tile.masks.items():
+                veil = np.zeros((*mask.shape, 4))
+                veil[mask] = to_rgba(colours[name], VEIL)
+                axis.imshow(veil, aspect=tile.aspect)
+                contour(axis, mask, colours[name], 1.3)
+            axis.set_title(tile.title, fontsize=8.5, parse_math=False)
+    if names:
+        keys = [Patch(color=colours[name], label=name) for name in names]
+        figure.legend(handles=keys, loc="outside lower center", ncols=min(len(names), 7), fontsize=9, frameon=False)
+    return write_figure(figure, path)
 
 
 def training_curves(logs: Mapping[str, Sequence[dict[str, float]]], path: Path) -> Path:

@@ -103,6 +103,24 @@ def prompts(model: ModelOption = None, as_json: JsonOption = False) -> None:
 
 
 @app.command()
+def samples(as_json: JsonOption = False) -> None:
+    """List the real scans that ship, to try things on: what they show, their terms, where they lie."""
+    from delineate.samples import folder, names, sample
+
+    told = [sample(name) for name in names()]
+    if as_json:
+        print_json(
+            [{**one.__dict__, "folder": str(one.folder), "images": [str(p) for p in one.images]} for one in told]
+        )
+        return
+    table = Table("sample", "what it is", "terms", box=None, pad_edge=False)
+    for one in told:
+        table.add_row(one.name, one.title, one.terms)
+    out.print(table)
+    out.print(f"a folder each in {folder()}", highlight=False, soft_wrap=True)
+
+
+@app.command()
 def systems(as_json: JsonOption = False) -> None:
     """List the named systems that can be trained."""
     if as_json:
@@ -149,19 +167,19 @@ app.command()(cli_study.study)
 @app.command()
 def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write to.")] = Path("demo"),
-    data: Annotated[
-        Path | None, typer.Option(help="Dataset to show; without it a phantom is made. Its test split is used.")
+    images: Annotated[
+        int | None, typer.Option(min=1, help="Adapt by this many images instead; most of the time goes there.")
     ] = None,
-    minutes: Annotated[float, typer.Option(help="Length of each of the two short trainings.")] = 1.2,
     threads: ThreadsOption = None,
     device: DeviceOption = "auto",
 ) -> None:
-    """See it work: segment with the house model, train a small model, compare both with a U-Net."""
-    from delineate.jobs.demo import run_demo
-
-    chosen = compute(threads, device)
+    """See it work: the house model on real scans that ship, then taught another kind of scan by five images."""
     with progress_bar(err) as bar:
-        lines = run_demo(output, data, minutes=minutes, device=chosen, watch=bar, console=out)
+        bar.start("starting")  # torch alone takes seconds on a busy machine
+        from delineate.jobs.demo import DemoRequest, run_demo
+
+        request = DemoRequest() if images is None else DemoRequest(images=images)
+        lines = run_demo(request, output, device=compute(threads, device), watch=bar, console=out)
     for line in lines:
         out.print(line, highlight=False, soft_wrap=True)
 
