@@ -2,11 +2,11 @@ import threading
 
 import pytest
 import torch
+from tests.training.test_loop import BATCH, HYPER, denoising, fingerprint, size_alone, small_state
 
 from delineate.training.checkpoint import checkpoints
 from delineate.training.engine import Engine, drawn_ahead, generator_of
 from delineate.training.loop import Budget, Hyperparameters, train
-from tests.training.test_loop import BATCH, HYPER, denoising, fingerprint, size_alone, small_state
 
 
 def test_what_is_drawn_ahead_is_what_is_drawn_when_asked():
@@ -94,7 +94,9 @@ def test_the_best_average_is_kept_and_taken_up(tmp_path):
         averages.append({k: v.clone() for k, v in state.average.items()})
         return {"liver": next(scores)}
 
-    train(state, size_alone, denoising(state), budget=Budget(images=12 * BATCH), folder=tmp_path, hyper=HYPER, judge=judge)
+    train(
+        state, size_alone, denoising(state), budget=Budget(images=12 * BATCH), folder=tmp_path, hyper=HYPER, judge=judge
+    )
     assert [e["val"] for e in state.log] == [0.2, 0.9, 0.5, 0.4] + [0.1] * 8
     assert load_best(state, tmp_path) == 0.9
     assert all(torch.equal(value, averages[1][name]) for name, value in state.average.items())
@@ -108,7 +110,9 @@ def test_judging_takes_nothing_from_the_budget_and_leaves_the_training_as_it_was
 
     def run(folder, judge):
         state = small_state()
-        return train(state, size_alone, denoising(state), budget=Budget(images=160), folder=folder, hyper=HYPER, judge=judge)
+        return train(
+            state, size_alone, denoising(state), budget=Budget(images=160), folder=folder, hyper=HYPER, judge=judge
+        )
 
     def slow(state):
         time.sleep(0.05)

@@ -19,7 +19,7 @@ from delineate.scans.grid import View
 from delineate.storage.weights import load_weights, save_weights
 from delineate.systems.system import Asked, Clue, Drawn, OnShare
 from delineate.training.loop import Loss, Phase, Run, Step, train_phases
-from delineate.training.losses import log_shares, segmentation_loss
+from delineate.training.losses import lumped, segmentation_loss
 from delineate.training.merging import Merging, merged_loss
 
 
@@ -104,6 +104,11 @@ class Plain:
         """One proposal, whatever `n` and `seed`: a plain network has a single answer."""
         return Drawn(seen[None, :, 1 + self.vocabulary.index(asked.name)])
 
+    @torch.no_grad()
+    def labels(self, image: Tensor, possible: Tensor) -> Tensor:
+        """The answer to slices, as `training.judging.Answer`; every name competes, as in `see`."""
+        return self.logits(image).argmax(dim=1)
+
     @property
     def learnt(self) -> Vocabulary:
         """The vocabulary."""
@@ -135,17 +140,18 @@ class Plain:
         """One: `supervised_loss`, in training as merged as `merging` says."""
         loss = partial(supervised_loss, merging=merging)
         draw = bank.stream(0, self.device)
-        return [Phase("network", self.network, draw, loss, self, answer=lambda image: self.logits(image).argmax(dim=1))]
+        return [Phase("network", self.network, draw, loss, self, answer=self.labels)]
 
 
 def supervised_loss(system: Plain, batch: Batch, step: Step, *, merging: Merging = Merging()) -> Loss:
-    """Dice plus cross entropy of every name that the slices' labels can tell of.
+    """Dice plus cross entropy of every channel.
 
     Where a batch has synthetic variants of its slices, they are merged with them as `merging` says.
     """
 
     def loss(logits: Tensor) -> Tensor:
-        return segmentation_loss(log_shares(logits, batch.possible, batch.lumped), batch.labels)
+        scores = lumped(logits, batch.annotated) if batch.lumped else logits
+        return segmentation_loss(scores.float().log_softmax(dim=1), batch.labels)
 
     return merged_loss(system.logits, loss, batch.image, batch.synthetic, merging, step.generator), {}
 

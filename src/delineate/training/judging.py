@@ -11,7 +11,8 @@ from delineate.data.slices import SliceBank
 SLICES = 256  # at most, spread evenly over each set's cases: enough to tell better from worse
 AT_ONCE = 16
 
-Answer = Callable[[Tensor], Tensor]  # slices (B, 3, S, S) in [-1, 1] to labels (B, S, S) int64, as in `Batch`
+Answer = Callable[[Tensor, Tensor], Tensor]
+"""Slices (B, 3, S, S) in [-1, 1], and which concepts may be in them (B, C) bool, to labels (B, S, S) as in `Batch`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +44,8 @@ class HeldOut:
         true = torch.zeros_like(total)
         for index in torch.arange(len(bank)).split(AT_ONCE):
             image = bank.images[index].to(device).float() / 127.5 - 1
-            found, labels = answer(image).cpu(), bank.labels[index].long()
+            possible = (bank.annotated | bank.foreign)[bank.dataset[index]]
+            found, labels = answer(image, possible.to(device)).cpu(), bank.labels[index].long()
             for place, drawn, truth in zip(index.tolist(), found, labels, strict=True):
                 case = int(bank.case[place])
                 both[case] += torch.bincount(truth[drawn == truth], minlength=names)

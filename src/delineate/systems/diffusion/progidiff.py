@@ -10,7 +10,8 @@ of the foundation but its text encoder takes part, and all the time of training 
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from copy import copy
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -49,14 +50,26 @@ PAIRS_AT_ONCE = 64  # (slice, proposal) pairs in one forward: bounds memory, cha
 
 @dataclass(frozen=True)
 class ProGiDiffConfig:
-    """What a model folder must say beside its weights."""
+    """What a model folder must say beside its weights.
+
+    Attributes:
+        size: pixels along a side of the working grid.
+        encoder: a key of `ENCODER_WIDTHS`.
+        sampler: a key of `SAMPLERS`.
+        steps: of it.
+        skip_below: slices where the encoder's own estimate nowhere exceeds this are not drawn.
+        steered: whether the foundation's U-Net and the control take part.
+        rivals: for each name, those that it competes with for a pixel: the names that its training sets could tell of
+            (`rivals_in`). A name without an entry competes with all.
+    """
 
     size: int = 128
     encoder: str = "tiny"
     sampler: str = "ddim"
     steps: int = 2  # as good as 4 on the validation patient (docs/lab), at half the price
-    skip_below: float = 0.02  # slices where the encoder's own estimate nowhere exceeds this are not drawn
-    steered: bool = True  # whether the foundation's U-Net and the control take part
+    skip_below: float = 0.02
+    steered: bool = True
+    rivals: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 class ProGiDiff:
@@ -156,8 +169,13 @@ class ProGiDiff:
         likeness = F.cosine_similarity(text.pooled, pooled)
         if likeness.argmax() == index:  # else the words are unlike any caption that was learnt: the plain name serves
             pooled[index] = text.pooled[0]
-        known = [self.control.estimate(chunk, pooled)[:, 1 + index].exp() for chunk in seen.split(16)]
-        return torch.cat(known)
+        against = set(self.config.rivals.get(asked.name, self.vocabulary.names)) | {asked.name}
+        rivals = torch.tensor([name in against for name in self.vocabulary.names], device=pooled.device)
+        parts = []
+        for chunk in seen.split(16):
+            estimate = self.control.estimate(chunk, pooled, rivals.expand(len(chunk.fine), -1))
+            parts.append(estimate[:, 1 + index].exp())
+        return torch.cat(parts)
 
     def _denoiser(self, hint: Hint, text: Encoded) -> Callable[[Tensor, int], Tensor]:
         tokens = Encoded(text.tokens.expand(len(hint.grid), -1, -1), text.pooled)
@@ -176,17 +194,19 @@ class ProGiDiff:
         return denoise
 
     @torch.no_grad()
-    def labels(self, image: Tensor) -> Tensor:
-        """The encoder's own answer to slices (B, 3, S, S), for all names at once: labels as in `Batch`."""
-        pooled = self.foundation.encode_text([captions(concept)[0] for concept in self.vocabulary.concepts]).pooled
-        return self.control.estimate(self.control.encoder(image), pooled).argmax(dim=1)
+    def labels(self, image: Tensor, possible: Tensor) -> Tensor:
+        """The encoder's own answer to slices, as `training.judging.Answer`."""
+        return self._shares(image, possible).argmax(dim=1)
 
     @torch.no_grad()
-    def coarse_labels(self, image: Tensor) -> Tensor:
+    def coarse_labels(self, image: Tensor, possible: Tensor) -> Tensor:
         """`labels` by a look at half the resolution."""
-        pooled = self.foundation.encode_text([captions(concept)[0] for concept in self.vocabulary.concepts]).pooled
-        estimate = self.control.estimate(self.control.encoder(F.avg_pool2d(image, 2)), pooled)
+        estimate = self._shares(F.avg_pool2d(image, 2), possible)
         return F.interpolate(estimate, scale_factor=2, mode="bilinear", align_corners=False).argmax(dim=1)
+
+    def _shares(self, image: Tensor, possible: Tensor) -> Tensor:
+        pooled = self.foundation.encode_text([captions(concept)[0] for concept in self.vocabulary.concepts]).pooled
+        return self.control.estimate(self.control.encoder(image), pooled, possible)
 
     @property
     def about(self) -> str:
@@ -200,12 +220,16 @@ class ProGiDiff:
 
     @property
     def parts(self) -> dict[str, nn.Module]:
-        """The control, with its image encoder; not the foundation."""
-        return {"control": self.control}
+        """The control, with its image encoder; of a system that is not steered, what looks and answers alone."""
+        return {"control": self.control} if self.config.steered else dict(self._looks.items())
 
     def with_parts(self, parts: Mapping[str, nn.Module], vocabulary: Vocabulary) -> "ProGiDiff":
         """The same foundation under another control; names need no weights of their own, they are read."""
-        control = parts["control"]
+        if self.config.steered:
+            control = parts["control"]
+        else:
+            control = copy(self.control)
+            control._modules = {**control._modules, **parts}
         assert isinstance(control, Control)
         return ProGiDiff(self.config, self.foundation, control, vocabulary)
 
@@ -249,6 +273,17 @@ class ProGiDiff:
             return Captioned(at_hand.draw(size, prompts, generator), draw_captions(bank, generator))
 
         return draw
+
+
+def rivals_in(bank: SliceBank) -> dict[str, list[str]]:
+    """For each name, those that the sets annotated for it could tell of, if only that they are absent.
+
+    Names that never stood side by side in a softmax have logits that mean nothing to each other: on a CT the head that
+    was learnt in ultrasound alone would take pixels of the aorta.
+    """
+    names, possible = bank.vocabulary.names, bank.annotated | bank.foreign
+    told = {name: possible[bank.annotated[:, c]].any(dim=0) for c, name in enumerate(names)}
+    return {name: [n for n, one in zip(names, with_it.tolist(), strict=True) if one] for name, with_it in told.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -349,6 +384,7 @@ def train(system: ProGiDiff, bank: SliceBank, run: Run) -> ProGiDiff:
 
     Of one that takes no part the text encoder alone is trained.
     """
+    system.config = replace(system.config, rivals=rivals_in(bank))
     if not system.config.steered:
         minutes = run.budget.minutes
         share = WORDS_SHARE if minutes is None else min(WORDS_SHARE, WORDS_MINUTES / max(minutes, 1e-9))

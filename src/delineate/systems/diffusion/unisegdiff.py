@@ -232,9 +232,9 @@ class UniSegDiff:
         return Drawn(out)
 
     @torch.no_grad()
-    def _labels(self, image: Tensor) -> Tensor:
-        """The condition network's own answer to slices (B, 3, S, S): labels as in `Batch`."""
-        return self.condition.log_probability(self.condition(image)[0]).argmax(dim=1)
+    def _labels(self, image: Tensor, possible: Tensor) -> Tensor:
+        """The condition network's own answer to slices, as `training.judging.Answer`."""
+        return self.condition.log_probability(self.condition(image)[0], possible).argmax(dim=1)
 
     def _channels(self, name: str) -> list[int]:
         """Where the condition network answers for a concept."""
