@@ -25,12 +25,13 @@ from delineate.scans.finding import find_scans
 from delineate.schemes import SCHEMES, Streams
 from delineate.segmenter import Segmenter
 from delineate.storage.files import sha256_of, write_json
+from delineate.storage.pretrained import PRETRAINED, read_pretrained
 from delineate.systems import SYSTEMS
 from delineate.training.loop import Budget, Run, polite_stop
 from delineate.training.merging import MERGES, Merging, choose_mode, merging_on
 from delineate.training.planning import make_plan
 
-OPTIONAL = ("merge", "keep_real", "cell", "augmentation", "raters", "network", "scheme")
+OPTIONAL = ("merge", "keep_real", "cell", "augmentation", "raters", "network", "scheme", "init")
 """Of a request, what a model remembers only where it was given."""
 
 
@@ -60,6 +61,7 @@ class TrainRequest:
         network: a key of `delineate.networks.NETWORKS`, for systems that can be made of any.
         scheme: a key of `delineate.schemes.SCHEMES`: how the system is taught, beyond plain supervision.
         unlabelled: folder of scans without labels, for schemes that learn from some.
+        init: what the network begins with instead of chance, for systems that can: "imagenet".
         calibrate: whether the model is then calibrated on the val subjects, where there are any.
 
     Raises:
@@ -84,6 +86,7 @@ class TrainRequest:
     network: str | None = None
     scheme: str | None = None
     unlabelled: Path | None = None
+    init: str | None = None
     calibrate: bool = True
 
     def __post_init__(self):
@@ -99,6 +102,9 @@ class TrainRequest:
         if self.network is not None and self.network not in NETWORKS:
             raise DelineateError(f"--network is one of {', '.join(NETWORKS)}; got '{self.network}'")
         self._check_scheme()
+        if self.init is not None and self.init not in row.starts:
+            able = [f"{name} ({', '.join(one.starts)})" for name, one in SYSTEMS.items() if one.starts]
+            raise DelineateError(f"--init {self.init} is not for {self.system}; it is for {'; '.join(able)}")
         if self.augmentation is not None and self.augmentation not in AUGMENTATIONS:
             raise DelineateError(f"--augmentation is one of {', '.join(AUGMENTATIONS)}; got '{self.augmentation}'")
         if self.raters is not None and self.raters not in RATINGS:
@@ -155,6 +161,9 @@ def train_system(request: TrainRequest, output: Path, *, device: str = "cpu", wa
     Checkpoints live in `<output>-training/`. After a stop the same request goes on from there; another one is refused.
     """
     check_free(Path(output))
+    start = None if request.init is None else PRETRAINED[SYSTEMS[request.system].starts[request.init]]
+    if start is not None:
+        read_pretrained(start)  # what is missing or damaged is told before anything else is done
     work = work_folder(output, request)
     datasets, fold = open_all(request.folders, request.fold), request.fold
     made, folders = any(dataset.origins for dataset in datasets), ", ".join(map(str, request.datasets))
@@ -165,6 +174,8 @@ def train_system(request: TrainRequest, output: Path, *, device: str = "cpu", wa
             f"--{option} is for synthetic cases, and {folders} has none; make some with: delineate synthesize"
         )
     about = request.about()
+    if start is not None:
+        about["init_weights"] = start.about()
     about["held_out"] = held_out(datasets, fold) + seen_by_foundation(request.foundation, datasets, fold)
     watch.start("planning")
     plan = make_plan(datasets, SYSTEMS[request.system].presets[request.preset])
@@ -232,7 +243,7 @@ def train_on(
     """Train on slices at hand. Returns the picture of the training curves.
 
     Args:
-        request: of it count system, preset, budget, foundation, network, scheme and seed.
+        request: of it count system, preset, budget, foundation, network, scheme, init and seed.
         bank: what is learnt from.
         output: model folder to write.
         work: where checkpoints live.
@@ -248,13 +259,14 @@ def train_on(
     merging: dict[str, Any] = {"merging": Merging(**about["merging"])} if about.get("merging") else {}
     with polite_stop() as should_stop:
         run = Run(Budget(request.images, request.minutes), work, request.seed, reporter(logs, watch), should_stop)
-        row, network = SYSTEMS[request.system], {} if request.network is None else {"network": request.network}
+        row, given = SYSTEMS[request.system], {"network": request.network, "init": request.init}
+        how = {name: value for name, value in given.items() if value is not None}
         if request.scheme is None:
             foundation = request.foundation and Path(request.foundation).resolve()
-            trained = row.train(bank, request.preset, run, device=device, foundation=foundation, **network, **merging)
+            trained = row.train(bank, request.preset, run, device=device, foundation=foundation, **how, **merging)
         else:
             streams = Streams(bank, unlabelled)
-            trained = SCHEMES[request.scheme].train(row, streams, request.preset, run, device=device, **network)
+            trained = SCHEMES[request.scheme].train(row, streams, request.preset, run, device=device, **how)
     logs = finished_before(work, logs) | logs
     segmenter = Segmenter(trained, tuple(dict.fromkeys(bank.modalities)))
     training = {
