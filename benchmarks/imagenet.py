@@ -65,15 +65,11 @@ def drawn(bank: SliceBank, count: str, seed: int) -> SliceBank:
     return bank.subset(order[: int(count)].sort().values)
 
 
-def made(name: str, bank: SliceBank, seed: int) -> Any:
-    """A row's system, untrained."""
-    system, init = ROWS[name]
-    return SYSTEMS[system].make("tiny", bank.size, bank.vocabulary, seed=seed, modalities=bank.modalities, init=init)
-
-
-def trained(name: str, bank: SliceBank, rate: float, run: Run) -> Any:
+def trained(name: str, bank: SliceBank, rate: float, run: Run, device: str) -> Any:
     """A row's system after the budget of `run`, at this learning rate."""
-    system = made(name, bank, run.seed)
+    row, init = SYSTEMS[ROWS[name][0]], ROWS[name][1]
+    system = row.make("tiny", bank.size, bank.vocabulary, seed=run.seed, modalities=bank.modalities, init=init)
+    system.to(device)
     train_phases([replace(p, hyper=replace(p.hyper, learning_rate=rate)) for p in system.phases(bank)], run)
     return system
 
@@ -134,12 +130,12 @@ def one(
         return {args.split: scored(Segmenter(untaught), dataset, args.split)}
     folder, told = args.work / key, {}
     if not is_model(folder):
-        started = time.monotonic()
-        system = trained(name, bank, rate, Run(Budget(images=args.images), Path(f"{folder}-training"), seed))
+        started, run = time.monotonic(), Run(Budget(images=args.images), Path(f"{folder}-training"), seed)
+        system = trained(name, bank, rate, run, args.device)
         told = {"seconds": round(time.monotonic() - started, 1)}
         about = {"images": args.images, "seed": seed, "learning_rate": rate, "init": ROWS[name][1]}
         save_model(folder, Segmenter(system, bank.modalities), ROWS[name][0], training=about, card=f"{key}\n")
-    return {args.split: scored(Segmenter.load(folder), dataset, args.split), **told}
+    return {args.split: scored(Segmenter.load(folder, args.device), dataset, args.split), **told}
 
 
 def tables(args: argparse.Namespace, runs: dict[str, Any]) -> dict[str, Any]:
@@ -170,20 +166,20 @@ def how_long(args: argparse.Namespace, bank: SliceBank) -> None:
     """Time a few steps of each row, and say what the whole will take on this machine as busy as it is now."""
     each = {}
     for name in ROWS:
-        system = made(name, bank, 0)
-        (phase,) = system.phases(bank)
         stamps: list[float] = []
-        with_stamps = Run(
+        run = Run(
             Budget(images=8 * (STEPS + 2)),
             args.work / "how-long" / name.replace(" ", "-") / str(time.time_ns()),
             on_step=lambda phase, state, spent, stamps=stamps: stamps.append(time.monotonic()),
         )
-        train_phases([phase], with_stamps)
+        trained(name, bank, args.rates[0], run, args.device)
         each[name] = (stamps[-1] - stamps[1]) / (8 * STEPS)
         print(f"{name:16} {1000 * each[name]:7.1f} ms an image")
     trainings = len(args.sets) * len(args.counts) * len(args.seeds) * len(args.rates)
     hours = trainings * args.images * sum(each.values()) / 3600
-    print(f"{trainings * len(ROWS)} trainings of {args.images} images: {hours:.1f} h on one thread, and scoring")
+    print(
+        f"{trainings * len(ROWS)} trainings of {args.images} images: {hours:.1f} h on {args.device}, one thread, and scoring"
+    )
 
 
 def main() -> None:
@@ -192,13 +188,14 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--work", type=Path, default=Path("runs/imagenet"), help="models and checkpoints")
     parser.add_argument("--result", type=Path, default=RESULT, help="the JSON file")
-    parser.add_argument("--images", type=int, default=3000, help="seen by every training")
+    parser.add_argument("--images", type=int, default=2000, help="seen by every training")
     parser.add_argument("--size", type=int, default=128, help="pixels along a side")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
     parser.add_argument("--counts", nargs="+", choices=COUNTS, default=list(COUNTS), help="training images")
     parser.add_argument("--rates", type=float, nargs="+", default=[1e-3, 3e-4], help="learning rates to choose from")
     parser.add_argument("--split", choices=("val", "test"), default="val")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--how-long", action="store_true", help="only say how long the whole will take")
     args = parser.parse_args()
     torch.set_num_threads(1)

@@ -44,19 +44,18 @@ FEATURES = {
 EPSILON = 1e-3  # TensorFlow's, of batch normalisation
 
 
-class SameConv(nn.Conv2d):
-    """A convolution without a bias that pads as TensorFlow's SAME does where all sides are even."""
+def _convolution(inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1) -> nn.Conv2d:
+    """Without a bias; a strided one without padding, which is not even (`_padded`)."""
+    padding = kernel // 2 if stride == 1 else 0
+    made = nn.Conv2d(inputs, outputs, kernel, stride, padding, groups=groups, bias=False)
+    nn.init.normal_(made.weight, std=(2 * groups / (kernel**2 * outputs)) ** 0.5)
+    return made
 
-    def __init__(self, inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1):
-        padding = kernel // 2 if stride == 1 else 0
-        super().__init__(inputs, outputs, kernel, stride, padding, groups=groups, bias=False)
-        before = (kernel - stride) // 2
-        self.uneven = (before, kernel - stride - before) * 2 if stride > 1 else None
-        nn.init.normal_(self.weight, std=(2 * groups / (kernel**2 * outputs)) ** 0.5)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, inputs, H, W) to (B, outputs, H / stride, W / stride)."""
-        return super().forward(x if self.uneven is None else F.pad(x, self.uneven))
+def _padded(x: Tensor, kernel: int) -> Tensor:
+    """`x`, its sides even, as TensorFlow's SAME pads it for a `kernel` of stride 2: one more below and to the right."""
+    before = (kernel - 2) // 2
+    return F.pad(x, (before, kernel - 2 - before) * 2)
 
 
 class InvertedBottleneck(nn.Module):
@@ -65,21 +64,22 @@ class InvertedBottleneck(nn.Module):
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, expansion: int):
         super().__init__()
         wide = inputs * expansion
-        self.adds = stride == 1 and inputs == outputs
-        if expansion > 1:
-            self._expand_conv = SameConv(inputs, wide)
+        self.expands, self.adds = expansion > 1, stride == 1 and inputs == outputs
+        self.pads = kernel if stride > 1 else None
+        if self.expands:
+            self._expand_conv = _convolution(inputs, wide)
             self._bn0 = nn.BatchNorm2d(wide, EPSILON)
             self.cut0 = nn.ReLU6()
-        self._depthwise_conv = SameConv(wide, wide, kernel, stride, groups=wide)
+        self._depthwise_conv = _convolution(wide, wide, kernel, stride, groups=wide)
         self._bn1 = nn.BatchNorm2d(wide, EPSILON)
         self.cut1 = nn.ReLU6()
-        self._project_conv = SameConv(wide, outputs)
+        self._project_conv = _convolution(wide, outputs)
         self._bn2 = nn.BatchNorm2d(outputs, EPSILON)
-        self.expands = expansion > 1
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, inputs, H, W) to (B, outputs, H / stride, W / stride)."""
         h = self.cut0(self._bn0(self._expand_conv(x))) if self.expands else x
+        h = h if self.pads is None else _padded(h, self.pads)
         h = self.cut1(self._bn1(self._depthwise_conv(h)))
         h = self._bn2(self._project_conv(h))
         return h + x if self.adds else h
@@ -90,7 +90,7 @@ class EfficientNetLite0(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self._conv_stem = SameConv(3, STEM, 3, 2)
+        self._conv_stem = _convolution(3, STEM, 3, 2)
         self._bn0 = nn.BatchNorm2d(STEM, EPSILON)
         self.cut = nn.ReLU6()
         blocks, inputs = [], STEM
@@ -103,7 +103,7 @@ class EfficientNetLite0(nn.Module):
     def forward(self, image: Float[Tensor, "batch 3 height width"]) -> list[Tensor]:
         """Five features (B, C, H / stride, W / stride)."""
         seen = (image * 127.5 + 0.5) / 128  # (v - 127) / 128 of v = 127.5 (image + 1)
-        x, features = self.cut(self._bn0(self._conv_stem(seen))), []
+        x, features = self.cut(self._bn0(self._conv_stem(_padded(seen, 3)))), []
         for number, block in enumerate(self._blocks):
             x = block(x)
             if number in FEATURES:
@@ -160,7 +160,7 @@ class EfficientNetUNet(nn.Module):
 def _convolutions(inputs: int, outputs: int, blocks: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     for number in range(blocks):
-        layers += [SameConv(outputs if number else inputs, outputs, 3), nn.BatchNorm2d(outputs), nn.ReLU()]
+        layers += [_convolution(outputs if number else inputs, outputs, 3), nn.BatchNorm2d(outputs), nn.ReLU()]
     return nn.Sequential(*layers)
 
 
