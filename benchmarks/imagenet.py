@@ -177,9 +177,8 @@ def how_long(args: argparse.Namespace, bank: SliceBank) -> None:
         print(f"{name:16} {1000 * each[name]:7.1f} ms an image")
     trainings = len(args.sets) * len(args.counts) * len(args.seeds) * len(args.rates)
     hours = trainings * args.images * sum(each.values()) / 3600
-    print(
-        f"{trainings * len(ROWS)} trainings of {args.images} images: {hours:.1f} h on {args.device}, one thread, and scoring"
-    )
+    whole = f"{trainings * len(ROWS)} trainings of {args.images} images"
+    print(f"{whole}: {hours:.1f} h on {args.device}, one thread, and scoring")
 
 
 def main() -> None:

@@ -34,13 +34,7 @@ STAGES = (  # kernel, stride, expansion, channels, blocks: Table 1 of the paper,
     (3, 1, 6, 320, 1),
 )
 STEM = 32
-FEATURES = {
-    0: 16,
-    2: 24,
-    4: 40,
-    10: 112,
-    15: 320,
-}  # the last block at each of the strides 2, 4, 8, 16, 32: its channels
+FEATURES = {0: 16, 2: 24, 4: 40, 10: 112, 15: 320}  # the last block at strides 2, 4, 8, 16 and 32, and its channels
 EPSILON = 1e-3  # TensorFlow's, of batch normalisation
 
 
