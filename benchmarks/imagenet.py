@@ -100,11 +100,12 @@ def jobs_of(
 ) -> Iterator[tuple[str, str, float | None, int]]:
     """Number of images, row, rate and seed of what is to be scored on a set: all on val, on test what was chosen."""
     for count, name in product(args.counts, (*ROWS, BASELINE)):
-        rates = [None] if name == BASELINE else args.rates
+        rates: list[float | None] = [None] if name == BASELINE else args.rates
         if args.split == "test":
             rates = [chosen(args, dataset, count, name, runs)]
-        for rate, seed in product(rates, args.seeds):
-            yield count, name, rate, seed
+        for rate in rates:
+            for seed in args.seeds:
+                yield count, name, rate, seed
 
 
 def chosen(args: argparse.Namespace, dataset: str, count: str, name: str, runs: dict[str, Any]) -> float | None:
