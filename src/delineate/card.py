@@ -15,6 +15,7 @@ def plain_card(system: str, training: dict[str, Any], segmenter: Segmenter) -> s
         f"# {system}",
         SYSTEMS[system].summary + f" ({SYSTEMS[system].source}).",
         f"Trained on the train split of {', '.join(training['datasets'])}{fold}: {training['slices']} slices.",
+        *_beginning(training),
         *_variety(training),
         stages,
         *([segmenter.system.about] if segmenter.system.about else []),
@@ -22,6 +23,14 @@ def plain_card(system: str, training: dict[str, Any], segmenter: Segmenter) -> s
         "Not a medical device. How far its answers can be believed: calibration.json, where it was calibrated.",
     ]
     return "\n\n".join(lines) + "\n"
+
+
+def _beginning(training: dict[str, Any]) -> list[str]:
+    """What a card says of weights that were learnt elsewhere; nothing where training began with chance."""
+    if not (weights := training.get("init_weights")):
+        return []
+    told = f"{weights['package']}, {weights['licence']}, SHA-256 {weights['sha256']}"
+    return [f"Its encoder began with weights that were learnt from {training['init']} ({told})."]
 
 
 def _variety(training: dict[str, Any]) -> list[str]:

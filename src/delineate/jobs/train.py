@@ -27,6 +27,7 @@ from delineate.scans.preparation import Habits
 from delineate.schemes import SCHEMES, Streams
 from delineate.segmenter import Segmenter
 from delineate.storage.files import sha256_of, write_json
+from delineate.storage.pretrained import PRETRAINED, read_pretrained
 from delineate.systems import SYSTEMS
 from delineate.training.engine import PRECISIONS, Engine
 from delineate.training.judging import HeldOut
@@ -35,7 +36,7 @@ from delineate.training.merging import MERGES, Merging, choose_mode, merging_on
 from delineate.training.planning import make_plan
 from delineate.training.ranks import here, joined
 
-OPTIONAL = ("merge", "keep_real", "cell", "augmentation", "raters", "network", "scheme")
+OPTIONAL = ("merge", "keep_real", "cell", "augmentation", "raters", "network", "scheme", "init")
 """Of a request, what a model remembers only where it was given."""
 
 
@@ -65,6 +66,7 @@ class TrainRequest:
         network: a key of `delineate.networks.NETWORKS`, for systems that can be made of any.
         scheme: a key of `delineate.schemes.SCHEMES`: how the system is taught, beyond plain supervision.
         unlabelled: folder of scans without labels, for schemes that learn from some.
+        init: what the network begins with instead of chance, for systems that can: "imagenet".
         calibrate: whether the model is then calibrated on the val subjects, where there are any.
         precision: of activations, one of `delineate.training.engine.PRECISIONS`.
         compiled: whether networks are compiled (`delineate.training.engine.Engine`).
@@ -91,6 +93,7 @@ class TrainRequest:
     network: str | None = None
     scheme: str | None = None
     unlabelled: Path | None = None
+    init: str | None = None
     calibrate: bool = True
     precision: str = "auto"
     compiled: bool = False
@@ -108,6 +111,11 @@ class TrainRequest:
         if self.network is not None and self.network not in NETWORKS:
             raise DelineateError(f"--network is one of {', '.join(NETWORKS)}; got '{self.network}'")
         self._check_scheme()
+        if self.init is not None and self.init not in row.starts:
+            if row.starts:
+                raise DelineateError(f"--init of {self.system} is one of {', '.join(row.starts)}; got '{self.init}'")
+            able = ", ".join(name for name, one in SYSTEMS.items() if one.starts)
+            raise DelineateError(f"--init is for {able}; {self.system} starts from chance")
         if self.augmentation is not None and self.augmentation not in AUGMENTATIONS:
             raise DelineateError(f"--augmentation is one of {', '.join(AUGMENTATIONS)}; got '{self.augmentation}'")
         if self.raters is not None and self.raters not in RATINGS:
@@ -172,6 +180,9 @@ def train_system(request: TrainRequest, output: Path, *, device: str = "cpu", wa
 
 def _train_system(request: TrainRequest, output: Path, *, device: str, watch: Watch) -> Path:
     check_free(Path(output))
+    start = None if request.init is None else PRETRAINED[SYSTEMS[request.system].starts[request.init]]
+    if start is not None:
+        read_pretrained(start)  # what is missing or damaged is told before anything else is done
     work = work_folder(output, request)
     datasets, fold = open_all(request.folders, request.fold), request.fold
     watch.start("comparing images across splits")
@@ -185,6 +196,8 @@ def _train_system(request: TrainRequest, output: Path, *, device: str, watch: Wa
             f"--{option} is for synthetic cases, and {folders} has none; make some with: delineate synthesize"
         )
     about = request.about()
+    if start is not None:
+        about["init_weights"] = start.about()
     about["held_out"] = held_out(datasets, fold) + seen_by_foundation(request.foundation, datasets, fold)
     watch.start("planning")
     plan = make_plan(datasets, SYSTEMS[request.system].presets[request.preset])
@@ -254,7 +267,7 @@ def train_on(
     """Train on slices at hand. Returns the picture of the training curves.
 
     Args:
-        request: of it count system, preset, budget, foundation, network, scheme and seed.
+        request: of it count system, preset, budget, foundation, network, scheme, init and seed.
         bank: what is learnt from.
         output: model folder to write.
         work: where checkpoints live.
@@ -272,13 +285,14 @@ def train_on(
     with polite_stop() as should_stop:
         budget, engine = Budget(request.images, request.minutes), Engine(request.precision, request.compiled)
         run = Run(budget, work, request.seed, reporter(logs, watch), should_stop, engine, judged_by)
-        row, network = SYSTEMS[request.system], {} if request.network is None else {"network": request.network}
+        row, given = SYSTEMS[request.system], {"network": request.network, "init": request.init}
+        how = {name: value for name, value in given.items() if value is not None}
         if request.scheme is None:
             foundation = request.foundation and Path(request.foundation).resolve()
-            trained = row.train(bank, request.preset, run, device=device, foundation=foundation, **network, **merging)
+            trained = row.train(bank, request.preset, run, device=device, foundation=foundation, **how, **merging)
         else:
             streams = Streams(bank, unlabelled)
-            trained = SCHEMES[request.scheme].train(row, streams, request.preset, run, device=device, **network)
+            trained = SCHEMES[request.scheme].train(row, streams, request.preset, run, device=device, **how)
     curves = Path(f"{output}-training") / "curves.png"
     if not here().first:
         return curves

@@ -4,15 +4,19 @@ The table itself needs no torch. Every file that a row names has the same two fu
 
     multiple_of(widths) -> int             what the sides of an image must be multiples of; refuses wrong widths
     build(channels, answers, widths, blocks) -> nn.Module      (B, channels, H, W) to logits (B, answers, H, W)
+
+and, where its row has `starts`, a third:
+
+    begin(network, weights)                gives a part of the network weights that were learnt elsewhere
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 Size = tuple[tuple[int, ...], int]  # channels at each level, finest first, and blocks at each
 
@@ -32,6 +36,8 @@ class Network:
         decoder: a pattern of the paths on the way from features to answers (encoder-decoder networks' second half).
         layout: the memory layout that it is fast and right in, a name of torch's.
         dims: of the images it takes.
+        starts: weights that it can begin with instead of chance, by what they learnt from: keys of
+            `delineate.storage.pretrained.PRETRAINED`.
     """
 
     module: str
@@ -42,6 +48,7 @@ class Network:
     decoder: str
     layout: str = "channels_last"
     dims: tuple[int, ...] = (2,)
+    starts: Mapping[str, str] = field(default_factory=dict)
 
     def _file(self) -> Any:
         return import_module(f"delineate.networks.{self.module}")
@@ -67,6 +74,10 @@ class Network:
         widths, blocks = self.presets[preset] if isinstance(preset, str) else preset
         network: Any = self._file().build(channels, answers, widths, blocks)
         return network.to(memory_format=getattr(torch, self.layout))
+
+    def begin(self, network: "nn.Module", weights: "Mapping[str, Tensor]") -> None:
+        """Give a network that was built here the weights of one of its `starts`."""
+        self._file().begin(network, weights)
 
 
 NETWORKS: dict[str, Network] = {
@@ -103,5 +114,14 @@ NETWORKS: dict[str, Network] = {
         {"tiny": ((16, 32, 64, 96, 160), 1), "base": ((16, 32, 64, 96, 160), 1)},
         answers_at="head",
         decoder=r"(decode|gate|head)",
+    ),
+    "efficientnet": Network(
+        "efficientnet",
+        "EfficientNet-Lite0 and a light U-Net decoder, for colour images; can start from ImageNet; one answer",
+        "Tan and Le 2019 (ICML), arXiv 1905.11946; TensorFlow's efficientnet-lite (2020)",
+        {"tiny": ((16, 24, 40, 64), 1), "base": ((32, 48, 80, 128), 2)},
+        answers_at="head",
+        decoder=r"(decode|head)",
+        starts={"imagenet": "efficientnet-lite0"},
     ),
 }

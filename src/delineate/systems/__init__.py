@@ -42,6 +42,7 @@ class SystemRow:
         takes_network: whether it can be made of any row of `NETWORKS`.
         pixelwise: whether its one network gives every pixel a logit of every name: schemes can then teach it.
         merges: whether `train` merges slices with their synthetic variants; the others take these as slices.
+        starts: what its network can begin with instead of chance, as in `delineate.networks.Network`.
     """
 
     module: str
@@ -53,6 +54,7 @@ class SystemRow:
     takes_network: bool = False
     pixelwise: bool = False
     merges: bool = False
+    starts: Mapping[str, str] = field(default_factory=dict)
 
     def _file(self) -> Any:
         return import_module(f"delineate.systems.{self.module}")
@@ -77,10 +79,15 @@ class SystemRow:
         device: str = "cpu",
         foundation: Path | None = None,
         network: str | None = None,
+        init: str | None = None,
         **how: Any,
     ) -> Any:
-        """A system that learnt from slices; `how` is `merging`, where it `merges`."""
-        chosen = {} if network is None else {"network": network}
+        """A system that learnt from slices, from one of its `starts` or from chance.
+
+        `how` is `merging`, where it `merges`.
+        """
+        given = {"network": network, "init": init}
+        chosen = {name: value for name, value in given.items() if value is not None}
         made = self.make(
             preset,
             bank.size,
@@ -104,7 +111,9 @@ class SystemRow:
 UNISEGDIFF = {"tiny": 128, "small": 256, "paper": 256}
 SYSTEMS: dict[str, SystemRow] = {
     **{
-        name: SystemRow("plain", row.summary, row.source, {"network": name}, pixelwise=True, merges=True)
+        name: SystemRow(
+            "plain", row.summary, row.source, {"network": name}, pixelwise=True, merges=True, starts=row.starts
+        )
         for name, row in NETWORKS.items()
         if 2 in row.dims
     },

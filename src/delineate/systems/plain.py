@@ -16,6 +16,7 @@ from delineate.data.slices import Batch, SliceBank
 from delineate.networks import NETWORKS
 from delineate.prompts.vocabulary import Vocabulary
 from delineate.scans.grid import View
+from delineate.storage.pretrained import PRETRAINED, read_pretrained
 from delineate.storage.weights import load_weights, save_weights
 from delineate.systems.system import Asked, Clue, Drawn, OnShare
 from delineate.training.loop import Loss, Phase, Run, Step, train_phases
@@ -29,9 +30,9 @@ class PlainConfig:
 
     Attributes:
         size: pixels along a side of the working grid, a multiple of what the network needs.
-        widths: channels at each level, finest first.
+        widths: channels at each level, finest first; of the decoder, where the encoder is as published.
         network: a key of `NETWORKS`.
-        blocks: convolutions of a residual unit of the U-Net, or blocks at a level of MedNeXt.
+        blocks: convolutions of a residual unit of the U-Net or at a level of a decoder, or MedNeXt's blocks at a level.
     """
 
     size: int = 128
@@ -163,9 +164,22 @@ def build(config: PlainConfig, vocabulary: Vocabulary, *, seed: int = 0) -> Plai
         return Plain(config, vocabulary, config.build(1 + len(vocabulary.concepts)))
 
 
-def make(preset: str, size: int, vocabulary: Vocabulary, *, seed: int = 0, network: str = "unet", **_: Any) -> Plain:
-    """An untrained baseline of one of the network's presets."""
-    return build(PlainConfig.preset(network, preset, size), vocabulary, seed=seed)
+def make(
+    preset: str,
+    size: int,
+    vocabulary: Vocabulary,
+    *,
+    seed: int = 0,
+    network: str = "unet",
+    init: str | None = None,
+    **_: Any,
+) -> Plain:
+    """An untrained baseline of one of the network's presets, with chance weights or one of the network's `starts`."""
+    made = build(PlainConfig.preset(network, preset, size), vocabulary, seed=seed)
+    if init is not None:
+        row = NETWORKS[network]
+        row.begin(made.network, read_pretrained(PRETRAINED[row.starts[init]]))
+    return made
 
 
 def train(system: Plain, bank: SliceBank, run: Run, *, merging: Merging = Merging()) -> Plain:
