@@ -97,7 +97,9 @@ def main() -> None:
         torch.set_num_threads(args.threads)
     with tempfile.TemporaryDirectory() as temporary:
         scan = args.scan or made_ct(Path(temporary) / "ct.nii.gz")
-        row = measured(scan, args.model, tuple(args.target or ORGANS), args.proposals, args.keep or Path(temporary) / "out")
+        row = measured(
+            scan, args.model, tuple(args.target or ORGANS), args.proposals, args.keep or Path(temporary) / "out"
+        )
     rows = json.loads(RESULT.read_text()) if RESULT.exists() else {}
     rows[args.label] = row
     write_json(RESULT, rows)

@@ -19,7 +19,6 @@ from delineate.scans.intensity import CT_WINDOW_HU, intensity_range, is_in_houns
 from delineate.scans.scan import Scan
 from delineate.scans.sparse import Sparse
 
-
 SLICES_AT_ONCE = 32  # of a scan, at its own resolution: bounds memory
 
 

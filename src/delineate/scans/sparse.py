@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from math import prod
 
 import numpy as np
-from jaxtyping import Bool, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +26,7 @@ class Sparse:
     shape: tuple[int, ...]
 
     @classmethod
-    def of(cls, maps: Shaped[np.ndarray, "N *space"]) -> "Sparse":
+    def of(cls, maps: Shaped[np.ndarray, " N *space"]) -> "Sparse":
         """These maps."""
         bits = maps.view(np.uint16) if maps.dtype == np.float16 else maps  # as `fusion`: NumPy is slow with halves
         some = np.logical_or.reduce(bits != 0 if bits.dtype != np.uint16 else bits, axis=0)
@@ -53,7 +53,7 @@ class Sparse:
         """The maps as they were, one after another; each is made anew, so it may be written to."""
         return (self.spread(one) for one in self.values)
 
-    def dense(self) -> Shaped[np.ndarray, "N *space"]:
+    def dense(self) -> Shaped[np.ndarray, " N *space"]:
         """The maps as they were, all at once: N arrays as large as the scan."""
         out = np.zeros((len(self), *self.shape[::-1]), self.values.dtype)
         for one, values in zip(out, self.values, strict=True):
@@ -77,16 +77,22 @@ class Sparse:
         """The index of every voxel that is kept along an axis of the scan."""
         return self.where // prod(self.shape[:axis]) % self.shape[axis]
 
-    def sums(self, values: Shaped[np.ndarray, " M"], axis: int) -> Shaped[np.ndarray, " slices"]:
-        """The sum of such values in every slice across an axis of the scan, float64."""
-        return np.bincount(self.along(axis), values, self.shape[axis])
+    def sums(self, values: Shaped[np.ndarray, " M"], axis: int, rest: float = 0) -> Float[np.ndarray, " slices"]:
+        """The sum of `spread(values, rest)` in every slice across an axis of the scan."""
+        along, slices = self.along(axis), self.shape[axis]
+        sums = np.bincount(along, values, slices)
+        return sums + rest * (prod(self.shape) // slices - np.bincount(along, minlength=slices)) if rest else sums
 
-    def slice_of(self, values: Shaped[np.ndarray, " M"], axis: int, index: int) -> Shaped[np.ndarray, " *space"]:
-        """Of `spread(values)` the slice `index` across an axis, which has length 1 in what is returned."""
+    def sliced(self, axis: int, index: int) -> "Sparse":
+        """The maps of one slice across an axis, which has length 1 in them."""
         here = np.flatnonzero(self.along(axis) == index)
-        places = list(np.unravel_index(self.where[here], self.shape, order="F"))
-        places[axis] = np.zeros_like(places[axis])
-        shape = tuple(1 if number == axis else size for number, size in enumerate(self.shape))
-        out = np.zeros(shape, values.dtype)
-        out[tuple(places)] = values[here]
-        return out
+        below = prod(self.shape[:axis])
+        where = self.where[here] % below + self.where[here] // (below * self.shape[axis]) * below
+        return Sparse(self.values[:, here], where, (*self.shape[:axis], 1, *self.shape[axis + 1 :]))
+
+    def slice_of(
+        self, values: Shaped[np.ndarray, " M"], axis: int, index: int, rest: float = 0
+    ) -> Shaped[np.ndarray, " *space"]:
+        """Of `spread(values, rest)` the slice `index` across an axis, which has length 1 in what is returned."""
+        here = np.flatnonzero(self.along(axis) == index)
+        return self.sliced(axis, index).spread(values[here], rest)
