@@ -201,7 +201,7 @@ def to_scan_voxels(values: Float[Tensor, "n slices size size"], scan: Scan) -> S
         at = [np.int64(index), top + row, left + column]
         for axis in flips:
             at[axis] = scan.shape[orientation.order[axis]] - 1 - at[axis]
-        places.append(sum(step * place for step, place in zip(steps, at, strict=True)))
+        places.append(steps[0] * at[0] + steps[1] * at[1] + steps[2] * at[2])
     where, found = np.concatenate(places), np.concatenate(kept, axis=1)
     if orientation.order != (2, 1, 0):  # else they come in this order
         rising = np.argsort(where)
