@@ -1,10 +1,11 @@
 """What comes out: for every target several masks, a consensus, where they disagree, and an honest outcome."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,8 @@ from delineate.scans.scan import Scan
 from delineate.scans.sparse import Sparse
 from delineate.scans.writing import write_labels, write_map
 from delineate.storage.files import safe_name
+
+FILES_AT_ONCE = 2  # that are written; each holds one array as large as the scan
 
 
 class Outcome(StrEnum):
@@ -315,7 +318,9 @@ class Proposals:
         gets a number behind its name.
         """
         suffix = ".png" if self.scan.is_flat else ".nii.gz"
-        written = []
+        files: dict[
+            Path, tuple[Callable[..., Path], Callable[[], np.ndarray]]
+        ] = {}  # how it is written; what, when due
         stems: Counter[str] = Counter()
         for target in self.targets:
             if target.drawn is None:
@@ -324,18 +329,19 @@ class Proposals:
             stems[stem] += 1
             if stems[stem] > 1:
                 stem = f"{stem}_{stems[stem]}"
-            written.append(write_labels(folder / f"{stem}{suffix}", target.consensus(how), self.scan))
+            files[folder / f"{stem}{suffix}"] = write_labels, partial(target.consensus, how)
             for k in range(len(target)):
-                path = folder / f"{stem}_proposal_{k:02d}{suffix}"
-                written.append(write_labels(path, target.choose(k), self.scan))
+                files[folder / f"{stem}_proposal_{k:02d}{suffix}"] = write_labels, partial(target.choose, k)
             if missed_at_most is not None or false_at_most is not None:
                 for one in target.guarantees(missed_at_most=missed_at_most, false_at_most=false_at_most):
                     if one.threshold is not None:
                         path = folder / f"{stem}_{one.name}{suffix}"
-                        written.append(write_labels(path, target.guaranteed(one), self.scan))
+                        files[path] = write_labels, partial(target.guaranteed, one)
             if maps:
-                written.append(write_map(folder / f"{stem}_probability{suffix}", target.probability(), self.scan))
-                written.append(write_map(folder / f"{stem}_doubt{suffix}", target.disagreement(), self.scan))
+                files[folder / f"{stem}_probability{suffix}"] = write_map, target.probability
+                files[folder / f"{stem}_doubt{suffix}"] = write_map, target.disagreement
+        with ThreadPoolExecutor(FILES_AT_ONCE) as pool:  # zlib lets other threads run
+            written = list(pool.map(lambda path: files[path][0](path, files[path][1](), self.scan), files))
         labels, ids = self.label_map(how)
         if len(ids) > 1:
             written.append(write_labels(folder / f"labels{suffix}", labels, self.scan))
