@@ -223,8 +223,9 @@ def card(training: dict[str, Any]) -> str:
         [
             "# The house model",
             "",
-            f"A prompted encoder (`encoder`, preset {PRESET}) on a grid of {SIZE}x{SIZE}, trained by `recipes/house.py`",
-            f"on {training['slices']} slices, in these runs (val: mean Dice of all names on slices of the val subjects):",
+            f"A prompted encoder (`encoder`, preset {PRESET}) on a grid of {SIZE}x{SIZE}, trained by",
+            f"`recipes/house.py` on {training['slices']} slices in these runs",
+            "(val: mean Dice of all names on slices of the val subjects):",
             "",
             *runs,
             "",

@@ -117,7 +117,7 @@ def halves(left, right, shape=VOLUME.shape):
 
 
 def test_distinct_proposals_are_shown_with_their_share_and_expected_dice(titles):
-    torn = replace(target(VOLUME), probabilities=halves(3, 1))
+    torn = replace(target(VOLUME), drawn=halves(3, 1))
     assert titles(torn) == [
         ("liver, slice 1 of 40\nconsensus: found, score 0.90, expected Dice 0.75", 1),
         ("proposal 0, for 75% of 4\ndistinct 1 of 2, expected Dice 0.67", 1),

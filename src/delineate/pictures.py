@@ -14,7 +14,7 @@ from matplotlib.patches import Patch
 
 from delineate.proposals.proposals import Outcome, Proposals, TargetProposals
 from delineate.scans.geometry import canonical_spacing, orientation_of, to_canonical
-from delineate.scans.grid import normalise
+from delineate.scans.intensity import intensity_range, normalise
 from delineate.scans.scan import Scan
 from delineate.storage.files import replacing
 
@@ -33,50 +33,57 @@ def montage(proposals: Proposals, path: Path, *, how: str = "mean") -> Path:
     shown is the one where the consensus is largest, or most probable where there is none.
     """
     scan = proposals.scan
-    orientation = orientation_of(scan.affine)
-    picture = (to_canonical(normalise(scan.voxels, scan.modality), orientation) + 1) / 2
-    _, row_mm, column_mm = canonical_spacing(scan.affine, orientation)
+    ends = intensity_range(scan.voxels, scan.modality)
     rows = len(proposals.targets)
     figure = new_figure(12.4, 3.4 * rows + 0.1)
     axes = figure.subplots(rows, 4, squeeze=False)
     for line, target in zip(axes, proposals, strict=True):
         for axis in line:
             axis.axis("off")
-        if target.probabilities is None:
+        if target.drawn is None:
             near = f"\nnearest: {', '.join(target.nearest)}" if target.nearest else ""
             text = f"'{target.prompt.text}': unknown prompt{near}"
             line[0].text(0.0, 0.5, text, transform=line[0].transAxes, fontsize=11, parse_math=False)
             continue
-        _draw_target(line, target, picture, orientation, row_mm / column_mm, how)
+        _draw_target(line, target, scan, ends, how)
     return write_figure(figure, path)
 
 
-def _draw_target(line: Any, target: TargetProposals, picture: np.ndarray, orientation: Any, aspect: float, how: str):
-    consensus = to_canonical(target.consensus(how), orientation)
-    mean = to_canonical(target.probability(), orientation)
-    area = consensus.sum(axis=(1, 2))
-    k = int(area.argmax()) if area.any() else int(mean.reshape(len(mean), -1).max(axis=1).argmax())
-    doubt = to_canonical(target.disagreement(), orientation)[k]
-    for axis in line[:3]:
-        axis.imshow(picture[k], cmap="gray", vmin=0, vmax=1, aspect=aspect)
-    where = f", slice {k + 1} of {len(picture)}" if len(picture) > 1 else ""
-    contour(line[0], consensus[k], CONSENSUS, 1.6)
+def _draw_target(line: Any, target: TargetProposals, scan: Scan, ends: tuple[float, float], how: str):
+    orientation = orientation_of(scan.affine)
+    slices, axis = to_canonical(scan.voxels, orientation), orientation.order[0]
+    turn = slice(None, None, -1 if orientation.flips[0] else 1)  # the slices' order as they are seen
+    area = target.consensus_across(axis, how)[turn]
+    k = int(area.argmax()) if area.any() else int(target.peak_across(axis)[turn].argmax())
+    index = len(slices) - 1 - k if orientation.flips[0] else k
+    here, consensus = target.sliced(axis, index), target.consensus_in(axis, index, how)
+
+    def seen(array: np.ndarray) -> np.ndarray:
+        return to_canonical(array, orientation)[0]
+
+    picture = (normalise(slices[k], scan.modality, ends) + 1) / 2
+    _, row_mm, column_mm = canonical_spacing(scan.affine, orientation)
+    aspect = row_mm / column_mm
+    for panel in line[:3]:
+        panel.imshow(picture, cmap="gray", vmin=0, vmax=1, aspect=aspect)
+    where = f", slice {k + 1} of {len(slices)}" if len(slices) > 1 else ""
+    contour(line[0], seen(consensus), CONSENSUS, 1.6)
     found = target.outcome is Outcome.FOUND
     title = f"{target.name}{where}\nconsensus: {target.outcome.value}, score {target.score:.2f}"
     title += f", expected Dice {target.expected_dice(how):.2f}" if found else ""  # 1 where all agree that it is absent
     line[0].set_title(title, fontsize=8.5, parse_math=False, color="black" if found else "#B00020")
-    distinct, quality = target.distinct(), target.quality()
+    distinct, quality, sizes = target.distinct(), target.quality(), target.sizes()
     if len(distinct) == 1:
         line[2].set_title("scan", fontsize=8.5)
     for number, (one, colour) in enumerate(zip(distinct, DISTINCT, strict=False)):
-        mask = to_canonical(target.choose(one.k), orientation)
-        contour(line[number + 1], mask[k], colour, 1.2)
-        nothing = "" if mask[k].any() else ", not here" if mask.any() else ", empty"
+        mask = seen(here.choose(one.k))
+        contour(line[number + 1], mask, colour, 1.2)
+        nothing = "" if mask.any() else ", not here" if sizes[one.k] else ", empty"
         title = f"proposal {one.k}{nothing}, for {one.weight:.0%} of {len(target)}\n"
         title += f"distinct {number + 1} of {len(distinct)}"
         title += f", expected Dice {quality[one.k]:.2f}" if found else ""
         line[number + 1].set_title(title, fontsize=8.5)
-    line[3].imshow(doubt, cmap="magma", vmin=0, vmax=1, aspect=aspect)
+    line[3].imshow(seen(here.disagreement()), cmap="magma", vmin=0, vmax=1, aspect=aspect)
     line[3].set_title("doubt (bits)", fontsize=8.5)
 
 

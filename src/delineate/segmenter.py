@@ -18,7 +18,7 @@ from delineate.prompts.prompt import Prompt
 from delineate.prompts.vocabulary import Vocabulary
 from delineate.proposals.fusion import fuse_mean
 from delineate.proposals.proposals import Outcome, Proposals, TargetProposals, presence
-from delineate.scans.grid import to_scan_grid, view_of
+from delineate.scans.grid import to_scan_voxels, view_of
 from delineate.scans.preparation import Habits
 from delineate.scans.scan import Scan
 from delineate.systems.system import Adaptable, Asked, Seen
@@ -185,16 +185,16 @@ class Segmenter:
         if asked is None:
             return TargetProposals(prompt, None, Outcome.UNKNOWN_PROMPT, nearest=match.nearest)
         drawn = self.system.propose(seen.features, asked, n, seed, on_step)
-        masks = to_scan_grid(drawn.probabilities, seen.scan)
+        maps = to_scan_voxels(drawn.probabilities, seen.scan)
         if prompt.box is not None:
-            masks[:, ~voxels_of(prompt.box, seen.scan)] = 0
-        score = presence(fuse_mean(masks[: self.calibration.proposals if self.calibration else n]))
+            maps = maps.only(voxels_of(prompt.box, seen.scan))
+        score = presence(fuse_mean(maps.values[: self.calibration.proposals if self.calibration else n]))
         outcome = Outcome.FOUND if score >= self.found_from else Outcome.LIKELY_ABSENT
         name = match.concept.name if match.concept else " ".join(prompt.text.split())
         scores = None if drawn.scores is None else drawn.scores.numpy()
         words_alone = replace(prompt, box=None, mask=None, examples=(), style=None) == prompt
         calibration = self.calibration if words_alone else None  # nothing was learnt of answers to other clues
-        return TargetProposals(prompt, name, outcome, score, masks, calibration=calibration, scores=scores)
+        return TargetProposals(prompt, name, outcome, score, maps, calibration=calibration, scores=scores)
 
     def _marked(
         self, seen: Seen, prompt: Prompt, answer: TargetProposals, before: TargetProposals | None, n: int, seed: int

@@ -62,9 +62,7 @@ def test_a_segmented_folder_gives_its_cases_with_the_answers_as_they_were(segmen
             voxel = 1 if case.name == "p" else 2 * 3 * 5 / 1000
             assert answer.info.volume == pytest.approx(target.consensus().sum() * voxel, abs=1e-3)
             drawn = np.stack([target.choose(k) for k in range(3)]).astype(np.float16)
-            np.testing.assert_allclose(
-                answer.doubt(shape), replace(target, probabilities=drawn).disagreement(), atol=2e-3
-            )
+            np.testing.assert_allclose(answer.doubt(shape), replace(target, drawn=drawn).disagreement(), atol=2e-3)
 
 
 def test_one_case_folder_can_be_named_too(segmented):

@@ -30,6 +30,7 @@ from delineate.proposals.proposals import Outcome, TargetProposals, presence
 from delineate.scans.geometry import orientation_of, to_canonical
 from delineate.scans.grid import Fit, canonical_fit, stack_of
 from delineate.scans.scan import Scan
+from delineate.scans.sparse import Sparse
 from delineate.systems.system import Asked, Clue, Refines, Seen, System
 
 SUREST = 1e-3  # a proposal's probability is never farther than this from 0 or 1 when it is moved in log-odds
@@ -69,12 +70,14 @@ def answer_with_marks(
     if not marks or (asked is None and not marks.positive):
         return replace(answer, prompt=prompt)
     masks, orientation = marks.to_masks(scan.shape), orientation_of(scan.affine)
-    known = answer.probabilities if asked is not None else None
-    drawn = np.zeros((n, *scan.shape), np.float16) if known is None else known.copy()
+    drawn = answer.probabilities if asked is not None else None
+    weights = None if drawn is None else agreement(drawn, masks)
+    if drawn is None:
+        drawn = np.zeros((n, *scan.shape), np.float16)
     todo = _slices(_signed(marks), scan)
-    if before is not None and before.prompt.marks and before.probabilities is not None:
+    if before is not None and before.prompt.marks and isinstance(before.drawn, Sparse):
         same = sorted(todo - _slices(_signed(marks) ^ _signed(before.prompt.marks), scan))
-        for one, old in zip(drawn, before.probabilities, strict=True):
+        for one, old in zip(drawn, before.drawn.whole(), strict=True):
             to_canonical(one, orientation)[same] = to_canonical(old, orientation)[same]
         todo -= set(same)
     if todo:
@@ -85,7 +88,6 @@ def answer_with_marks(
             to_canonical(one, orientation)[slices] = new.clamp(0, 1).numpy()
     if prompt.box is not None:
         drawn[:, ~voxels_of(prompt.box, scan)] = 0
-    weights = None if known is None else agreement(known, masks)
     for value, voxels in ((1, marks.positive), (0, marks.negative)):
         if voxels:
             drawn[:, *np.array(voxels).T] = value

@@ -9,8 +9,9 @@ import numpy as np
 
 from delineate.calibration.guarantees import LEVEL
 from delineate.prompts.vocabulary import unknown_prompt_message
-from delineate.proposals.ordering import doubtful_slices
+from delineate.proposals.ordering import most_doubtful
 from delineate.proposals.proposals import Outcome, Proposals, TargetProposals
+from delineate.scans.geometry import orientation_of
 from delineate.scans.scan import Scan
 
 if TYPE_CHECKING:  # which imports torch
@@ -38,12 +39,12 @@ def describe(
             entry["nearest"] = list(target.nearest)
             entry["message"] = unknown_prompt_message(target.prompt.text, target.nearest)
         else:
-            volumes = [float(target.choose(k).sum() * unit) for k in range(len(target))]
+            volumes = [float(size * unit) for size in target.sizes()]
             entry["score"] = round(target.score, 4)
             entry["doubt"] = round(target.doubt, 4)
             if (usual := usual_doubt.get(str(target.name))) is not None:
                 entry |= {"usual_doubt": usual, "unusual": target.outcome is Outcome.FOUND and target.doubt > usual}
-            entry[f"consensus_{key}"] = round(float(target.consensus(how).sum() * unit), 3)
+            entry[f"consensus_{key}"] = round(float(target.size(how) * unit), 3)
             entry[f"proposals_{key}"] = [round(v, 3) for v in volumes]
             if target.scores is not None:
                 entry["scores"] = [round(float(s), 4) for s in target.scores]
@@ -72,7 +73,8 @@ def seen_first(target: TargetProposals, how: str, scan: Scan, key: str, volumes:
         told = {"proposal": one.k, "weight": round(one.weight, 4), "quality": round(float(quality[one.k]), 4)}
         entry["distinct"].append({**told, "spread": round(one.spread, 4), key: round(volumes[one.k], 3)})
     if not scan.is_flat:
-        axis, slices = doubtful_slices(target.disagreement(), scan.affine)
+        axis = orientation_of(scan.affine).order[0]
+        slices = most_doubtful(target.doubt_across(axis))
         shares = [round(share, 4) for _, share in slices]
         entry["doubtful_slices"] = {"axis": axis, "slices": [index for index, _ in slices], "shares": shares}
     return entry
@@ -93,8 +95,8 @@ def believed(
         key: "ml" or "pixels".
         shares: what is to be guaranteed, as `TargetProposals.guarantees` takes it.
     """
-    calibration, volume = target.calibration, float(target.consensus("mean").sum()) * unit  # as it was calibrated
-    drawn = [float(target.choose(k).sum()) * unit for k in range(len(target))]
+    calibration, volume = target.calibration, float(target.size("mean")) * unit  # as it was calibrated
+    drawn = [float(size) * unit for size in target.sizes()]
     ends = None if calibration is None else calibration.volume_interval(str(target.name), volume)
     low, high = (float(v) for v in (ends or np.percentile(drawn, (5, 95))))
     interval = {"low": round(low, 3), "high": round(high, 3), "level": LEVEL, "calibrated": ends is not None}

@@ -77,6 +77,7 @@ def fuse_staple(
     false_positive_rate: float = 0.1,
     prior: float = 0.5,
     iterations: int = 20,
+    others: int = 0,
 ) -> Float[np.ndarray, "*space"]:
     """The STAPLE posterior of the masks p >= 0.5, float32; zero everywhere if half or more are empty.
 
@@ -89,6 +90,7 @@ def fuse_staple(
         false_positive_rate: where every b_j starts.
         prior: P(foreground) of a voxel before any mask is seen.
         iterations: EM iterations at most; UniSegDiff takes 20.
+        others: voxels more that are in no mask: they count, and are not returned.
     """
     masks = foreground(_checked(probabilities))
     present = sum(bool(mask.any()) for mask in masks)
@@ -100,6 +102,7 @@ def fuse_staple(
         false_positive_rate=false_positive_rate,
         prior=prior,
         iterations=iterations,
+        others=others,
     ).posterior
 
 
@@ -110,8 +113,11 @@ def staple(
     false_positive_rate: float = 0.1,
     prior: float = 0.5,
     iterations: int = 20,
+    others: int = 0,
 ) -> StapleResult:
     """STAPLE without the presence vote, for N <= 64 binary masks. See the module's head for the source.
+
+    So many `others`, voxels that are in no mask, count too and are not in the posterior.
 
     Masks that all agree on every voxel are returned as they are: nothing is left to estimate, and EM would
     explain an all-empty stack as well by a truth that no rater sees.
@@ -134,7 +140,7 @@ def staple(
     if iterations < 1:
         raise ValueError(f"iterations must be 1 or more, not {iterations}.")
 
-    patterns, pattern_of_voxel, counts = _patterns(masks)
+    patterns, pattern_of_voxel, counts = _patterns(masks, others)
     decided = (patterns[:, None] >> np.arange(len(masks), dtype=np.uint64)) & np.uint64(1)
     z = decided.astype(np.float64)  # (patterns, N)
     if (z == z[:, :1]).all():
@@ -168,7 +174,7 @@ def _posterior(z: np.ndarray, a: np.ndarray, b: np.ndarray, prior: float) -> np.
     return np.exp(-np.logaddexp(0.0, -log_odds))
 
 
-def _patterns(masks: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _patterns(masks: np.ndarray, others: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The distinct columns of N decisions as 64-bit words, which one each voxel has, how many have it."""
     bits = np.packbits(masks.reshape(len(masks), -1), axis=0, bitorder="little")  # (ceil(N / 8), voxels)
     words = np.zeros(bits.shape[1], np.uint64)
@@ -181,7 +187,7 @@ def _patterns(masks: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     index = np.where(words == everyone, 1, 0)
     index[mixed] = inverse + 2
     full = int(np.count_nonzero(index == 1))
-    counts = np.concatenate([[len(words) - len(mixed) - full, full], mixed_counts]).astype(np.float64)
+    counts = np.concatenate([[len(words) - len(mixed) - full + others, full], mixed_counts]).astype(np.float64)
     kept = counts > 0
     return patterns[kept], (np.cumsum(kept) - 1)[index], counts[kept]
 

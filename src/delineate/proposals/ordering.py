@@ -158,6 +158,7 @@ def expected_dice_of(
     mask: Bool[np.ndarray, "*space"],
     masks: Bool[np.ndarray, " N *space"] | Iterable[np.ndarray],
     probability: Float[np.ndarray, "*space"] | None = None,
+    others: int = 0,
 ) -> float:
     """What Dice a mask can expect that is no proposal, such as the consensus, in [0, 1]: its mean Dice with all N.
 
@@ -165,8 +166,9 @@ def expected_dice_of(
         mask: the one in question.
         masks: N proposals, all at once or one by one.
         probability: of the one proposal, in [0, 1]; needed for N = 1, where `probable_dice` is taken, and only there.
+        others: voxels more of the mask, in which there is no proposal.
     """
-    inside, size = np.flatnonzero(mask), np.count_nonzero(mask)
+    inside, size = np.flatnonzero(mask), np.count_nonzero(mask) + others
     counts = np.array([(np.count_nonzero(one.reshape(-1)[inside]), np.count_nonzero(one)) for one in masks], float)
     if len(counts) == 0:
         raise ValueError("masks must hold one proposal at least.")
@@ -197,16 +199,28 @@ def doubtful_slices(
         top: so many slices at most.
 
     Returns:
-        The axis, and (index from 0, share in (0, 1]), the largest first, at a tie the lower index. No slice where there
-        is no doubt, or only one slice.
+        The axis, and what `most_doubtful` says of it.
     """
     axis = orientation_of(affine).order[0]
     across = [other for other in range(3) if other != axis]
-    each = doubt.sum(axis=(across[0], across[1]), dtype="float64")
+    return axis, most_doubtful(doubt.sum(axis=(across[0], across[1]), dtype="float64"), top)
+
+
+def most_doubtful(each: Float[np.ndarray, " slices"], top: int = 5) -> list[tuple[int, float]]:
+    """The slices that hold most of the doubt, with the share of all doubt that is in each.
+
+    Args:
+        each: the doubt in every slice, such as `TargetProposals.doubt_across`.
+        top: so many slices at most.
+
+    Returns:
+        (index from 0, share in (0, 1]), the largest first, at a tie the lower index. No slice where there is no doubt,
+        or only one slice.
+    """
     if len(each) == 1:
-        return axis, []
+        return []
     order = np.argsort(-each, kind="stable")[:top]
-    return axis, [(int(index), float(each[index] / each.sum())) for index in order if each[index] > 0]
+    return [(int(index), float(each[index] / each.sum())) for index in order if each[index] > 0]
 
 
 def _overlaps(masks: np.ndarray | Overlaps) -> Overlaps:

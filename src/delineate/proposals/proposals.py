@@ -1,10 +1,11 @@
 """What comes out: for every target several masks, a consensus, where they disagree, and an honest outcome."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,11 @@ from delineate.prompts.prompt import Prompt
 from delineate.proposals import ordering
 from delineate.proposals.fusion import FUSIONS, foreground, fuse_mean
 from delineate.scans.scan import Scan
+from delineate.scans.sparse import Sparse
 from delineate.scans.writing import write_labels, write_map
 from delineate.storage.files import safe_name
+
+FILES_AT_ONCE = 2  # that are written; each holds one array as large as the scan
 
 
 class Outcome(StrEnum):
@@ -36,7 +40,8 @@ class TargetProposals:
         outcome: found, likely absent or unknown prompt.
         score: in [0, 1], how firmly the proposals agree that the target is there: the mean probability of the
             surest tenth of the consensus (of its surest 8 voxels where it is smaller), 0 where it is empty.
-        probabilities: float16 (N, I, J, K) in [0, 1] on the scan's own voxels; None for an unknown prompt.
+        drawn: N maps in [0, 1] on the scan's own voxels, kept where they are not zero; None for an unknown prompt. An
+            array (N, I, J, K) may be given for them; `probabilities` is one.
         nearest: for an unknown prompt, the names that resemble it.
         calibration: what held-out subjects taught about such proposals; None where nobody asked them.
         weights: float64 (N,) that sum to 1, how far each proposal agreed with the marks before it was made to; None
@@ -48,28 +53,34 @@ class TargetProposals:
     name: str | None
     outcome: Outcome
     score: float = 0.0
-    probabilities: np.ndarray | None = None
+    drawn: Sparse | np.ndarray | None = None
     nearest: tuple[str, ...] = ()
     calibration: Calibration | None = None
     weights: np.ndarray | None = None
     scores: np.ndarray | None = None
 
+    def __post_init__(self):
+        if isinstance(self.drawn, np.ndarray):
+            object.__setattr__(self, "drawn", Sparse.of(self.drawn))
+
     def __len__(self) -> int:
-        return 0 if self.probabilities is None else len(self.probabilities)
+        return 0 if self.drawn is None else len(self.drawn)
+
+    @property
+    def probabilities(self) -> np.ndarray | None:
+        """The proposals as drawn, all at once: float16 (N, I, J, K), made anew each time; None as `drawn` is."""
+        return None if self.drawn is None else self._drawn().dense()
 
     def mean(self) -> np.ndarray:
-        """The mean of the proposals as drawn, by their weights where they have some: float32 (I, J, K) in [0, 1].
-
-        Made once and kept, so it is read-only.
-        """
-        return self._mean
+        """The mean of the proposals as drawn, by their weights where they have some: float32 (I, J, K) in [0, 1]."""
+        return self._drawn().spread(self._mean)
 
     def probability(self) -> np.ndarray:
         """The probability of the target, float32 (I, J, K) in [0, 1]: the mean, calibrated where that can be.
 
         The consensus is made of the proposals themselves: calibration does not move it.
         """
-        return self._probability
+        return self._drawn().spread(self._probability)
 
     def guarantees(
         self, *, missed_at_most: float | None = None, false_at_most: float | None = None
@@ -97,17 +108,52 @@ class TargetProposals:
         """
         if guarantee.threshold is None or self.calibration is None:
             raise GuaranteeError(guarantee.why_not or "the model is not calibrated; run: delineate calibrate")
-        return FUSIONS["mean"](self._drawn()[: self.calibration.proposals]) >= guarantee.threshold
+        drawn = self._drawn()
+        inside = fuse_mean(drawn.values[: self.calibration.proposals]) >= guarantee.threshold
+        return drawn.spread(inside, rest=guarantee.threshold <= 0)
 
     def consensus(self, how: str = "mean") -> np.ndarray:
         """One mask, bool (I, J, K), by one of `FUSIONS`; only the mean heeds weights."""
-        if how not in FUSIONS:
-            raise ValueError(f"consensus is one of {', '.join(FUSIONS)}; got '{how}'")
-        return (self.mean() if how == "mean" else FUSIONS[how](self._drawn())) >= 0.5
+        inside, rest = self._consensus(how)
+        return self._drawn().spread(inside, rest)
+
+    def size(self, how: str = "mean") -> int:
+        """How many voxels the consensus has."""
+        inside, rest = self._consensus(how)
+        return int(np.count_nonzero(inside)) + rest * self._drawn().elsewhere
+
+    def sizes(self) -> np.ndarray:
+        """How many voxels each proposal has, float64 (N,) of whole numbers."""
+        return self._overlaps.sizes
 
     def disagreement(self) -> np.ndarray:
         """Doubt, float32 (I, J, K) in [0, 1]: the entropy of the mean probability in bits."""
-        return entropy(self.probability())
+        return self._drawn().spread(entropy(self._probability))
+
+    def doubt_across(self, axis: int) -> np.ndarray:
+        """The sum of `disagreement` in every slice across an axis of the scan, float64."""
+        return self._drawn().sums(entropy(self._probability), axis)
+
+    def sliced(self, axis: int, index: int) -> "TargetProposals":
+        """The same proposals of one slice across an axis of the scan, which has length 1 there."""
+        return replace(self, drawn=self._drawn().sliced(axis, index))
+
+    def consensus_across(self, axis: int, how: str = "mean") -> np.ndarray:
+        """How many voxels the consensus has in every slice across an axis, float64 of whole numbers."""
+        inside, rest = self._consensus(how)
+        return self._drawn().sums(inside, axis, rest)
+
+    def consensus_in(self, axis: int, index: int, how: str = "mean") -> np.ndarray:
+        """The consensus in one slice across an axis, which has length 1 in it, bool."""
+        inside, rest = self._consensus(how)
+        return self._drawn().slice_of(inside, axis, index, rest)
+
+    def peak_across(self, axis: int) -> np.ndarray:
+        """The largest `probability` in every slice across an axis, float32."""
+        drawn = self._drawn()
+        peaks = np.zeros(drawn.shape[axis], np.float32)
+        np.maximum.at(peaks, drawn.along(axis), self._probability)
+        return peaks
 
     @property
     def doubt(self) -> float:
@@ -116,7 +162,7 @@ class TargetProposals:
         One minus 2 Σ_M p / (|M| + Σ p) for the consensus M and the mean probability p: about one minus the Dice that
         the model itself expects. 0 where there is no voxel of either.
         """
-        return 1 - ordering.probable_dice(self.mean() >= 0.5, self.probability())
+        return 1 - ordering.probable_dice(self._mean >= 0.5, self._probability)
 
     def distinct(self, apart: float = ordering.APART, most: int = ordering.MOST) -> tuple[ordering.Distinct, ...]:
         """The few proposals that stand for all, the one with the largest group first; see `ordering.distinct`.
@@ -135,7 +181,7 @@ class TargetProposals:
         A single one is held against its own probability. See `ordering.expected_dice`.
         """
         if len(self) == 1:
-            return ordering.expected_dice(self.choose(0)[None], self.probability())
+            return ordering.expected_dice(foreground(self._drawn().values), self._probability)
         return ordering.expected_dice(self._overlaps)
 
     def expected_dice(self, how: str = "mean") -> float:
@@ -143,13 +189,40 @@ class TargetProposals:
 
         That of a single one is held against its own probability, as in `quality`.
         """
-        masks = (foreground(drawn) for drawn in self._drawn())
-        probability = self.probability() if len(self) == 1 else None
-        return ordering.expected_dice_of(self.consensus(how), masks, probability)
+        drawn, (inside, rest) = self._drawn(), self._consensus(how)
+        masks = (foreground(one) for one in drawn.values)
+        probability = self._probability if len(self) == 1 else None
+        return ordering.expected_dice_of(inside, masks, probability, rest * drawn.elsewhere)
+
+    def choose(self, k: int) -> np.ndarray:
+        """Proposal k as a mask, bool (I, J, K)."""
+        drawn = self._drawn()
+        if not 0 <= k < len(drawn):
+            raise ValueError(f"there are proposals 0 to {len(drawn) - 1}, not {k}")
+        return drawn.spread(foreground(drawn.values[k]))
+
+    def claims(self, how: str = "mean") -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Where proposals reach (`Sparse.where`), whether the consensus does, and the probability there."""
+        return self._drawn().where, self._consensus(how)[0], self._probability
+
+    # What follows is of the voxels of `drawn` alone, and the same there as of all voxels, to the bit.
+
+    def _consensus(self, how: str) -> tuple[np.ndarray, bool]:
+        """One mask, and whether all other voxels are in it; they may be in no proposal, and STAPLE counts them."""
+        if how not in FUSIONS:
+            raise ValueError(f"consensus is one of {', '.join(FUSIONS)}; got '{how}'")
+        if how == "mean":
+            return self._mean >= 0.5, False
+        drawn = self._drawn()
+        if how != "staple" or not drawn.elsewhere:
+            return FUSIONS[how](drawn.values) >= 0.5, False
+        one_more = np.pad(drawn.values, ((0, 0), (0, 1)))  # stands for the others
+        inside = FUSIONS[how](one_more, others=drawn.elsewhere - 1) >= 0.5
+        return inside[:-1], bool(inside[-1])
 
     @cached_property
     def _mean(self) -> np.ndarray:
-        return _kept(fuse_mean(self._drawn(), self.weights))
+        return _kept(fuse_mean(self._drawn().values, self.weights))
 
     @cached_property
     def _probability(self) -> np.ndarray:
@@ -157,19 +230,12 @@ class TargetProposals:
 
     @cached_property
     def _overlaps(self) -> ordering.Overlaps:
-        return ordering.overlaps(foreground(drawn) for drawn in self._drawn())
+        return ordering.overlaps(foreground(one) for one in self._drawn().values)
 
-    def choose(self, k: int) -> np.ndarray:
-        """Proposal k as a mask, bool (I, J, K)."""
-        drawn = self._drawn()
-        if not 0 <= k < len(drawn):
-            raise ValueError(f"there are proposals 0 to {len(drawn) - 1}, not {k}")
-        return foreground(drawn[k])
-
-    def _drawn(self) -> np.ndarray:
-        if self.probabilities is None:
+    def _drawn(self) -> Sparse:
+        if not isinstance(self.drawn, Sparse):
             raise ValueError(f"'{self.prompt.text}' is an unknown prompt: there are no proposals to look at")
-        return self.probabilities
+        return self.drawn
 
 
 def entropy(probability: np.ndarray) -> np.ndarray:
@@ -220,12 +286,12 @@ class Proposals:
         asked twice in different words has two ids, the second under its name with a number behind it.
         """
         found = [t for t in self.targets if t.outcome is Outcome.FOUND]
-        labels = np.zeros(self.scan.shape, dtype=np.uint16)
-        best = np.zeros(self.scan.shape, dtype=np.float32)
+        labels = np.zeros(self.scan.shape, dtype=np.uint16, order="F")
+        best = np.zeros(labels.size, dtype=np.float32)
         for number, target in enumerate(found, start=1):
-            probability = target.probability()
-            wins = target.consensus(how) & (probability > best)
-            labels[wins], best[wins] = number, probability[wins]
+            where, inside, probability = target.claims(how)
+            wins = inside & (probability > best[where])
+            labels.reshape(-1, order="F")[where[wins]], best[where[wins]] = number, probability[wins]
         ids: dict[str, int] = {}
         asked: Counter[str] = Counter()
         for number, target in enumerate(found, start=1):
@@ -252,27 +318,30 @@ class Proposals:
         gets a number behind its name.
         """
         suffix = ".png" if self.scan.is_flat else ".nii.gz"
-        written = []
+        files: dict[
+            Path, tuple[Callable[..., Path], Callable[[], np.ndarray]]
+        ] = {}  # how it is written; what, when due
         stems: Counter[str] = Counter()
         for target in self.targets:
-            if target.probabilities is None:
+            if target.drawn is None:
                 continue
             stem = safe_name(target.name or target.prompt.text)
             stems[stem] += 1
             if stems[stem] > 1:
                 stem = f"{stem}_{stems[stem]}"
-            written.append(write_labels(folder / f"{stem}{suffix}", target.consensus(how), self.scan))
+            files[folder / f"{stem}{suffix}"] = write_labels, partial(target.consensus, how)
             for k in range(len(target)):
-                path = folder / f"{stem}_proposal_{k:02d}{suffix}"
-                written.append(write_labels(path, target.choose(k), self.scan))
+                files[folder / f"{stem}_proposal_{k:02d}{suffix}"] = write_labels, partial(target.choose, k)
             if missed_at_most is not None or false_at_most is not None:
                 for one in target.guarantees(missed_at_most=missed_at_most, false_at_most=false_at_most):
                     if one.threshold is not None:
                         path = folder / f"{stem}_{one.name}{suffix}"
-                        written.append(write_labels(path, target.guaranteed(one), self.scan))
+                        files[path] = write_labels, partial(target.guaranteed, one)
             if maps:
-                written.append(write_map(folder / f"{stem}_probability{suffix}", target.probability(), self.scan))
-                written.append(write_map(folder / f"{stem}_doubt{suffix}", target.disagreement(), self.scan))
+                files[folder / f"{stem}_probability{suffix}"] = write_map, target.probability
+                files[folder / f"{stem}_doubt{suffix}"] = write_map, target.disagreement
+        with ThreadPoolExecutor(FILES_AT_ONCE) as pool:  # zlib lets other threads run
+            written = list(pool.map(lambda path: files[path][0](path, files[path][1](), self.scan), files))
         labels, ids = self.label_map(how)
         if len(ids) > 1:
             written.append(write_labels(folder / f"labels{suffix}", labels, self.scan))

@@ -215,7 +215,7 @@ def save_answer(
     from delineate.proposals.description import describe
 
     target = proposals.targets[0]
-    if target.probabilities is not None:
+    if target.drawn is not None:
         _write_masks(folder / MASKS, target)
     (entry,) = describe(proposals, "mean")
     seconds = round(time.monotonic() - started, 2)
@@ -228,7 +228,7 @@ def save_answer(
 def _write_masks(path: Path, target: "TargetProposals") -> None:
     masks = {"consensus": target.consensus()} | {f"proposal_{k:02d}": target.choose(k) for k in range(len(target))}
     arrays = {name: toggles_of(mask) for name, mask in masks.items()}
-    arrays["shape"] = np.array(target.mean().shape)
+    arrays["shape"] = np.array(target.choose(0).shape)
     arrays["doubt"] = np.rint(255 * target.disagreement()).astype(np.uint8)
 
     def check(temporary: Path) -> None:

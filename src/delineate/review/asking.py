@@ -89,7 +89,7 @@ class Answering:
         else:
             self._words, self._marked = None, ()
             answer = segmenter(seen, [words], n=n, seed=seed, on_step=on_step)
-            if sum(0 if t.probabilities is None else t.probabilities.nbytes for t in answer) <= MOST_KEPT:
+            if sum(0 if t.drawn is None else t.drawn.nbytes for t in answer) <= MOST_KEPT:
                 self._words = asked, answer
         if prompt.marks is None:
             return answer

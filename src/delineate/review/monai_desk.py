@@ -170,7 +170,7 @@ class MonaiDesk:
             seen = self.desk.answering.seen(key, scan)
             for prompt in prompts:
                 target = segmenter(seen, [prompt], n=params.proposals, seed=params.seed).targets[0]
-                if target.probabilities is None:
+                if target.drawn is None:
                     raise PromptError(unknown_prompt_message(prompt.text, target.nearest))
                 told.append(_told(target))
                 if target.outcome == "found":

@@ -6,6 +6,7 @@ pixels, so that its longer side is `size` pixels, and padded to a square. Intens
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import gcd, prod
 
 import numpy as np
 import torch
@@ -16,6 +17,9 @@ from torch.nn import functional as F
 from delineate.scans.geometry import canonical_spacing, orientation_of, to_canonical
 from delineate.scans.intensity import CT_WINDOW_HU, intensity_range, is_in_hounsfield_units, normalise  # noqa: F401
 from delineate.scans.scan import Scan
+from delineate.scans.sparse import Sparse
+
+SLICES_AT_ONCE = 32  # of a scan, at its own resolution: bounds memory
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,34 @@ class Fit:
         inner = values[..., top : self.size - bottom, left : self.size - right]
         return F.interpolate(inner, self.shape, mode="bilinear", antialias=False)
 
+    def part_from_grid(
+        self, values: Float[Tensor, "batch channels size size"]
+    ) -> tuple[int, int, Float[Tensor, "batch channels _ _"]]:
+        """Of `from_grid` a rectangle outside of which all is zero, to the bit: its first row and column, and itself.
+
+        Both sides are cut at multiples of the smallest blocks of grid pixels that are a whole number of the slices'
+        pixels. Where such a number is not a power of two, rounding would depend on where one cuts: nothing is cut.
+        """
+        left, right, top, bottom = self._padding
+        inner = values[..., top : self.size - bottom, left : self.size - right]
+        some = (inner != 0).flatten(0, -3).any(dim=0)
+        grid, own = [], []
+        for axis, (pixels, coarse) in enumerate(zip(self.shape, self.inner, strict=True)):
+            blocks = gcd(pixels, coarse)
+            low, high = 0, blocks
+            if (pixels // blocks).bit_count() == 1:
+                at = some.any(dim=1 - axis).nonzero()[:, 0]
+                step = coarse // blocks
+                low = max(0, int(at[0]) // step - 1) if len(at) else 0
+                high = min(blocks, int(at[-1]) // step + 2) if len(at) else 0
+            grid.append((low * coarse // blocks, high * coarse // blocks))
+            own.append((low * pixels // blocks, high * pixels // blocks))
+        (rows, columns), (first, last), (left, right) = grid, *own
+        part = inner[..., slice(*rows), slice(*columns)]
+        if not part.numel():
+            return 0, 0, part
+        return first, left, F.interpolate(part, (last - first, right - left), mode="bilinear", antialias=False)
+
 
 def canonical_fit(scan: Scan, size: int) -> Fit:
     """The fit of a scan's axial slices on a grid of `size` pixels."""
@@ -109,11 +141,12 @@ def stack_of(
         shown = torch.from_numpy(np.ascontiguousarray(normalise(canonical[around], scan.modality, ends)))
         return fit.to_grid(shown[:, None])[:, 0].unflatten(0, (-1, 3))
     chosen = canonical if only is None else canonical[list(only)]
-    slices = torch.from_numpy(np.ascontiguousarray(normalise(chosen, scan.modality, ends)))
-    if scan.is_colour:
-        return fit.to_grid(slices.permute(0, 3, 1, 2))
-    grid = torch.cat([fit.to_grid(chunk[:, None]) for chunk in slices.split(32)])
-    return with_neighbours(grid[:, 0], slices_apart(scan, apart_mm))
+    parts = []
+    for start in range(0, len(chosen), SLICES_AT_ONCE):
+        part = normalise(chosen[start : start + SLICES_AT_ONCE], scan.modality, ends)
+        slices = torch.from_numpy(np.ascontiguousarray(part))
+        parts.append(fit.to_grid(slices.permute(0, 3, 1, 2) if scan.is_colour else slices[:, None]))
+    return torch.cat(parts) if scan.is_colour else with_neighbours(torch.cat(parts)[:, 0], slices_apart(scan, apart_mm))
 
 
 def slices_apart(scan: Scan, apart_mm: float | None) -> int:
@@ -155,12 +188,34 @@ def with_neighbours(slices: Float[Tensor, "slices h w"], apart: int = 1) -> Floa
 
 def to_scan_grid(values: Float[Tensor, "n slices size size"], scan: Scan) -> Float16[np.ndarray, "n i j k"]:
     """Grid values (N, slices, size, size) on the scan's own voxels: float16 (N, I, J, K)."""
+    return to_scan_voxels(values, scan).dense()
+
+
+def to_scan_voxels(values: Float[Tensor, "n slices size size"], scan: Scan) -> Sparse:
+    """Grid values (N, slices, size, size) on the scan's own voxels, float16, kept where they are not zero.
+
+    Slice by slice: no array is ever as large as the scan. Clipped to [0, 1].
+    """
     fit = canonical_fit(scan, values.shape[-1])
     orientation = orientation_of(scan.affine)
-    out = np.zeros((len(values), *scan.shape), dtype=np.float16)
-    some = (values != 0).any(dim=0).flatten(1).any(dim=1)  # most slices do not show the target
-    if some.any():
-        for volume, proposal in zip(out, values[:, some], strict=True):
-            back = fit.from_grid(proposal[:, None].float())[:, 0].clamp(0, 1)
-            to_canonical(volume, orientation)[some.numpy()] = back.numpy()
-    return out
+    flips = [axis for axis, flip in enumerate(orientation.flips) if flip]
+    steps = [prod(scan.shape[:axis]) for axis in orientation.order]  # between neighbours, the scan's first axis fastest
+    some = (values != 0).any(dim=0).flatten(1).any(dim=1).nonzero()[:, 0].tolist()  # most slices do not show the target
+    places, kept = [np.empty(0, np.int64)], [np.empty((len(values), 0), np.float16)]
+    for index in reversed(some) if 0 in flips else some:
+        top, left, back = fit.part_from_grid(values[:, index, None].float())
+        drawn = back[:, 0].clamp(0, 1).to(torch.float16).numpy()
+        height, width = drawn.shape[1:]
+        reached = np.logical_or.reduce(drawn.view(np.uint16), axis=0)
+        row, column = np.nonzero(reached[:: -1 if 1 in flips else 1, :: -1 if 2 in flips else 1])
+        row, column = (height - 1 - row if 1 in flips else row), (width - 1 - column if 2 in flips else column)
+        kept.append(drawn[:, row, column])
+        at = [np.int64(index), top + row, left + column]
+        for axis in flips:
+            at[axis] = scan.shape[orientation.order[axis]] - 1 - at[axis]
+        places.append(steps[0] * at[0] + steps[1] * at[1] + steps[2] * at[2])
+    where, found = np.concatenate(places), np.concatenate(kept, axis=1)
+    if orientation.order != (2, 1, 0):  # else they come in this order
+        rising = np.argsort(where)
+        where, found = where[rising], found[:, rising]
+    return Sparse(found, where.astype(np.int32 if prod(scan.shape) <= np.iinfo(np.int32).max else np.int64), scan.shape)

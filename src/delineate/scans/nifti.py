@@ -65,6 +65,7 @@ def read_nifti(path: Path, volume: int | None, assume_spacing_mm: Sequence[float
 
 def write_nifti(path: Path, array: np.ndarray, affine: np.ndarray, space_code: int) -> None:
     """Write `array` in mm with the same sform and qform; without a qform where the grid is sheared."""
+    array = np.asfortranarray(array)  # as it is stored: nibabel is slow with others
     kind = nibabel.Nifti1Image if max(array.shape) <= np.iinfo(np.int16).max else nibabel.Nifti2Image
     image = kind(array, affine)
     image.set_sform(affine, space_code)
@@ -73,6 +74,34 @@ def write_nifti(path: Path, array: np.ndarray, affine: np.ndarray, space_code: i
         image.set_qform(None, 0)  # a qform holds no shear: better none than one that contradicts the sform
     image.header.set_xyzt_units("mm")
     nibabel.save(image, path)
+
+
+def same_nifti(path: Path, array: np.ndarray, affine: np.ndarray) -> bool:
+    """Whether a file that `write_nifti` wrote holds `array`, to the bit, and `affine`; read piece by piece, to its end.
+
+    Raises:
+        ScanError: If it cannot be read.
+    """
+    header = _header(path)
+    needed = _checked_bytes(path, header)
+    i, j, k = array.shape
+    here, _, _ = affine_of_header(path, header, (i, j, k))
+    told = [int(size) for size in header["dim"][1 : header["dim"][0] + 1]]
+    # NIfTI holds the affine as float32: a micrometre at a metre
+    same = told == list(array.shape) and header.get_data_dtype() == array.dtype and _scaling(path, header) == (1, 0)
+    same = same and (array.dtype.kind != "f" or bool(np.isfinite(array).all()))  # others are mended on reading
+    if not (same and np.allclose(here, affine, rtol=1e-5, atol=1e-4)):
+        return False
+    expected = np.asfortranarray(array).reshape(-1, order="F").view(np.uint8)
+    offset = int(header["vox_offset"])
+    piece, at = bytearray(2**20), 0
+    with _open(path) as file:
+        file.read(offset)
+        while count := file.readinto(piece):
+            if not np.array_equal(np.frombuffer(piece, np.uint8, count), expected[at : at + count]):
+                return False
+            at += count
+    return at == len(expected) and offset + at == needed
 
 
 def _is_zipped(path: Path) -> bool:

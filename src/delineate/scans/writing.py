@@ -7,7 +7,7 @@ import numpy as np
 
 from delineate.errors import ScanError
 from delineate.scans.flat_images import TIFF_SUFFIXES, write_flat
-from delineate.scans.nifti import NIFTI_SUFFIXES, write_nifti
+from delineate.scans.nifti import DAMAGE, NIFTI_SUFFIXES, same_nifti, write_nifti
 from delineate.scans.reading import first_line, label_dtype, read_labels, read_scan
 from delineate.scans.scan import Scan, suffix_of
 from delineate.storage.files import replacing
@@ -32,9 +32,9 @@ def write_labels(path: Path | str, labels: np.ndarray, like: Scan) -> Path:
     suffix = _checked_target(path, labels, like)
     if labels.dtype.kind not in "biu":
         raise ScanError(f"{path}: labels must be integers or bool, got {labels.dtype}; round or threshold them first")
-    stored = labels.astype(label_dtype(path, labels))
+    stored = labels.view(np.uint8) if labels.dtype == bool else labels.astype(label_dtype(path, labels))
     if labels.dtype == bool and suffix not in NIFTI_SUFFIXES:
-        stored *= 255
+        stored = 255 * stored
     if suffix == ".png" and stored.dtype == np.int32:
         raise ScanError(f"{path}: PNG holds labels 0 to 65535, got {labels.min()} to {labels.max()}; write .tif")
     return _write(path, stored, like, read_labels)
@@ -103,14 +103,16 @@ def _checked_target(path: Path, array: np.ndarray, like: Scan) -> str:
 def _write(path: Path, array: np.ndarray, like: Scan, read: Callable[..., Scan]) -> Path:
     def check(temporary: Path) -> None:
         try:
-            back = read(temporary, max_voxels=array.size)
-        except ScanError as error:
+            if is_nifti:
+                same = same_nifti(temporary, array, like.affine)
+            else:
+                back = read(temporary, max_voxels=array.size)
+                same = np.array_equal(back.voxels, array)
+        except (ScanError, *DAMAGE) as error:
             raise ScanError(
                 f"{path}: what was written cannot be read ({first_line(error)}); nothing was kept"
             ) from error
-        # NIfTI holds the affine as float32: a micrometre at a metre
-        same_place = not is_nifti or np.allclose(back.affine, like.affine, rtol=1e-5, atol=1e-4)
-        if not np.array_equal(back.voxels, array) or not same_place:
+        if not same:
             raise ScanError(f"{path}: what was written does not read back the same; nothing was kept, check the disk")
 
     is_nifti = suffix_of(path) in NIFTI_SUFFIXES
