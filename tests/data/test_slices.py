@@ -133,7 +133,9 @@ def test_a_merged_case_has_the_labels_it_had_alone(two_modalities, three_banks):
 def test_only_flat_images_may_be_mirrored(polyps, two_modalities, three_banks):
     assert not three_banks.mirrored.any()
     bank = build_slices([polyps, two_modalities[0]], "train", 64)
-    assert torch.equal(bank.mirrored, bank.dataset == 0)
+    assert torch.equal(bank.mirrored, 2 * (bank.dataset == 0))  # polyps have no top
+    still = build_slices([replace(polyps, modality="US")], "train", 64)
+    assert (still.mirrored == 1).all()  # an ultrasound has: its skin
 
 
 def test_progress_is_told_of_every_case(polyps, two_modalities):

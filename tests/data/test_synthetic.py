@@ -290,7 +290,7 @@ def test_a_variant_is_moved_by_the_map_of_its_slice(banks, name):
     large = there.sum(1) > 100
     assert large.sum() > 20
     scores = (2 * (shown & there).sum(1) / (shown.sum(1) + there.sum(1)))[large]
-    assert scores.quantile(0.1) > 0.95
+    assert scores.quantile(0.1) > 0.93
     assert scores.min() > 0.8  # blurred or coarse, where the edges of small organs move
 
 

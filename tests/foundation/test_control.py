@@ -235,7 +235,7 @@ def test_the_house_model_knows_the_control_it_was_trained_with():
     with safe_open(house_folder() / "control.safetensors", "pt") as file:
         house = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     made = Foundation.load(house_folder() / "foundation")
-    own = build(ProGiDiffConfig(size=32), made, VOCABULARY).control.state_dict()
+    own = build(ProGiDiffConfig(size=32, encoder="small"), made, VOCABULARY).control.state_dict()
     assert {name: tuple(value.shape) for name, value in own.items()} == house
 
 

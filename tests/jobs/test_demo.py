@@ -68,7 +68,7 @@ class Knows:
     def __call__(self, scan, prompts, *, n, on_step):
         half = np.zeros((n, *scan.shape), np.float16)
         half[..., : scan.shape[-1] // 2] = 1
-        found = {"outcome": Outcome.FOUND, "score": 0.9, "probabilities": half}
+        found = {"outcome": Outcome.FOUND, "score": 0.9, "drawn": half}
         unknown = {"outcome": Outcome.UNKNOWN_PROMPT}
         answers = []
         for word in prompts:

@@ -152,6 +152,8 @@ class SliceBank:
 
     def to(self, device: torch.device | str) -> "SliceBank":
         """The bank with its slices on another device; what little decides which are drawn stays."""
+        if torch.device(device) == self.device:
+            return self
         variants = self.variants and Variants(self.variants.images.to(device), self.variants.of.to(device))
         large = ("images", "labels", "readings")
         moved = {name: x.to(device) for name in large if (x := getattr(self, name)) is not None}

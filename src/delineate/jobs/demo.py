@@ -66,7 +66,7 @@ class Answered:
     @property
     def dice(self) -> dict[str, float | None]:
         """Of every target; None where the model does not know the word."""
-        known = {str(t.name): t.consensus() for t in self.proposals if t.probabilities is not None}
+        known = {str(t.name): t.consensus() for t in self.proposals if t.drawn is not None}
         return {name: dice(known[name], truth) if name in known else None for name, truth in self.truth.items()}
 
 

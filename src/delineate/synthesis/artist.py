@@ -80,7 +80,7 @@ class Artist:
         self.synthesizer, self.judge, self.dataset = synthesizer, judge, dataset
         self.vocabulary, self.size = bank.vocabulary, bank.size
         self.drawing, self.extractor, self.seed, self.folder = drawing, extractor, seed, folder
-        middle = bank.images[:, 1:2] if not bool(bank.mirrored.all()) else bank.images
+        middle = bank.images[:, 1:2] if not bool((bank.mirrored > 0).all()) else bank.images
         self.gate = Gate.of(middle.float() / 127.5 - 1)
         self.model = synthesizer.fingerprint()
         self.held: tuple[str, Any] | None = None  # the case last read: its variants follow one another

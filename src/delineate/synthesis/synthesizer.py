@@ -179,7 +179,7 @@ class Synthesizer:
 
 def pictures_of(bank: SliceBank, batch: Batch) -> Float[Tensor, "batch 3 size size"]:
     """What a synthesizer learns to draw: the colours of a flat image; of a volume the slice without its neighbours."""
-    flat = torch.stack([bank.mirrored[bank.dataset == d].any() for d in range(len(bank.modalities))])
+    flat = torch.stack([(bank.mirrored[bank.dataset == d] > 0).any() for d in range(len(bank.modalities))])
     own = batch.image[:, 1:2].expand(-1, 3, -1, -1)
     return torch.where(flat.to(own.device)[batch.dataset][:, None, None, None], batch.image, own)
 

@@ -103,9 +103,14 @@ def load_checkpoint(state: TrainState, folder: Path) -> str | None:
         loaded = load_file(path / "average.safetensors")
         state.average = {k: v.to(state.average[k].device) for k, v in loaded.items()}
         entries: dict[int, dict[str, Tensor]] = {}
+        parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
         for key, value in load_file(path / "optimizer.safetensors").items():
             index, name = key.split(".", 1)
-            entries.setdefault(int(index), {})[name] = value
+            like = parameters[int(index)]
+            # The fused optimiser walks memory: a moment must lie in it as its weight does.
+            entries.setdefault(int(index), {})[name] = (
+                torch.empty_like(like).copy_(value) if value.shape == like.shape and value.ndim else value
+            )
         state.optimizer.load_state_dict({**state.optimizer.state_dict(), "state": entries})
         state.images_seen, state.seconds = numbers["images_seen"], numbers["seconds"]
         state.seed, state.log = numbers["seed"], numbers["log"]

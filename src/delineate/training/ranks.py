@@ -39,8 +39,10 @@ class Ranks:
         flat = torch.cat([g.flatten() for g in gradients])
         distributed.all_reduce(flat)
         flat /= self.count
-        for parameter, mean in zip(parameters, flat.split([g.numel() for g in gradients]), strict=True):
-            parameter.grad = mean.view_as(parameter)
+        for parameter, gradient, mean in zip(
+            parameters, gradients, flat.split([g.numel() for g in gradients]), strict=True
+        ):
+            parameter.grad = gradient.copy_(mean.view_as(gradient))  # which lies in memory as its weight does
 
     def agreed(self, *numbers: float) -> tuple[float, ...]:
         """What rank 0 says: whether to stop, how much is spent."""
