@@ -1,6 +1,6 @@
 """Held-out Dice while a training goes on: on slices of the val split, by the averaged weights."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -62,7 +62,6 @@ class HeldOut:
         return scores
 
 
-def mean_score(scores: dict[str, float] | Sequence[float]) -> float:
+def mean_score(scores: Mapping[str, float]) -> float:
     """One number of several names: their mean; 0 of none."""
-    values = list(scores.values()) if isinstance(scores, dict) else list(scores)
-    return sum(values) / len(values) if values else 0.0
+    return sum(scores.values()) / len(scores) if scores else 0.0
