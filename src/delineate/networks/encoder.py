@@ -1,7 +1,8 @@
 """The image encoder: a residual U-Net that looks at a scan once, whatever will be asked of it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -36,10 +37,14 @@ class ResidualBlock(nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class Features:
-    """What the encoder saw: `fine` at half the working resolution, `coarse` at an eighth (the codecs' grid)."""
+    """What the encoder saw: `fine` at half the working resolution, `coarse` at an eighth (the codecs' grid).
+
+    `memo` is for what is worked out of them once and needed again; what it holds follows from the others.
+    """
 
     fine: Float[Tensor, "batch fine h w"]
     coarse: Float[Tensor, "batch coarse _ _"]
+    memo: dict[Any, Tensor] = field(default_factory=dict, repr=False)
 
     def __getitem__(self, index: Tensor | slice) -> "Features":
         return Features(self.fine[index], self.coarse[index])

@@ -151,7 +151,7 @@ SYSTEMS: dict[str, SystemRow] = {
     "encoder": SystemRow(
         "diffusion.progidiff",
         "prompted encoder: ProGiDiff with its generator switched off, proposals from probabilities and noise alone",
-        "the encoder and text head of Lin et al. 2026 as built here, arXiv 2601.16060; Bayes' rule for pixels",
+        "the encoder and text head of Lin et al. 2026 as built here, arXiv 2601.16060; thresholds of Gaussian noise",
         {"steered": False},
         presets=SIZED,
     ),

@@ -5,14 +5,14 @@ first trained as a segmenter of every target at once and then conditions the con
 network predicts x0; a prompt's mask is drawn in a few trailing DDIM steps from N noise fields.
 
 The same with the generator switched off is a system of its own ("encoder" in `SYSTEMS`, `ProGiDiffConfig.steered`
-false): proposals are then what Bayes' rule makes of the encoder's probabilities and the noise, pixel by pixel. Nothing
-of the foundation but its text encoder takes part, and all the time of training is the encoder's.
+false): proposals are then the encoder's probabilities against the noise, pixel by pixel. Nothing of the foundation but
+its text encoder takes part, and all the time of training is the encoder's.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,9 @@ COARSE_FROM = 256  # pixels of the working grid, from where the encoder first le
 COARSE_SHARE = 0.35  # of the time
 PROMPTS_DENOISED = 4  # a slice, for the denoiser: each is a pass of its own
 DECODER = r"\b(grow|up|head|trust|mix|decoders|detail)\b|\bfrom_"  # on the way from features to answers
+LEVEL = 0.75  # share of the variance of its noise that is one value for the whole picture
+SOFT = 0.2  # τ of a proposal that no network draws, see `ProGiDiff._toss`
+SURE = 1e-3  # a probability below it, or above one minus it, is every proposal's
 PAIRS_AT_ONCE = 64  # (slice, proposal) pairs in one forward: bounds memory, changes nothing but rounding
 
 
@@ -143,13 +146,15 @@ class ProGiDiff:
         clues: Clues = Clues(),
     ) -> Tensor:
         """(n, S, size, size) on the CPU, of slices with the `probability` (S, size, size) to start from."""
+        if not self.config.steered:
+            return self._toss(probability, n, seed, on_step, clues)
         codec, pooled = self.foundation.codec, text.pooled.expand(len(probability), -1)
         hint = self.control.hint(seen, probability[:, None], pooled, codec)
         times, device = trailing_times(self.config.steps), hint.estimate.device
         fields = noise_fields(codec, n, tuple(hint.estimate.shape[1:]), seed)
 
         def draw(proposals: Tensor, slices: Tensor) -> Tensor:
-            denoise = self._denoiser(hint[slices], text) if self.config.steered else self._coins(hint.estimate[slices])
+            denoise = self._denoiser(hint[slices], text)
             if clues.known is not None and isinstance(codec, PixelUnshuffleCodec):
                 value, where = (pixels[slices] for pixels in clues.known)
                 denoise = known(denoise, codec.encode(value).to(device), codec.places(where).to(device))
@@ -163,19 +168,27 @@ class ProGiDiff:
         return out
 
     def _probability(self, seen: Features, text: Encoded, asked: Asked) -> Tensor:
-        """(S, size, size): the prompt's words against everything else that the model knows by its plain name."""
-        index = self.vocabulary.index(asked.name)
+        """(S, size, size): the prompt's words against its rivals by their plain names, and background."""
+        index, head = self.vocabulary.index(asked.name), self.control.head
         pooled = self.foundation.encode_text(list(self.vocabulary.names)).pooled
         likeness = F.cosine_similarity(text.pooled, pooled)
-        if likeness.argmax() == index:  # else the words are unlike any caption that was learnt: the plain name serves
+        if likeness.argmax() == index and asked.caption != asked.name:
             pooled[index] = text.pooled[0]
-        against = set(self.config.rivals.get(asked.name, self.vocabulary.names)) | {asked.name}
-        rivals = torch.tensor([name in against for name in self.vocabulary.names], device=pooled.device)
-        parts = []
-        for chunk in seen.split(16):
-            estimate = self.control.estimate(chunk, pooled, rivals.expand(len(chunk.fine), -1))
-            parts.append(estimate[:, 1 + index].exp())
-        return torch.cat(parts)
+        # Else the words are the plain name, or unlike any caption that was learnt: then the plain name serves too.
+        against = {asked.name, *self.config.rivals.get(asked.name, self.vocabulary.names)}
+        rivals = [i for i, name in enumerate(self.vocabulary.names) if name in against]
+
+        def total() -> Tensor:
+            """The logarithm of what all shares are divided by, (S, size, size)."""
+            logits = (head(chunk.fine, pooled[rivals]) for chunk in seen.split(16))
+            return torch.cat([F.pad(one, (0, 0, 0, 0, 1, 0)).logsumexp(dim=1) for one in logits])
+
+        plain = asked.caption == asked.name or likeness.argmax() != index
+        key = ("total", *rivals)
+        if plain and key not in seen.memo:
+            seen.memo[key] = total()
+        own = torch.cat([head(chunk.fine, pooled[[index]])[:, 0] for chunk in seen.split(16)])
+        return (own - (seen.memo[key] if plain else total())).exp()
 
     def _denoiser(self, hint: Hint, text: Encoded) -> Callable[[Tensor, int], Tensor]:
         tokens = Encoded(text.tokens.expand(len(hint.grid), -1, -1), text.pooled)
@@ -183,15 +196,27 @@ class ProGiDiff:
             self.foundation, self.control, x, torch.full((len(x),), t, device=x.device), tokens, hint
         )
 
-    def _coins(self, estimate: Tensor) -> Callable[[Tensor, int], Tensor]:
-        """The clean latent as if each pixel were a coin of its own (`PixelUnshuffleCodec.posterior`)."""
-        codec, schedule = self.foundation.codec, self.foundation.schedule
+    def _toss(self, probability: Tensor, n: int, seed: int, on_step: OnShare, clues: Clues) -> Tensor:
+        """`_draw` without a network: a pixel is in a proposal where its noise is high enough for its probability.
 
-        def denoise(x: Tensor, t: int) -> Tensor:
-            times = torch.full((len(x),), t, device=x.device)
-            return codec.posterior(estimate, x, *schedule.signal_and_noise(times, x))
-
-        return denoise
+        With noise z of variance 1 - τ² it has the value Φ((z + Φ⁻¹(p)) / τ), which is p on average, whatever τ; τ above
+        0 makes edges soft. Neighbours have like noise, so they come and go together. Pixels that are sure keep their
+        probability in every proposal.
+        """
+        fields = smooth_fields(self.size, n, seed)
+        doubtful = (probability > SURE) & (probability < 1 - SURE)
+        pixel = doubtful.flatten(1).nonzero()[:, 1]
+        threshold = torch.special.ndtri(probability[doubtful])
+        out, doubtful = probability.cpu().expand(n, -1, -1, -1).clone(), doubtful.cpu()
+        for k in range(n):
+            z = fields[k].flatten().to(pixel.device)[pixel]
+            value = torch.special.ndtr(((1 - SOFT**2) ** 0.5 * z + threshold) / SOFT)
+            out[k, doubtful] = value.cpu()
+            on_step((k + 1) / n)
+        if clues.known is not None:
+            value, where = (pixels[:, 0].cpu() for pixels in clues.known)
+            out = torch.where(where, value, out)
+        return out
 
     @torch.no_grad()
     def labels(self, image: Tensor, possible: Tensor) -> Tensor:
@@ -275,6 +300,14 @@ class ProGiDiff:
         return draw
 
 
+@lru_cache(maxsize=8)  # the same for every prompt
+def smooth_fields(size: int, n: int, seed: int) -> Tensor:
+    """Noise without speckles for n proposals, (n, size, size): field k depends on (seed, k) alone."""
+    grains = tuple(max(1, size // part) for part in (64, 32, 16, 8))
+    codec = PixelUnshuffleCodec(stride=1, grains=grains, smooth=True, level=LEVEL)
+    return noise_fields(codec, n, (1, size, size), seed)(0)[:, 0]
+
+
 def rivals_in(bank: SliceBank) -> dict[str, list[str]]:
     """For each name, those that the sets annotated for it could tell of, if only that they are absent.
 
@@ -312,6 +345,11 @@ def encoder_loss(system: ProGiDiff, drawn: Captioned, step: Step) -> Loss:
     """Of the image encoder as a segmenter of every target at once."""
     _, _, log_probability = _looked_at(system, drawn)
     return segmentation_loss(log_probability, drawn.batch.labels), {}
+
+
+def coarse_share(size: int) -> float:
+    """How much of a training on a grid of `size` pixels goes to half the resolution, first."""
+    return COARSE_SHARE if size >= COARSE_FROM else 0.0
 
 
 def halved(batch: Batch) -> Batch:
@@ -394,9 +432,9 @@ def train(system: ProGiDiff, bank: SliceBank, run: Run) -> ProGiDiff:
         base = pretrain(system.foundation, bank, run.part(PRETRAIN_SHARE, "pretrain"))
         run = run.part(1 - PRETRAIN_SHARE)  # a control starts as a copy of the foundation's weights
         system = build(system.config, base, system.vocabulary, seed=run.seed).to(base.device)
-    if system.size >= COARSE_FROM:
-        train_phases([system.coarse_phase(bank)], run.part(COARSE_SHARE))
-        run = run.part(1 - COARSE_SHARE)
+    if coarse := coarse_share(system.size):
+        train_phases([system.coarse_phase(bank)], run.part(coarse))
+        run = run.part(1 - coarse)
     train_phases(system.phases(bank), run)
     return system
 

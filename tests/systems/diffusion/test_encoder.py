@@ -1,0 +1,104 @@
+"""ProGiDiff with its generator switched off."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from delineate.scans.grid import View
+from delineate.systems import SYSTEMS
+from delineate.systems.diffusion.progidiff import SURE, coarse_share, halved, rivals_in
+from delineate.systems.system import Asked, Clues
+from delineate.training.loop import Budget, Run
+
+SIZE = 64
+
+
+@pytest.fixture(scope="module")
+def system(two_organ_bank):
+    made = SYSTEMS["encoder"].make("tiny", SIZE, two_organ_bank.vocabulary, seed=1)
+    return made
+
+
+def test_what_is_sure_is_every_proposals(system):
+    probability = torch.zeros(1, SIZE, SIZE)
+    probability[:, 10:20, 10:20], probability[:, 30:40, 30:40] = 1 - SURE / 2, SURE / 2
+    drawn = system._toss(probability, 4, 0, lambda share: None, Clues())
+    assert torch.equal(drawn, probability.expand(4, -1, -1, -1))
+
+
+@pytest.mark.parametrize("share", [0.02, 0.1, 0.3, 0.5, 0.9])
+def test_each_pixel_is_drawn_as_often_as_its_probability_says(system, share):
+    drawn = system._toss(torch.full((1, SIZE, SIZE), share), 256, 3, lambda share: None, Clues())
+    assert drawn.mean().item() == pytest.approx(share, abs=0.01)
+    assert (drawn > 0.5).float().mean().item() == pytest.approx(share, abs=0.012)
+
+
+def test_neighbours_come_and_go_together(system):
+    drawn = system._toss(torch.full((1, SIZE, SIZE), 0.5), 32, 0, lambda share: None, Clues()) > 0.5
+    assert (drawn[..., 1:] == drawn[..., :-1]).float().mean() > 0.9
+
+
+def test_known_pixels_are_as_they_are_known(system):
+    known, inside = torch.zeros(2, 1, SIZE, SIZE, dtype=torch.bool), torch.zeros(2, SIZE, SIZE, dtype=torch.bool)
+    known[0, 0, :8], inside[0, :8] = True, True
+    clues = Clues(torch.tensor([0, 1]), inside, torch.zeros_like(inside), torch.full((2, SIZE, SIZE), 0.5))
+    drawn = system._toss(torch.full((2, SIZE, SIZE), 0.2), 3, 0, lambda share: None, clues)
+    assert (drawn[:, 0, :8] == 1).all()
+    assert (drawn[:, 1] < 1).any()
+
+
+def test_a_name_competes_with_those_it_was_taught_beside_alone(two_organ_bank):
+    """The spleen was learnt on other pictures: however strong its logit, it takes no pixel of the liver's."""
+    bank = replace(
+        two_organ_bank,
+        annotated=torch.tensor([[True, False], [False, True]]),
+        foreign=torch.zeros(2, 2, dtype=torch.bool),
+    )
+    assert rivals_in(bank) == {"liver": ["liver"], "spleen": ["spleen"]}
+    together = replace(bank, foreign=torch.tensor([[False, True], [False, False]]))
+    assert rivals_in(together) == {"liver": ["liver", "spleen"], "spleen": ["spleen"]}
+
+    made = SYSTEMS["encoder"].make("tiny", SIZE, bank.vocabulary, seed=1)
+    alone = SYSTEMS["encoder"].make("tiny", SIZE, bank.vocabulary, seed=1)
+    alone.config = replace(alone.config, rivals=rivals_in(bank))
+    view = View(torch.rand(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0)))
+    asked = Asked(bank.vocabulary.concepts[0], "liver")
+    of_two, of_one = made.estimate(made.see(view), asked), alone.estimate(alone.see(view), asked)
+    assert (of_one > of_two).all()
+    pooled = made.foundation.encode_text(["liver", "spleen"]).pooled
+    logits = made.control.head(made.see(view).fine, pooled)
+    torch.testing.assert_close(of_one, logits[:, 0].sigmoid())
+    torch.testing.assert_close(of_two, torch.cat([torch.zeros(2, 1, SIZE, SIZE), logits], 1).softmax(1)[:, 1])
+
+
+def test_what_was_worked_out_once_is_what_would_be_worked_out_again(system, two_organ_bank):
+    view = View(torch.rand(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0)))
+    liver, spleen = (Asked(concept, concept.name) for concept in two_organ_bank.vocabulary.concepts)
+    seen = system.see(view)
+    first = [system.estimate(seen, asked) for asked in (liver, spleen)]
+    again = [system.estimate(system.see(view), asked) for asked in (spleen, liver)]
+    assert torch.equal(first[0], again[1])
+    assert torch.equal(first[1], again[0])
+
+
+def test_half_the_resolution_comes_first_on_a_large_grid(two_organ_bank, tmp_path):
+    batch = two_organ_bank.draw(3, 0, torch.Generator().manual_seed(0))
+    half = halved(batch)
+    assert half.image.shape == (3, 3, 32, 32)
+    assert torch.equal(half.labels, batch.labels[:, ::2, ::2])
+    assert coarse_share(64) == 0
+    assert coarse_share(256) > 0
+
+
+def test_words_are_learnt_and_the_generator_is_left_alone(two_organ_bank, tmp_path):
+    row, seen = SYSTEMS["encoder"], []
+    run = Run(Budget(images=160), tmp_path, on_step=lambda phase, state, spent: seen.append(phase))
+    before = row.make(
+        "tiny", 64, two_organ_bank.vocabulary, modalities=two_organ_bank.modalities
+    ).foundation.unet.state_dict()
+    system = row.train(two_organ_bank, "tiny", run)
+    assert list(dict.fromkeys(seen)) == ["words", "encoder"]
+    assert "U-Net and the autoencoder are untrained and take no part" in system.about
+    assert all(torch.equal(value, before[name]) for name, value in system.foundation.unet.state_dict().items())
+    assert set(system.config.rivals) == {"liver", "spleen"}
