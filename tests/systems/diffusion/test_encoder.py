@@ -7,7 +7,8 @@ import torch
 
 from delineate.scans.grid import View
 from delineate.systems import SYSTEMS
-from delineate.systems.diffusion.progidiff import SURE, coarse_share, halved, rivals_in
+from delineate.systems.diffusion.progidiff import coarse_share, halved, rivals_in
+from delineate.systems.diffusion.thresholds import SURE, thresholds
 from delineate.systems.system import Asked, Clues
 from delineate.training.loop import Budget, Run
 
@@ -23,19 +24,19 @@ def system(two_organ_bank):
 def test_what_is_sure_is_every_proposals(system):
     probability = torch.zeros(1, SIZE, SIZE)
     probability[:, 10:20, 10:20], probability[:, 30:40, 30:40] = 1 - SURE / 2, SURE / 2
-    drawn = system._toss(probability, 4, 0, lambda share: None, Clues())
+    drawn = thresholds(probability, 4, 0)
     assert torch.equal(drawn, probability.expand(4, -1, -1, -1))
 
 
 @pytest.mark.parametrize("share", [0.02, 0.1, 0.3, 0.5, 0.9])
 def test_each_pixel_is_drawn_as_often_as_its_probability_says(system, share):
-    drawn = system._toss(torch.full((1, SIZE, SIZE), share), 256, 3, lambda share: None, Clues())
+    drawn = thresholds(torch.full((1, SIZE, SIZE), share), 256, 3)
     assert drawn.mean().item() == pytest.approx(share, abs=0.01)
     assert (drawn > 0.5).float().mean().item() == pytest.approx(share, abs=0.012)
 
 
 def test_neighbours_come_and_go_together(system):
-    drawn = system._toss(torch.full((1, SIZE, SIZE), 0.5), 32, 0, lambda share: None, Clues()) > 0.5
+    drawn = thresholds(torch.full((1, SIZE, SIZE), 0.5), 32, 0) > 0.5
     assert (drawn[..., 1:] == drawn[..., :-1]).float().mean() > 0.9
 
 
@@ -43,7 +44,7 @@ def test_known_pixels_are_as_they_are_known(system):
     known, inside = torch.zeros(2, 1, SIZE, SIZE, dtype=torch.bool), torch.zeros(2, SIZE, SIZE, dtype=torch.bool)
     known[0, 0, :8], inside[0, :8] = True, True
     clues = Clues(torch.tensor([0, 1]), inside, torch.zeros_like(inside), torch.full((2, SIZE, SIZE), 0.5))
-    drawn = system._toss(torch.full((2, SIZE, SIZE), 0.2), 3, 0, lambda share: None, clues)
+    drawn = thresholds(torch.full((2, SIZE, SIZE), 0.2), 3, 0, clues.known)
     assert (drawn[:, 0, :8] == 1).all()
     assert (drawn[:, 1] < 1).any()
 

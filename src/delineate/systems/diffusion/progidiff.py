@@ -12,7 +12,7 @@ its text encoder takes part, and all the time of training is the encoder's.
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import asdict, dataclass, field, replace
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from delineate.prompts.captions import captions
 from delineate.prompts.vocabulary import Vocabulary
 from delineate.scans.grid import View
 from delineate.storage.weights import load_weights, save_weights
+from delineate.systems.diffusion.thresholds import thresholds
 from delineate.systems.drawing import draw_pairs
 from delineate.systems.system import Asked, Clue, Clues, Drawn, OnShare
 from delineate.training.loop import Loss, Phase, Run, Step, train_phases
@@ -45,9 +46,6 @@ COARSE_FROM = 256  # pixels of the working grid, from where the encoder first le
 COARSE_SHARE = 0.35  # of the time
 PROMPTS_DENOISED = 4  # a slice, for the denoiser: each is a pass of its own
 DECODER = r"\b(grow|up|head|trust|mix|decoders|detail)\b|\bfrom_"  # on the way from features to answers
-LEVEL = 0.75  # share of the variance of its noise that is one value for the whole picture
-SOFT = 0.2  # τ of a proposal that no network draws, see `ProGiDiff._toss`
-SURE = 1e-3  # a probability below it, or above one minus it, is every proposal's
 PAIRS_AT_ONCE = 64  # (slice, proposal) pairs in one forward: bounds memory, changes nothing but rounding
 
 
@@ -147,7 +145,7 @@ class ProGiDiff:
     ) -> Tensor:
         """(n, S, size, size) on the CPU, of slices with the `probability` (S, size, size) to start from."""
         if not self.config.steered:
-            return self._toss(probability, n, seed, on_step, clues)
+            return thresholds(probability, n, seed, clues.known, on_step)
         codec, pooled = self.foundation.codec, text.pooled.expand(len(probability), -1)
         hint = self.control.hint(seen, probability[:, None], pooled, codec)
         times, device = trailing_times(self.config.steps), hint.estimate.device
@@ -195,28 +193,6 @@ class ProGiDiff:
         return lambda x, t: clean_estimate(
             self.foundation, self.control, x, torch.full((len(x),), t, device=x.device), tokens, hint
         )
-
-    def _toss(self, probability: Tensor, n: int, seed: int, on_step: OnShare, clues: Clues) -> Tensor:
-        """`_draw` without a network: a pixel is in a proposal where its noise is high enough for its probability.
-
-        With noise z of variance 1 - τ² it has the value Φ((z + Φ⁻¹(p)) / τ), which is p on average, whatever τ; τ above
-        0 makes edges soft. Neighbours have like noise, so they come and go together. Pixels that are sure keep their
-        probability in every proposal.
-        """
-        fields = smooth_fields(self.size, n, seed)
-        doubtful = (probability > SURE) & (probability < 1 - SURE)
-        pixel = doubtful.flatten(1).nonzero()[:, 1]
-        threshold = torch.special.ndtri(probability[doubtful])
-        out, doubtful = probability.cpu().expand(n, -1, -1, -1).clone(), doubtful.cpu()
-        for k in range(n):
-            z = fields[k].flatten().to(pixel.device)[pixel]
-            value = torch.special.ndtr(((1 - SOFT**2) ** 0.5 * z + threshold) / SOFT)
-            out[k, doubtful] = value.cpu()
-            on_step((k + 1) / n)
-        if clues.known is not None:
-            value, where = (pixels[:, 0].cpu() for pixels in clues.known)
-            out = torch.where(where, value, out)
-        return out
 
     @torch.no_grad()
     def labels(self, image: Tensor, possible: Tensor) -> Tensor:
@@ -298,14 +274,6 @@ class ProGiDiff:
             return Captioned(at_hand.draw(size, prompts, generator), draw_captions(bank, generator))
 
         return draw
-
-
-@lru_cache(maxsize=8)  # the same for every prompt
-def smooth_fields(size: int, n: int, seed: int) -> Tensor:
-    """Noise without speckles for n proposals, (n, size, size): field k depends on (seed, k) alone."""
-    grains = tuple(max(1, size // part) for part in (64, 32, 16, 8))
-    codec = PixelUnshuffleCodec(stride=1, grains=grains, smooth=True, level=LEVEL)
-    return noise_fields(codec, n, (1, size, size), seed)(0)[:, 0]
 
 
 def rivals_in(bank: SliceBank) -> dict[str, list[str]]:

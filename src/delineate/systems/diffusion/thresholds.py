@@ -1,0 +1,56 @@
+"""Proposals that no network draws: a probability map against smooth noise."""
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from delineate.diffusion.codec import PixelUnshuffleCodec, noise_fields
+from delineate.systems.system import OnShare
+
+LEVEL = 0.75  # share of the noise's variance that is one value for the whole picture
+SOFT = 0.2  # τ
+SURE = 1e-3  # a probability below it, or above one minus it, is every proposal's
+
+
+def thresholds(
+    probability: Tensor,
+    n: int,
+    seed: int,
+    known: tuple[Tensor, Tensor] | None = None,
+    on_step: OnShare = lambda share: None,
+) -> Tensor:
+    """Proposals (n, S, size, size) on the CPU: a pixel is in one where its noise is high enough for its probability.
+
+    With noise z of variance 1 - τ² it has the value Φ((z + Φ⁻¹(p)) / τ), which is p on average, whatever τ; τ above
+    0 makes edges soft. Neighbours have like noise, so they come and go together. Pixels that are sure keep their
+    probability in every proposal. Proposal k depends on (seed, k) alone.
+
+    Args:
+        probability: (S, size, size) in [0, 1].
+        n: proposals.
+        seed: of the noise.
+        known: what pixels are, and which are known, as `Clues.known`.
+        on_step: told the share that is done.
+    """
+    fields = smooth_fields(probability.shape[-1], n, seed)
+    doubtful = (probability > SURE) & (probability < 1 - SURE)
+    pixel = doubtful.flatten(1).nonzero()[:, 1]
+    threshold = torch.special.ndtri(probability[doubtful])
+    out, doubtful = probability.cpu().expand(n, -1, -1, -1).clone(), doubtful.cpu()
+    for k in range(n):
+        z = fields[k].flatten().to(pixel.device)[pixel]
+        out[k, doubtful] = torch.special.ndtr(((1 - SOFT**2) ** 0.5 * z + threshold) / SOFT).cpu()
+        on_step((k + 1) / n)
+    if known is not None:
+        value, where = (pixels[:, 0].cpu() for pixels in known)
+        out = torch.where(where, value, out)
+    return out
+
+
+@lru_cache(maxsize=8)  # the same for every prompt
+def smooth_fields(size: int, n: int, seed: int) -> Tensor:
+    """Noise without speckles for n proposals, (n, size, size): field k depends on (seed, k) alone."""
+    grains = tuple(max(1, size // part) for part in (64, 32, 16, 8))
+    codec = PixelUnshuffleCodec(stride=1, grains=grains, smooth=True, level=LEVEL)
+    return noise_fields(codec, n, (1, size, size), seed)(0)[:, 0]
