@@ -213,6 +213,14 @@ def card(training: dict[str, Any]) -> str:
         for name, f in figures.items()
         for target, t in f["targets"].items()
     ]
+    table = [
+        "Dice on held-out test subjects (at most 20 a set), 3-D per case where the set is 3-D; single = mean of 8",
+        "proposals taken one by one, consensus = their mean ≥ 0.5, oracle = the best of 8, which needs the truth.",
+        "",
+        "| set | cases | target | single | consensus | oracle |",
+        "|---|---|---|---|---|---|",
+        *rows,
+    ]
     runs = [
         f"{number}. "
         + "; ".join(f"{s}: {v['images']} images, {v['seconds'] / 60:.0f} min" for s, v in one["stages"].items())
@@ -233,19 +241,14 @@ def card(training: dict[str, Any]) -> str:
             "proposals are drawn from the encoder's probabilities and noise. Weights are stored in half precision.",
             "",
             "**Not a medical device.** It is small: a start for trying things, not for patients.",
-            "It is calibrated on the val subjects of the sets below; the figures here are of the test subjects.",
+            "It is calibrated on the val subjects of the sets below.",
             "It knows CT and MR only as in these sets.",
             "",
             "| trained on (train split only, without images like a held-out one) | terms |",
             "|---|---|",
             *(f"| {name} | {terms} |" for name, terms in LICENCES.items()),
             "",
-            "Dice on held-out test subjects (at most 20 a set), 3-D per case where the set is 3-D; single = mean of 8",
-            "proposals taken one by one, consensus = their mean ≥ 0.5, oracle = the best of 8, which needs the truth.",
-            "",
-            "| set | cases | target | single | consensus | oracle |",
-            "|---|---|---|---|---|---|",
-            *rows,
+            *(table if rows else ["Not yet scored on the test subjects."]),
             "",
         ]
     )

@@ -85,6 +85,7 @@ def train(
 ) -> None:
     """Train a system on the train split of one or several datasets; run again to go on after a stop."""
     from delineate.jobs.train import TrainRequest, train_system
+    from delineate.training.ranks import is_first_process
 
     if system not in SYSTEMS:
         raise typer.BadParameter(f"SYSTEM is one of {', '.join(SYSTEMS)}; got '{system}'")
@@ -117,4 +118,5 @@ def train(
     )
     with progress_bar(err) as bar:
         curves = train_system(request, output, device=chosen, watch=bar)
-    out.print(f"model:  {output}\ncurves: {curves}", highlight=False, soft_wrap=True)
+    if is_first_process():
+        out.print(f"model:  {output}\ncurves: {curves}", highlight=False, soft_wrap=True)

@@ -85,7 +85,8 @@ def freedom(flat: bool, modality: str | None) -> int:
 
     Volumes are not; flat pictures are mirrored, and those of a kind without a top (`anatomy.TURNABLE`) turned.
     """
-    return int(flat) * (2 if modality in anatomy.TURNABLE else 1)
+    code = anatomy.MODALITY_CODES.get((modality or "").lower(), modality)
+    return int(flat) * (2 if code in anatomy.TURNABLE else 1)
 
 
 # Where slices are put.
@@ -107,7 +108,7 @@ def similarities(degrees: Tensor, scale: Tensor, signs: Tensor, shift: Tensor) -
 
 
 def _default_place(mirrored: Tensor, generator: Generator) -> Tensor:
-    """Rotation ±20° (any where flips are allowed), scale 0.74 to 1.35, shift ±8 %, and flips where they are allowed."""
+    """Rotation ±20° (any where there is no top), scale 0.74 to 1.35, shift ±8 %, and flips, as `freedom` says."""
     count = len(mirrored)
     degrees = _uniform(count, -1, 1, generator) * torch.where(mirrored > 1, 180.0, 20.0)
     scale = (_uniform(count, -1, 1, generator) * math.log(1.35)).exp()

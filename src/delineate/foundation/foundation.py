@@ -179,6 +179,9 @@ class Foundation:
         with _no_progress_bars():
             for name in ("vae", "unet", "text_encoder"):
                 getattr(self, name).save_pretrained(folder / name, safe_serialization=True)
+                config = json.loads((folder / name / "config.json").read_text())
+                config.pop("_name_or_path", None)  # where it lay on this machine
+                write_json(folder / name / "config.json", config)
         self.tokenizer.save_pretrained(str(folder / "tokenizer"))
         scheduler: Any = DDIMScheduler.from_config(self.scheduler_config)
         scheduler.save_pretrained(folder / "scheduler")

@@ -29,8 +29,7 @@ NEW = "nuclei"  # the sample of a kind that the house model was not trained on: 
 class DemoRequest:
     """How much the demo does. All of it is counted, none of it timed, so it does the same on any machine.
 
-    The numbers fit a model that sees 128 pixels: together three quarters of a minute of one free core, so three minutes
-    where it has a quarter of one. A model that sees 256 costs four times as much a slice.
+    The numbers fit three minutes of two cores that have other work as well.
 
     Attributes:
         organs: what is asked of the CT, of those that the model knows.

@@ -26,7 +26,7 @@ from delineate.scans.finding import find_scans
 from delineate.scans.preparation import Habits
 from delineate.schemes import SCHEMES, Streams
 from delineate.segmenter import Segmenter
-from delineate.storage.files import sha256_of, write_json
+from delineate.storage.files import sha256_of
 from delineate.storage.pretrained import PRETRAINED, read_pretrained
 from delineate.systems import SYSTEMS
 from delineate.training.engine import PRECISIONS, Engine
@@ -313,7 +313,6 @@ def train_on(
         card=card or plain_card(request.system, training, segmenter),
     )
     training_curves(logs, curves)
-    write_json(curves.with_name("log.json"), logs)
     for stage in list(work.rglob("checkpoint-*")):
         shutil.rmtree(stage, ignore_errors=True)
     for best in work.rglob("best*.*"):

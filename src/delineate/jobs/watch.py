@@ -41,15 +41,19 @@ class Request(Protocol):
 
 def reporter(logs: dict[str, list], watch: Watch) -> Callable[[str, TrainState, float], None]:
     """An `on_step` that keeps every stage's log and tells `watch`."""
+    judged: dict[str, dict[int, float]] = {}  # of each stage, held-out Dice by images seen
 
     def on_step(stage: str, state: TrainState, spent: float) -> None:
         if stage not in logs:
             watch.start(f"training: {stage}")
+            judged[stage] = {e["images"]: e["val"] for e in state.log if "val" in e}
         logs[stage] = state.log
         recent = state.log[-20:]
         note = f"loss {sum(e['loss'] for e in recent) / len(recent):.3f}" if recent else ""
-        if val := [e["val"] for e in state.log if "val" in e]:
-            note += f", val Dice {val[-1]:.3f}, best {max(val):.3f}"
+        val = judged[stage]
+        val.update({e["images"]: e["val"] for e in recent if "val" in e})
+        if val:
+            note += f", val Dice {val[max(val)]:.3f}, best {max(val.values()):.3f}"
         watch.update(min(1.0, spent), note)
 
     return on_step

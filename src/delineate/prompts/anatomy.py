@@ -201,7 +201,7 @@ FAMILIES: tuple[frozenset[str], ...] = (
 )
 
 # Kinds of flat picture that look alike whichever side is up; an ultrasound has its skin above, a radiograph its heart.
-TURNABLE = frozenset({"endoscopy", "dermoscopy", "microscopy", "histopathology"})
+TURNABLE = frozenset({"endoscopy", "dermoscopy", "microscopy", "histopathology", "fluorescence"})
 
 # Regions that one scan often shows together.
 TRUNK = frozenset({"chest", "abdominal", "pelvic"})

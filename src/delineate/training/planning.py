@@ -13,9 +13,7 @@ from delineate.scans.grid import Fit, canonical_fit, is_in_hounsfield_units
 
 LOOKED_AT = 8  # cases of each dataset: medians of these are medians enough
 STEP = 32  # what every network's depth divides
-APART_MM = (
-    5.0  # of the neighbours that a 2-D network sees beside a slice: a vertebra's disc, a coarse scan's next slice
-)
+APART_MM = 5.0  # of the neighbours that a 2-D network sees beside a slice; coarser scans give the next slice
 
 
 @dataclass(frozen=True)

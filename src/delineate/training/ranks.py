@@ -69,6 +69,11 @@ def _control_group() -> Any:
     return _control["gloo"]
 
 
+def is_first_process() -> bool:
+    """Whether this process speaks for all that `torchrun` started, before they joined and after they parted too."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def here() -> Ranks:
     """This process among its like; alone where nobody started several."""
     if distributed.is_available() and distributed.is_initialized():
