@@ -41,7 +41,7 @@ class Request(Protocol):
 
 def reporter(logs: dict[str, list], watch: Watch) -> Callable[[str, TrainState, float], None]:
     """An `on_step` that keeps every stage's log and tells `watch`."""
-    judged: dict[str, dict[int, float]] = {}  # of each stage, held-out Dice by images seen
+    judged: dict[str, dict[float, float]] = {}  # of each stage, held-out Dice by images seen
 
     def on_step(stage: str, state: TrainState, spent: float) -> None:
         if stage not in logs:
