@@ -44,7 +44,7 @@ from delineate.data.dataset import Dataset
 from delineate.few_shot.learning import look_at, train_adapter, training_slices
 from delineate.few_shot.shots import draw_shots, only
 from delineate.jobs.adapt import AdaptRequest, adapt, with_names
-from delineate.metrics.overlap import bootstrap_mean, dice, hd95_mm
+from delineate.metrics.overlap import dice, hd95_mm, mean_interval
 from delineate.pictures import contour, new_figure, write_figure
 from delineate.scans.bias import biased
 from delineate.scans.flat_images import write_flat
@@ -410,7 +410,7 @@ def differences(found: Mapping[str, Any]) -> dict[str, Any]:
                 for d in draws
             ]
             each = np.array([fmean(gain[case] for gain in gains) for case in gains[0]])
-            table[name] = [round(float(x), 3) for x in bootstrap_mean(each)] + [len(draws)]
+            table[name] = [round(float(x), 3) for x in mean_interval(each)] + [len(draws)]
     return table
 
 

@@ -23,10 +23,11 @@ from delineate import Segmenter, open_dataset
 from delineate.data.dataset import Dataset
 from delineate.data.slices import build_slices, slices_of
 from delineate.diffusion.codec import VaeCodec, ceiling
+from delineate.evaluation.alone import EstimateAlone
 from delineate.evaluation.evaluation import evaluate, summarise
 from delineate.evaluation.report import print_comparison
 from delineate.foundation.foundation import Foundation
-from delineate.metrics.overlap import paired_bootstrap
+from delineate.metrics.overlap import paired_interval
 from delineate.pictures import dice_chart
 from delineate.scans.grid import to_scan_grid
 from delineate.storage.files import write_json
@@ -65,7 +66,7 @@ def main() -> None:
     ours = models["progidiff"].system
     changed = {k: v for k, v in {"steps": args.steps, "sampler": args.sampler}.items() if v is not None}
     ours.config = replace(ours.config, **changed)
-    models["encoder alone"] = Segmenter(EncoderAlone(ours), models["progidiff"].modalities)
+    models["encoder alone"] = Segmenter(EstimateAlone(ours), models["progidiff"].modalities)
     if args.ablate:
         untrusting = copy.copy(ours)
         untrusting.control = copy.deepcopy(ours.control)
@@ -99,19 +100,6 @@ def main() -> None:
 
     print_comparison(summaries, Console())
     print(json.dumps({k: v for k, v in result.items() if k not in ("summaries", "codec_ceilings")}, indent=2))
-
-
-class EncoderAlone:
-    """ProGiDiff without its diffusion: the encoder's estimate as the only proposal. What does the rest add?"""
-
-    def __init__(self, system: ProGiDiff):
-        self.system = system
-        self.vocabulary = system.vocabulary
-        self.size = system.size
-        self.see = system.see
-
-    def propose(self, seen, target, n, seed, on_step=None):  # noqa: D102
-        return self.system.estimate(seen, target)[None]
 
 
 @torch.no_grad()
@@ -161,8 +149,8 @@ def difference(ours: list, theirs: list) -> dict:
     cases = sorted({c for c, _, _ in pairs})
     a = np.array([np.mean([x for c, x, _ in pairs if c == case]) for case in cases])
     b = np.array([np.mean([y for c, _, y in pairs if c == case]) for case in cases])
-    by_subject = paired_bootstrap(a, b)
-    by_pair = paired_bootstrap(np.array([x for _, x, _ in pairs]), np.array([y for _, _, y in pairs]))
+    by_subject = paired_interval(a, b)
+    by_pair = paired_interval(np.array([x for _, x, _ in pairs]), np.array([y for _, _, y in pairs]))
     names = ("difference", "low", "high")
     return {
         "by_subject": {"n": len(a), **dict(zip(names, map(float, by_subject), strict=True))},

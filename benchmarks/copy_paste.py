@@ -14,14 +14,13 @@ from statistics import fmean
 
 import numpy as np
 import torch
-from scipy import stats
 from torch import Generator
 
 from delineate.data.named import open_named
 from delineate.data.slices import SliceBank, build_slices
 from delineate.data.unlabelled import UnlabelledBank
 from delineate.evaluation.evaluation import evaluate
-from delineate.metrics.overlap import dice
+from delineate.metrics.overlap import dice, mean_interval
 from delineate.model_folder import is_model, save_model
 from delineate.schemes import SCHEMES, Streams
 from delineate.segmenter import Segmenter
@@ -46,12 +45,9 @@ def streams_of(bank: SliceBank, count: int | None, seed: int) -> Streams:
 
 
 def interval(values: list[float]) -> list[float]:
-    """95 % of Student's t around the mean of a few; of one, the mean alone."""
-    if len(values) < 2:
-        return [round(fmean(values), 4)]
-    mean, error = fmean(values), stats.sem(values)
-    low, high = stats.t.interval(0.95, len(values) - 1, mean, error)
-    return [round(float(v), 4) for v in (mean, low, high)]
+    """Mean and 95 % of Student's t; of one value, the mean alone."""
+    mean, low, high = mean_interval(np.array(values))
+    return [round(v, 4) for v in ((mean, low, high) if low < high else (mean,))]
 
 
 def main() -> None:

@@ -33,7 +33,7 @@ from delineate.data.dataset import Dataset
 from delineate.data.slices import SliceBank, Variants, build_slices
 from delineate.evaluation.evaluation import evaluate
 from delineate.jobs.synthesize import SynthesizeRequest, synthesize
-from delineate.metrics.overlap import paired_bootstrap
+from delineate.metrics.overlap import paired_interval
 from delineate.segmenter import Segmenter
 from delineate.storage.files import write_json
 from delineate.synthesis.artist import Drawing
@@ -376,7 +376,7 @@ def setting_figures(args: argparse.Namespace, setting: str) -> dict[str, Any]:
         cases[arm] = np.array([fmean(by_case[name] for _, by_case in scored) for name in names])
     pairs = [("diffboost", "none"), ("classical", "none"), ("both", "classical"), ("both", "none")]
     known = [(a, b) for a, b in pairs if a in cases and b in cases]
-    differences = {f"{a} - {b}": list(paired_bootstrap(cases[a], cases[b])[:3]) for a, b in known}
+    differences = {f"{a} - {b}": list(paired_interval(cases[a], cases[b])[:3]) for a, b in known}
     return {"arms": arms, "differences": differences, "test_cases": len(next(iter(cases.values()), ()))}
 
 

@@ -44,7 +44,7 @@ from delineate.jobs.calibrate import Evidence, calibrate, calibration_from, evid
 from delineate.jobs.opening import read_bank
 from delineate.jobs.train import TrainRequest, train_on
 from delineate.jobs.watch import Nobody
-from delineate.metrics.overlap import bootstrap_mean, paired_bootstrap
+from delineate.metrics.overlap import mean_interval, paired_interval
 from delineate.proposals.proposals import presence
 from delineate.scans.geometry import orientation_of, to_canonical
 from delineate.segmenter import Segmenter
@@ -250,7 +250,7 @@ def report(args: argparse.Namespace, dataset: Dataset) -> dict[str, Any]:
     best = min(found, key=lambda system: found[system]["figures"]["ged_16"]["mean"])
     for system, entry in found.items():
         keys = [key for key in ("ged_4", "ged_16", "ged_50", "hm_iou", "dice_soft") if key in values[system]]
-        pairs = {key: paired_bootstrap(values[system][key], values[best][key]) for key in keys}
+        pairs = {key: paired_interval(values[system][key], values[best][key]) for key in keys}
         names = ("difference", "low", "high")
         entry["minus_best"] = {k: dict(zip(names, map(float, pair), strict=True)) for k, pair in pairs.items()}
     cases = dataset.split(args.split)[: args.limit]
@@ -278,7 +278,7 @@ def per_subject(told: Sequence[dict[str, Any]], key: str) -> np.ndarray:
 
 def interval(values: np.ndarray) -> dict[str, float]:
     """Mean over patients with its 95 % bootstrap interval."""
-    return dict(zip(("mean", "low", "high"), map(float, bootstrap_mean(values)), strict=True))
+    return dict(zip(("mean", "low", "high"), map(float, mean_interval(values)), strict=True))
 
 
 def guarantees(args: argparse.Namespace, dataset: Dataset, system: str, n: int = 8) -> dict[str, Any]:

@@ -24,15 +24,17 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import numpy as np
 import torch
-from scipy import stats
 from torch import Generator
 
 from delineate.data.dataset import Dataset
 from delineate.data.named import open_named
 from delineate.data.slices import SliceBank, build_slices
-from delineate.evaluation.constant import OneMask
+from delineate.data.twins import without_twins
 from delineate.evaluation.evaluation import evaluate
+from delineate.evaluation.trivial import OneMask
+from delineate.metrics.overlap import mean_interval
 from delineate.model_folder import is_model, save_model
 from delineate.segmenter import Segmenter
 from delineate.storage.files import write_json
@@ -52,9 +54,9 @@ STEPS = 6  # that --how-long times of each row, after two that it does not
 
 
 def opened(data: Path, name: str) -> Dataset:
-    """A set with its given splits."""
+    """A set with its given splits, without training images like a held-out one."""
     target, modality = SETS[name]
-    return open_named(data / name, [target], modality)  # the one place for without_twins(…) (delineate.data.twins)
+    return without_twins(open_named(data / name, [target], modality))
 
 
 def drawn(bank: SliceBank, count: str, seed: int) -> SliceBank:
@@ -82,11 +84,9 @@ def scored(segmenter: Segmenter, dataset: Dataset, split: str) -> dict[str, floa
 
 
 def interval(values: Sequence[float]) -> list[float]:
-    """95 % of Student's t around the mean of a few; of one, the mean alone."""
-    if len(values) < 2 or max(values) == min(values):
-        return [round(fmean(values), 4)]
-    low, high = stats.t.interval(0.95, len(values) - 1, fmean(values), stats.sem(values))
-    return [round(float(v), 4) for v in (fmean(values), low, high)]
+    """Mean and 95 % of Student's t; of one value, the mean alone."""
+    mean, low, high = mean_interval(np.array(values))
+    return [round(v, 4) for v in ((mean, low, high) if low < high else (mean,))]
 
 
 def key_of(dataset: str, count: str, name: str, rate: float | None, seed: int) -> str:

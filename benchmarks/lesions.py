@@ -38,7 +38,7 @@ from delineate.evaluation.evaluation import Row, evaluate, summarise
 from delineate.jobs.opening import read_bank
 from delineate.jobs.train import TrainRequest, train_on
 from delineate.jobs.watch import Nobody
-from delineate.metrics.overlap import paired_bootstrap
+from delineate.metrics.overlap import paired_interval
 from delineate.segmenter import Segmenter
 from delineate.storage.files import write_json
 from delineate.systems import SYSTEMS
@@ -301,7 +301,7 @@ def differences(
     out, names = {}, ("difference", "low", "high")
     for one in SETS:
         a, b = paired(one)
-        out[one] = {"n": len(a), **dict(zip(names, map(float, paired_bootstrap(a, b)), strict=True))}
+        out[one] = {"n": len(a), **dict(zip(names, map(float, paired_interval(a, b)), strict=True))}
     out["mean"] = dict(zip(names, macro_bootstrap([a - b for a, b in map(paired, SETS)]), strict=True))
     return out
 

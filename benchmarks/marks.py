@@ -39,7 +39,7 @@ from delineate import Prompt, Scan, Segmenter, open_dataset
 from delineate.data.slices import build_slices
 from delineate.interaction.marker import house_marker
 from delineate.interaction.simulated_user import next_click
-from delineate.metrics.overlap import bootstrap_mean, dice
+from delineate.metrics.overlap import dice, mean_interval
 from delineate.pictures import contour
 from delineate.prompts.marks import Marks
 from delineate.scans.geometry import FLAT_AFFINE
@@ -343,7 +343,7 @@ def compared(table: dict[str, np.ndarray], groups: list[str]) -> dict[str, Any]:
 
 def interval(values: np.ndarray) -> dict[str, float]:
     """Mean and 95 % bootstrap interval over images."""
-    return {k: round(v, 4) for k, v in zip(("mean", "low", "high"), bootstrap_mean(values), strict=True)}
+    return {k: round(v, 4) for k, v in zip(("mean", "low", "high"), mean_interval(values), strict=True)}
 
 
 class Believing:

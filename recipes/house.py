@@ -25,9 +25,11 @@ from delineate.data.chase import write_chase
 from delineate.data.dataset import Dataset
 from delineate.data.lidc import write_lidc
 from delineate.data.phantom import write_phantom_dataset
-from delineate.data.slices import SliceBank
+from delineate.data.slices import SliceBank, build_slices
 from delineate.data.twins import without_twins
+from delineate.evaluation.alone import EstimateAlone
 from delineate.evaluation.evaluation import evaluate, summarise
+from delineate.evaluation.trivial import TRIVIAL
 from delineate.jobs.calibrate import calibrate_folder
 from delineate.jobs.opening import held_out_slices, read_bank
 from delineate.jobs.watch import reporter
@@ -148,12 +150,22 @@ def ship(system: ProGiDiff, bank: SliceBank, training: dict[str, Any]) -> None:
 
 
 def score(datasets: list[Dataset]) -> None:
-    """Score the test splits, at most 20 cases a set, and write them into the card."""
+    """Score the test splits, at most 20 cases a set, beside the trivial baselines, and write them into the card."""
     folder, config = check_model(None)
     segmenter, figures = Segmenter.load(folder), {}
+    alone: Any = EstimateAlone(segmenter.system)  # type: ignore[arg-type]
+    rivals = {"encoder alone": Segmenter(alone, segmenter.modalities, habits=segmenter.habits)}
     for dataset in datasets:
-        figures[dataset.name] = summarise(evaluate(segmenter, dataset, split="test", n=8, limit=20, fusions=("mean",)))
-        print(dataset.name, round(figures[dataset.name]["mean"].get("consensus_dice", float("nan")), 3), flush=True)
+        bank = build_slices([dataset], "train", SIZE, apart_mm=APART_MM)
+        with_them = rivals | {name: Segmenter(make(bank), bank.modalities) for name, make in TRIVIAL.items()}
+        how = {"split": "test", "limit": 20, "fusions": ("mean",)}
+        figures[dataset.name] = summarise(evaluate(segmenter, dataset, n=8, **how))
+        beside = {name: summarise(evaluate(one, dataset, n=1, **how)) for name, one in with_them.items()}
+        for target, own in figures[dataset.name]["targets"].items():
+            own["beside"] = {name: told["targets"][target]["consensus_dice"] for name, told in beside.items()}
+        told = figures[dataset.name]["mean"] | {n: o["mean"]["consensus_dice"] for n, o in beside.items()}
+        keys = ("consensus_dice", *with_them)
+        print(dataset.name, {key: round(told[key], 3) for key in keys if key in told}, flush=True)
     training = {**config["training"], "figures": figures}
     for module in (*segmenter.system.foundation.modules.values(), segmenter.system.control):  # type: ignore[attr-defined]
         module.half()
@@ -204,21 +216,29 @@ class Lines:
         print(line, flush=True)
 
 
+def figures_of(target: dict[str, Any]) -> list[float]:
+    """The columns of a row of the card's table."""
+    beside = ("encoder alone", *TRIVIAL)
+    own = [target[key] for key in ("single_dice", "consensus_dice", "oracle_dice")]
+    return [*own, *(target["beside"][name] for name in beside)]
+
+
 def card(training: dict[str, Any]) -> str:
     """What it is, what it was trained on under which terms, how good it is."""
-    keys = ("single_dice", "consensus_dice", "oracle_dice")
     figures = training.get("figures", {})
     rows = [
-        f"| {name} | {f['cases']} | {target} | " + " | ".join(f"{t[k]:.3f}" for k in keys) + " |"
+        f"| {name} | {f['cases']} | {target} | " + " | ".join(f"{x:.3f}" for x in figures_of(t)) + " |"
         for name, f in figures.items()
         for target, t in f["targets"].items()
     ]
     table = [
         "Dice on held-out test subjects (at most 20 a set), 3-D per case where the set is 3-D; single = mean of 8",
         "proposals taken one by one, consensus = their mean ≥ 0.5, oracle = the best of 8, which needs the truth.",
+        "Beside them the encoder without proposals, and what looks at next to nothing: one mask for all slices, an",
+        "atlas of the training labels by height and place, Otsu's threshold.",
         "",
-        "| set | cases | target | single | consensus | oracle |",
-        "|---|---|---|---|---|---|",
+        "| set | cases | target | single | consensus | oracle | encoder alone | mean mask | atlas prior | Otsu |",
+        "|---|---|---|---|---|---|---|---|---|---|",
         *rows,
     ]
     runs = [

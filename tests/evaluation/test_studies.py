@@ -9,9 +9,9 @@ import torch
 from delineate.data.dataset import open_dataset
 from delineate.data.slices import build_slices
 from delineate.errors import DelineateError
-from delineate.evaluation.constant import OneMask
 from delineate.evaluation.studies import STUDIES, StudyRequest
 from delineate.evaluation.studies.ubench import BASELINE, u_scores
+from delineate.evaluation.trivial import OneMask
 from delineate.jobs.study import make_study
 from delineate.scans.grid import View
 from delineate.systems import SYSTEMS

@@ -5,12 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from scipy import ndimage
+from scipy import ndimage, stats
 
 from delineate.metrics import overlap as metrics
 from delineate.metrics.overlap import (
     Emptiness,
-    bootstrap_mean,
     diagonal_mm,
     dice,
     emptiness,
@@ -18,8 +17,9 @@ from delineate.metrics.overlap import (
     hd95_mm,
     hm_iou,
     iou,
+    mean_interval,
     nsd,
-    paired_bootstrap,
+    paired_interval,
     score,
     volume_ml,
 )
@@ -131,9 +131,9 @@ def test_volumes_in_ml():
         (lambda: ged_squared(HALVES[:0], HALVES), "hold a mask each"),
         (lambda: ged_squared(HALVES[:1], HALVES, unbiased=True), "two samples and two raters at least, not 1 and 2"),
         (lambda: hm_iou(HALVES[0], HALVES[1]), r"\(4,\) and \(4,\)"),
-        (lambda: paired_bootstrap([1.0], [1.0, 2.0]), "same subjects"),
-        (lambda: bootstrap_mean([np.nan]), "finite"),
-        (lambda: bootstrap_mean([]), "at least one"),
+        (lambda: paired_interval([1.0], [1.0, 2.0]), "same subjects"),
+        (lambda: mean_interval([np.nan]), "finite"),
+        (lambda: mean_interval([]), "at least one"),
     ],
 )
 def test_errors(call, message):
@@ -219,20 +219,35 @@ def test_large_masks_are_taken_in_parts(monkeypatch):
     assert ged_squared(samples, raters) == whole
 
 
-def test_of_one_subject_the_interval_is_its_value():
-    assert bootstrap_mean([0.8]) == (0.8, 0.8, 0.8)
+def test_of_one_subject_there_is_no_interval():
+    mean, low, high = mean_interval([0.8])
+    assert mean == 0.8
+    assert np.isnan(low)
+    assert np.isnan(high)
 
 
-def test_paired_bootstrap_sees_what_pairing_shows():
+@pytest.mark.parametrize("subjects", [3, 4, 10])
+def test_an_interval_of_few_subjects_holds_the_truth_as_often_as_it_says(subjects):
+    generator = np.random.default_rng(0)
+    drawn = [mean_interval(generator.normal(0.5, 0.1, subjects)) for _ in range(2000)]
+    assert np.mean([low <= 0.5 <= high for _, low, high in drawn]) == pytest.approx(0.95, abs=0.02)
+
+
+def test_an_interval_is_that_of_scipy():
+    values = np.random.default_rng(1).uniform(0.2, 0.9, 7)
+    wanted = stats.t.interval(0.95, 6, values.mean(), stats.sem(values))
+    assert mean_interval(values)[1:] == pytest.approx(wanted)
+
+
+def test_paired_interval_sees_what_pairing_shows():
     generator = np.random.default_rng(6)
     b = generator.uniform(0.2, 0.9, 40)
     a = b + 0.02 + generator.normal(0, 0.01, 40)
-    difference, low, high = paired_bootstrap(a, b)
+    difference, low, high = paired_interval(a, b)
     assert difference == pytest.approx((a - b).mean())
     assert 0 < low < difference < high
-    assert paired_bootstrap(a, b) == (difference, low, high)  # the seed says which resamples
-    assert paired_bootstrap(b, b) == (0, 0, 0)
-    assert paired_bootstrap(b, a)[0] == pytest.approx(-difference)
+    assert paired_interval(b, b) == (0, 0, 0)
+    assert paired_interval(b, a)[0] == pytest.approx(-difference)
 
 
 def test_rounding_does_not_decide_the_tolerance():

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from delineate.data.dataset import Case, Dataset
-from delineate.metrics.overlap import bootstrap_mean, dice, ged_squared, iou, score
+from delineate.metrics.overlap import dice, ged_squared, iou, mean_interval, score
 from delineate.proposals.fusion import FUSIONS
 from delineate.proposals.proposals import Outcome
 from delineate.scans.geometry import orientation_of, to_canonical
@@ -143,7 +143,7 @@ def summarise(rows: Sequence[Row]) -> dict[str, Any]:
     (both empty 1, one empty 0); `n` is the number of cases of a target, and in `mean` of targets times cases. The
     mean of `all_cases` is over all targets, those that no case shows included, which have no entry of their own.
 
-    The interval is a bootstrap over cases of the mean over targets that are present.
+    The interval is Student's t over cases, of the mean over targets that are present.
     """
     present = [r for r in rows if r.present]
     absent = [r for r in rows if not r.present]
@@ -159,7 +159,7 @@ def summarise(rows: Sequence[Row]) -> dict[str, Any]:
         cases = list(dict.fromkeys(r.case for r in present))
         by_case = [fmean(r.consensus[first]["dice"] for r in present if r.case == c) for c in cases]
         if len(cases) > 1:
-            overall["consensus_dice_interval"] = list(bootstrap_mean(np.array(by_case)))
+            overall["consensus_dice_interval"] = list(mean_interval(np.array(by_case)))
         overall["right_minus_wrong"] = overall["consensus_dice"] - overall["wrong_prompt_dice"]
     if rows:
         overall["all_cases"] = _mean_of(list(everywhere.values())) | {"n": len(rows)}

@@ -9,7 +9,7 @@ import numpy as np
 
 from delineate.adapters.folder import AdapterFolder
 from delineate.evaluation.evaluation import Row
-from delineate.metrics.overlap import bootstrap_mean
+from delineate.metrics.overlap import mean_interval
 
 NOTICED = 0.01  # Dice; less than this is no change where there is no interval
 ENOUGH = 3  # held-out subjects for an interval
@@ -52,7 +52,7 @@ def figures_of(
         gains.setdefault(subject_of.get(case, case), []).append(after[case, target] - before[case, target])
     held: dict[str, Any] = {"rule": rule, "subjects": len(gains), "verdict": "cannot tell"}
     if gains:
-        mean, low, high = bootstrap_mean(np.array([fmean(own) for own in gains.values()]))
+        mean, low, high = mean_interval(np.array([fmean(own) for own in gains.values()]))
         held |= {"before": fmean(before[key] for key in both), "after": fmean(after[key] for key in both), "gain": mean}
         if len(gains) >= ENOUGH:
             held["interval"] = [low, high]

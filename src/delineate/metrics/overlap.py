@@ -224,38 +224,30 @@ def diagonal_mm(shape: Sequence[int], spacing_mm: Sequence[float]) -> float:
     return math.hypot(*(size * step for size, step in zip(shape, spacing_mm, strict=True)))
 
 
-def bootstrap_mean(
-    values: Float[np.ndarray, " subjects"], *, seed: int = 0, resamples: int = 10_000
-) -> tuple[float, float, float]:
-    """(mean, low, high): the mean over subjects and its 95 % percentile bootstrap interval.
+def mean_interval(values: Float[np.ndarray, " subjects"]) -> tuple[float, float, float]:
+    """(mean, low, high): the mean over subjects and its 95 % interval by Student's t; low and high of one are nan.
 
-    Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, ch. 13. Subjects are drawn with
-    replacement: give one value a subject, not one a slice or a structure.
+    Source: Student, The Probable Error of a Mean, Biometrika 6, 1908. For few subjects (a percentile bootstrap of four
+    holds the truth 75 times in a hundred, not 95). Give one value a subject, not one a slice or a structure.
     """
     values = np.asarray(values, np.float64)
     if values.ndim != 1 or not len(values) or not np.isfinite(values).all():
         raise ValueError("values must be one finite number for each subject, at least one subject.")
-    mean = float(values.mean())
-    if len(values) == 1:
-        return mean, mean, mean
-    from scipy import stats  # here, as it takes a third of a second
+    mean, count = float(values.mean()), len(values)
+    if count == 1:
+        return mean, math.nan, math.nan
+    from scipy.special import stdtrit  # here, as it takes a while
 
-    drawn = stats.bootstrap((values,), np.mean, n_resamples=resamples, batch=500, method="percentile", rng=seed)
-    return mean, float(drawn.confidence_interval.low), float(drawn.confidence_interval.high)
+    half = float(stdtrit(count - 1, 0.975)) * float(values.std(ddof=1)) / math.sqrt(count)
+    return mean, mean - half, mean + half
 
 
-def paired_bootstrap(
-    a: Float[np.ndarray, " subjects"],
-    b: Float[np.ndarray, " subjects"],
-    *,
-    seed: int = 0,
-    resamples: int = 10_000,
-) -> tuple[float, float, float]:
-    """(difference, low, high): mean of a - b over the same subjects, and its 95 % bootstrap interval."""
+def paired_interval(a: Float[np.ndarray, " subjects"], b: Float[np.ndarray, " subjects"]) -> tuple[float, float, float]:
+    """(difference, low, high): mean of a - b over the same subjects, and its 95 % interval, as `mean_interval`."""
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     if a.shape != b.shape:
         raise ValueError(f"a and b must have the same subjects in the same order, not {a.shape} and {b.shape}.")
-    return bootstrap_mean(a - b, seed=seed, resamples=resamples)
+    return mean_interval(a - b)
 
 
 def _checked(pred: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

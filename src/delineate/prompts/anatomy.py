@@ -83,7 +83,9 @@ STRUCTURES: tuple[Structure, ...] = (
             "breast nodule",
             "breast carcinoma",
         ),
+        "breast",
     ),
+    Structure("fetal head", ("head of the fetus", "fetus head"), "fetal"),
     Structure("nuclei", ("nucleus", "cell nuclei", "cell nucleus")),
     Structure("retinal vessels", ("retinal blood vessels", "retinal vasculature", "vessels of the retina")),
     Structure("colon", ("large bowel", "large intestine"), "abdominal"),
@@ -175,7 +177,7 @@ REAL_WORDS = _words(
 )
 
 # Parts of the body that say where a scan was taken when an image word follows: "brain MR".
-REGIONS = _words("brain head neck abdomen abdominal chest thorax thoracic pelvis pelvic breast skin retina")
+REGIONS = _words("brain head neck abdomen abdominal chest thorax thoracic pelvis pelvic breast skin retina fetal")
 
 # Words for the region of a `Structure`: "abdominal aorta" is the aorta that the table has in the abdomen. Not
 # "head" and "neck", which are parts of organs too.

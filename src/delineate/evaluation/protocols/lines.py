@@ -12,13 +12,11 @@ from typing import Any
 import numpy as np
 
 from delineate.data.dataset import Case, Dataset
-from delineate.metrics.overlap import bootstrap_mean
+from delineate.metrics.overlap import mean_interval
 from delineate.proposals.proposals import TargetProposals
 from delineate.scans.scan import Scan
 from delineate.segmenter import Segmenter
 from delineate.storage.files import write_text
-
-RESAMPLES = 2000  # of the bootstrap: by chance the ends of an interval then move by a sixtieth of its width
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,7 +212,7 @@ def figure_of(lines: Sequence[Line], key: str) -> dict[str, float | int | None] 
         return None
     value = itemgetter(key)
     values = by_subject(held, lambda line: value(line.figures))
-    mean, low, high = bootstrap_mean(values, resamples=RESAMPLES) if len(values) > 1 else (float(values[0]), None, None)
+    mean, low, high = mean_interval(values) if len(values) > 1 else (float(values[0]), None, None)
     there = by_subject([line for line in held if line.present], lambda line: value(line.figures))
     return {
         "mean": mean,

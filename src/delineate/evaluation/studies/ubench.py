@@ -32,10 +32,10 @@ from delineate.data.dataset import Dataset
 from delineate.data.folds import held_out
 from delineate.data.slices import SliceBank, build_slices
 from delineate.errors import DatasetError, DelineateError
-from delineate.evaluation.constant import OneMask
 from delineate.evaluation.evaluation import Row, evaluate
 from delineate.evaluation.studies import StudyRequest
-from delineate.metrics.overlap import paired_bootstrap
+from delineate.evaluation.trivial import OneMask
+from delineate.metrics.overlap import paired_interval
 from delineate.model_folder import is_model, save_model
 from delineate.pictures import COLOURS, new_figure, write_figure
 from delineate.prompts.vocabulary import Vocabulary
@@ -172,7 +172,7 @@ def report_of(
     first = names[0]
     for name in names[1:]:
         rows[name][f"minus_{first}"] = {
-            d: [round(v, 4) for v in paired_bootstrap(_column(told[name]), _column(told[first]))]
+            d: [round(v, 4) for v in paired_interval(_column(told[name]), _column(told[first]))]
             for d, told in dice.items()
         }
     about = {"threads": torch.get_num_threads(), "torch": torch.__version__, "sizes": sizes}
