@@ -328,7 +328,7 @@ def patients(runs: Sequence[Scores]) -> dict[str, float]:
 def interval(values: Sequence[float]) -> list[float]:
     """Mean and 95 % of Student's t; of one value, the mean alone."""
     mean, low, high = mean_interval(np.array(values))
-    return [round(v, 4) for v in ((mean, low, high) if low < high else (mean,))]
+    return [round(v, 4) for v in (mean, low, high) if v is not None]
 
 
 if __name__ == "__main__":

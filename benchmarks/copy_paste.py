@@ -47,7 +47,7 @@ def streams_of(bank: SliceBank, count: int | None, seed: int) -> Streams:
 def interval(values: list[float]) -> list[float]:
     """Mean and 95 % of Student's t; of one value, the mean alone."""
     mean, low, high = mean_interval(np.array(values))
-    return [round(v, 4) for v in ((mean, low, high) if low < high else (mean,))]
+    return [round(v, 4) for v in (mean, low, high) if v is not None]
 
 
 def main() -> None:

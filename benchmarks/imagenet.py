@@ -86,7 +86,7 @@ def scored(segmenter: Segmenter, dataset: Dataset, split: str) -> dict[str, floa
 def interval(values: Sequence[float]) -> list[float]:
     """Mean and 95 % of Student's t; of one value, the mean alone."""
     mean, low, high = mean_interval(np.array(values))
-    return [round(v, 4) for v in ((mean, low, high) if low < high else (mean,))]
+    return [round(v, 4) for v in (mean, low, high) if v is not None]
 
 
 def key_of(dataset: str, count: str, name: str, rate: float | None, seed: int) -> str:

@@ -9,8 +9,9 @@ calibrates; writes src/delineate/house/ in half precision with its card. Fluores
 `delineate demo` shows on them how a few images adapt the model.
 
 Run again it goes on: an unfinished run from its checkpoints, else from the model that ships, which is replaced only by
-one that does better on val. `--afresh` begins from nothing: words, then half the resolution, then all of it. `--test`
-scores the test splits and writes them into the card: once, at the end.
+one that does better on val. `--pack FILE` learns from one file, on a machine without the sets. `--afresh` begins from
+nothing: words, then half the resolution, then all of it. `--test` scores the test splits and writes them into the card:
+once, at the end.
 """
 
 import argparse
@@ -80,6 +81,7 @@ def main() -> None:
     """Prepare, train, and ship what is best."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--pack", type=Path, help="learn from what recipes/pack.py wrote; calibrate and test elsewhere")
     parser.add_argument("--minutes", type=float, default=60.0, help="of training in this run; 0 ships what there is")
     parser.add_argument("--work", type=Path, default=Path("runs/house"), help="for checkpoints and rewritten sets")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -88,6 +90,11 @@ def main() -> None:
     parser.add_argument("--test", action="store_true", help="score the test splits too")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    if args.pack is not None:
+        from pack import read_pack  # which imports this file
+
+        learn(args, *read_pack(args.pack))
+        return
     datasets = gather(args.data, args.work)
     if args.minutes > 0:
         shares = [SHARES[dataset.name] for dataset in datasets]

@@ -220,10 +220,7 @@ def test_large_masks_are_taken_in_parts(monkeypatch):
 
 
 def test_of_one_subject_there_is_no_interval():
-    mean, low, high = mean_interval([0.8])
-    assert mean == 0.8
-    assert np.isnan(low)
-    assert np.isnan(high)
+    assert mean_interval([0.8]) == (0.8, None, None)
 
 
 @pytest.mark.parametrize("subjects", [3, 4, 10])

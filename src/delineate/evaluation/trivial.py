@@ -135,5 +135,6 @@ def brighter(stack: Tensor) -> Tensor:
     below, sums = counts.cumsum(1), (counts * levels).cumsum(1)
     above, total = below[:, -1:] - below, sums[:, -1:]
     means = sums / below.clamp(min=1), (total - sums) / above.clamp(min=1)
-    threshold = (below * above * (means[0] - means[1]) ** 2).argmax(1)
+    apart, threshold = (below * above * (means[0] - means[1]) ** 2).max(1)
+    threshold = torch.where(apart > 0, threshold, 255)  # of one grey nothing is brighter
     return grey > threshold[:, None, None]

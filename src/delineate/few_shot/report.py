@@ -28,7 +28,7 @@ def figures_of(
 ) -> dict[str, Any]:
     """Consensus Dice of each target, means, and what can be said of the adaptation.
 
-    The interval is of the mean difference over held-out subjects (paired bootstrap). From three subjects on it decides
+    The interval is of the mean difference over held-out subjects (Student's t). From three subjects on it decides
     between "better", "no clear change" and "worse"; with fewer it would be no interval, and all that is said is what
     it looks like.
 
@@ -54,7 +54,7 @@ def figures_of(
     if gains:
         mean, low, high = mean_interval(np.array([fmean(own) for own in gains.values()]))
         held |= {"before": fmean(before[key] for key in both), "after": fmean(after[key] for key in both), "gain": mean}
-        if len(gains) >= ENOUGH:
+        if len(gains) >= ENOUGH and low is not None and high is not None:
             held["interval"] = [low, high]
             held["verdict"] = "better" if low > 0 else "worse" if high < 0 else "no clear change"
         elif abs(mean) > NOTICED:

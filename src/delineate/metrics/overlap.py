@@ -224,8 +224,8 @@ def diagonal_mm(shape: Sequence[int], spacing_mm: Sequence[float]) -> float:
     return math.hypot(*(size * step for size, step in zip(shape, spacing_mm, strict=True)))
 
 
-def mean_interval(values: Float[np.ndarray, " subjects"]) -> tuple[float, float, float]:
-    """(mean, low, high): the mean over subjects and its 95 % interval by Student's t; low and high of one are nan.
+def mean_interval(values: Float[np.ndarray, " subjects"]) -> tuple[float, float | None, float | None]:
+    """(mean, low, high): the mean over subjects and its 95 % interval by Student's t, which one subject does not have.
 
     Source: Student, The Probable Error of a Mean, Biometrika 6, 1908. For few subjects (a percentile bootstrap of four
     holds the truth 75 times in a hundred, not 95). Give one value a subject, not one a slice or a structure.
@@ -235,14 +235,16 @@ def mean_interval(values: Float[np.ndarray, " subjects"]) -> tuple[float, float,
         raise ValueError("values must be one finite number for each subject, at least one subject.")
     mean, count = float(values.mean()), len(values)
     if count == 1:
-        return mean, math.nan, math.nan
+        return mean, None, None
     from scipy.special import stdtrit  # here, as it takes a while
 
     half = float(stdtrit(count - 1, 0.975)) * float(values.std(ddof=1)) / math.sqrt(count)
     return mean, mean - half, mean + half
 
 
-def paired_interval(a: Float[np.ndarray, " subjects"], b: Float[np.ndarray, " subjects"]) -> tuple[float, float, float]:
+def paired_interval(
+    a: Float[np.ndarray, " subjects"], b: Float[np.ndarray, " subjects"]
+) -> tuple[float, float | None, float | None]:
     """(difference, low, high): mean of a - b over the same subjects, and its 95 % interval, as `mean_interval`."""
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     if a.shape != b.shape:

@@ -146,7 +146,7 @@ def answers(
 def summarise(
     lines: Sequence[Line], more: Callable[[Sequence[Line]], dict[str, Any]] = lambda lines: {}
 ) -> dict[str, Any]:
-    """Figures of each target and of all: means over subjects with 95 % bootstrap intervals over subjects.
+    """Figures of each target and of all: means over subjects with 95 % intervals (Student's t) over subjects.
 
     A subject counts once, however many cases and targets it has: its cases are averaged first, then its targets.
     Cases in which nobody drew the target stay in, by the conventions of `docs/concepts/empty-masks.md`; `empty` says
@@ -212,7 +212,7 @@ def figure_of(lines: Sequence[Line], key: str) -> dict[str, float | int | None] 
         return None
     value = itemgetter(key)
     values = by_subject(held, lambda line: value(line.figures))
-    mean, low, high = mean_interval(values) if len(values) > 1 else (float(values[0]), None, None)
+    mean, low, high = mean_interval(values)
     there = by_subject([line for line in held if line.present], lambda line: value(line.figures))
     return {
         "mean": mean,

@@ -10,7 +10,7 @@ After Tang et al. (2025), "U-Bench: A Comprehensive Understanding of U-Net throu
 * **Milliseconds** are of one slice through the network in evaluation mode, timed in turn, round after round, in one
   process; medians. **Multiplications** are what torch's counter finds in convolutions and products of matrices.
 * **Accuracy** is the mean over datasets of the mean Dice of a target where it is drawn, one proposal; a subject is one
-  unit in the paired bootstrap against the first system.
+  unit in the interval (Student's t) of the difference to the first system.
 """
 
 import json
@@ -172,7 +172,7 @@ def report_of(
     first = names[0]
     for name in names[1:]:
         rows[name][f"minus_{first}"] = {
-            d: [round(v, 4) for v in paired_interval(_column(told[name]), _column(told[first]))]
+            d: [v and round(v, 4) for v in paired_interval(_column(told[name]), _column(told[first]))]
             for d, told in dice.items()
         }
     about = {"threads": torch.get_num_threads(), "torch": torch.__version__, "sizes": sizes}
