@@ -116,13 +116,19 @@ class ConceptHead(nn.Module):
 
     def forward(self, fine: Tensor, pooled: Tensor) -> Tensor:
         """Logits (B, P, S, S) for features (B, C, S/2, S/2) and P texts (B, P, width) or (P, width)."""
+        return F.pixel_shuffle(self._quarters(fine, pooled).flatten(1, 2), 2)
+
+    def total(self, fine: Tensor, pooled: Tensor) -> Tensor:
+        """The logarithm of one, for background, plus the exponentials of all logits, (B, S, S)."""
+        quarters = F.softplus(self._quarters(fine, pooled).logsumexp(dim=1))
+        return F.pixel_shuffle(quarters, 2)[:, 0]
+
+    def _quarters(self, fine: Tensor, pooled: Tensor) -> Tensor:
+        """Logits (B, P, 4, S/2, S/2): each fine pixel answers for four."""
         hidden = self.hidden(pooled)
         weight = self.weight(hidden).unflatten(-1, (4, -1))
         subscript = "bpqc,bchw->bpqhw" if pooled.ndim == 3 else "pqc,bchw->bpqhw"
-        quarter = torch.einsum(subscript, weight, fine)
-        bias = self.bias(hidden)[..., None]
-        logit = F.pixel_shuffle(quarter.flatten(1, 2), 2)
-        return logit + (bias if pooled.ndim == 3 else bias[None])
+        return torch.einsum(subscript, weight, fine) + self.bias(hidden)[..., None, None]
 
 
 class PictureHead(nn.Module):

@@ -200,7 +200,8 @@ def to_scan_voxels(values: Float[Tensor, "n slices size size"], scan: Scan) -> S
     orientation = orientation_of(scan.affine)
     flips = [axis for axis, flip in enumerate(orientation.flips) if flip]
     steps = [prod(scan.shape[:axis]) for axis in orientation.order]  # between neighbours, the scan's first axis fastest
-    some = (values != 0).any(dim=0).flatten(1).any(dim=1).nonzero()[:, 0].tolist()  # most slices do not show the target
+    shown = torch.stack([one.flatten(1).any(dim=1) for one in values]).any(dim=0)  # most slices do not show the target
+    some = shown.nonzero()[:, 0].tolist()
     places, kept = [np.empty(0, np.int64)], [np.empty((len(values), 0), np.float16)]
     for index in reversed(some) if 0 in flips else some:
         top, left, back = fit.part_from_grid(values[:, index, None].float())

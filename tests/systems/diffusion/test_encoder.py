@@ -25,7 +25,17 @@ def test_what_is_sure_is_every_proposals(system):
     probability = torch.zeros(1, SIZE, SIZE)
     probability[:, 10:20, 10:20], probability[:, 30:40, 30:40] = 1 - SURE / 2, SURE / 2
     drawn = thresholds(probability, 4, 0)
-    assert torch.equal(drawn, probability.expand(4, -1, -1, -1))
+    assert torch.equal(drawn, probability.round().expand(4, -1, -1, -1))
+
+
+def test_what_is_next_to_nothing_is_nothing(system):
+    """Else a proposal would hold every voxel of a scan."""
+    probability = torch.full((1, SIZE, SIZE), SURE / 2)
+    probability[:, :8] = 2 * SURE
+    drawn = thresholds(probability, 64, 0)
+    assert (drawn[:, :, 8:] == 0).all()
+    assert ((drawn == 0) | (drawn >= SURE)).all()
+    assert (drawn[:, :, :8] == 0).float().mean() > 0.9
 
 
 @pytest.mark.parametrize("share", [0.02, 0.1, 0.3, 0.5, 0.9])

@@ -127,9 +127,11 @@ class ProGiDiff:
             chosen = seen[clues.slices.to(self.foundation.device)]
             return Drawn(self._draw(chosen, text, clues.mask.to(self.foundation.device), n, seed, on_step, clues))
         probability = self._probability(seen, text, asked)
+        drawn = probability.flatten(1).max(1).values >= self.config.skip_below
+        if not self.config.steered:
+            return Drawn(thresholds(probability * drawn[:, None, None], n, seed, on_step=on_step))
         out = torch.zeros(n, len(probability), self.size, self.size)
-        active = (probability.flatten(1).max(1).values >= self.config.skip_below).nonzero()[:, 0]
-        if len(active):
+        if len(active := drawn.nonzero()[:, 0]):
             out[:, active.cpu()] = self._draw(seen[active], text, probability[active], n, seed, on_step)
         return Drawn(out)
 
@@ -178,8 +180,7 @@ class ProGiDiff:
 
         def total() -> Tensor:
             """The logarithm of what all shares are divided by, (S, size, size)."""
-            logits = (head(chunk.fine, pooled[rivals]) for chunk in seen.split(16))
-            return torch.cat([F.pad(one, (0, 0, 0, 0, 1, 0)).logsumexp(dim=1) for one in logits])
+            return torch.cat([head.total(chunk.fine, pooled[rivals]) for chunk in seen.split(16)])
 
         plain = asked.caption == asked.name or likeness.argmax() != index
         key = ("total", *rivals)
