@@ -15,6 +15,7 @@ stop and go on at will. Writes benchmarks/results/company.json or learning_ablat
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -36,6 +37,7 @@ from delineate.data.dataset import Dataset
 from delineate.data.slices import build_slices
 from delineate.evaluation.alone import EstimateAlone
 from delineate.evaluation.trivial import TRIVIAL
+from delineate.foundation import control
 from delineate.metrics.overlap import dice, mean_interval
 from delineate.model_folder import is_model, save_model
 from delineate.scans.preparation import Habits
@@ -44,6 +46,7 @@ from delineate.systems import SYSTEMS
 from delineate.systems.diffusion import progidiff
 from delineate.training import loop
 from delineate.training.engine import Engine
+from delineate.training.judging import HeldOut, mean_score
 from delineate.training.loop import Budget, Run
 from delineate.training.planning import APART_MM
 
@@ -64,6 +67,8 @@ class Arm:
         precision: of activations.
         old_loss: Dice over all names with 1 added above and below, as it was.
         mild: the augmentation as it was: ±15°, scale 0.8 to 1.25.
+        batch: slices at once.
+        sigmoid: each organ against all else, in the place of one softmax; such an arm is scored by its labels alone.
     """
 
     system: str = "encoder"
@@ -74,6 +79,8 @@ class Arm:
     precision: str = "bfloat16"
     old_loss: bool = False
     mild: bool = False
+    batch: int = 8
+    sigmoid: bool = False
 
 
 @dataclass(frozen=True)
@@ -105,6 +112,9 @@ ABLATION: dict[str, Arm | Foreign] = {
     "neighbours in mm": replace(NONE, apart_mm=APART_MM),
     "bfloat16": replace(NONE, precision="bfloat16"),
     "wider augmentation": replace(NONE, mild=False),
+    "all, each by itself": replace(ALL, sigmoid=True),
+    "all, 4 at once": replace(ALL, batch=4),
+    "all, 16 at once": replace(ALL, batch=16),
 }
 TABLES = {"company": (COMPANY, RESULTS / "company.json"), "ablation": (ABLATION, RESULTS / "learning_ablation.json")}
 
@@ -200,7 +210,12 @@ def train_one(args: argparse.Namespace, name: str, seed: int) -> None:
         progidiff.coarse_share = lambda size: 0.0
     if arm.mild:
         augmentation.AUGMENTATIONS["default"] = replace(augmentation.AUGMENTATIONS["default"], place=mild_place)
-    bank = build_slices([open_dataset(args.data)], "train", arm.size, apart_mm=arm.apart_mm)
+    if arm.sigmoid:
+        progidiff.segmentation_loss = loss_of_each  # type: ignore[assignment]
+        control.Control.estimate = estimate_of_each  # type: ignore[method-assign]
+    Engine.batch_size = lambda self, usual, device: arm.batch  # type: ignore[method-assign]
+    dataset = open_dataset(args.data)
+    bank = build_slices([dataset], "train", arm.size, apart_mm=arm.apart_mm)
     row, logs = SYSTEMS[arm.system], {}
 
     def on_step(phase: Any, state: Any, spent: float) -> None:
@@ -210,7 +225,10 @@ def train_one(args: argparse.Namespace, name: str, seed: int) -> None:
     made = row.make(arm.preset, arm.size, bank.vocabulary, seed=seed, modalities=bank.modalities)
     system = row._file().train(made, bank, run)
     segmenter = Segmenter(system, bank.modalities, habits=Habits(apart_mm=arm.apart_mm))
-    save_model(folder / "model", segmenter, arm.system, training={"stages": logs}, card="")
+    val = build_slices([dataset], "val", arm.size, vocabulary=bank.vocabulary, apart_mm=arm.apart_mm)
+    on_grid = {name: round(value, 4) for name, value in HeldOut(val).dice(system.labels).items()}
+    training = {"stages": logs, "val_on_grid": {"mean": round(mean_score(on_grid), 4), **on_grid}}
+    save_model(folder / "model", segmenter, arm.system, training=training, card="")
 
 
 def old_loss(log_probability: Tensor, labels: Tensor, where: Tensor | None = None) -> Tensor:
@@ -220,6 +238,21 @@ def old_loss(log_probability: Tensor, labels: Tensor, where: Tensor | None = Non
     mask = (labels[:, None] == torch.arange(1, 1 + probability.shape[1])[:, None, None]).float()
     both, total = (probability * mask).sum((0, 2, 3)), (probability + mask).sum((0, 2, 3))
     return entropy + (1 - (2 * both + 1) / (total + 1)).mean()
+
+
+def estimate_of_each(self: control.Control, features: Any, pooled: Tensor, possible: Tensor | None = None) -> Tensor:
+    """Log-probabilities of every organ by itself, (B, 1 + C, S, S), behind background's one half."""
+    logits = torch.nn.functional.logsigmoid(self.head(features.fine, pooled))
+    return torch.cat([torch.full_like(logits[:, :1], math.log(0.5)), logits], dim=1)
+
+
+def loss_of_each(log_probability: Tensor, labels: Tensor, where: Tensor | None = None) -> Tensor:
+    """Binary cross entropy and Dice of every organ that the batch shows, else entropy alone."""
+    own = log_probability[:, 1:].float()
+    mask = (labels[:, None] == torch.arange(1, 1 + own.shape[1])[:, None, None]).float()
+    entropy = -(mask * own + (1 - mask) * torch.log1p(-own.exp().clamp(max=1 - 1e-6))).mean((0, 2, 3)).sum()
+    both, total, shown = (own.exp() * mask).sum((0, 2, 3)), (own.exp() + mask).sum((0, 2, 3)), mask.sum((0, 2, 3)) > 0
+    return entropy + (1 - (2 * both + 1e-5) / (total + 1e-5))[shown].sum() / shown.sum().clamp(min=1)
 
 
 def mild_place(mirrored: Tensor, generator: torch.Generator) -> Tensor:
@@ -287,7 +320,7 @@ def how_much(args: argparse.Namespace, arm: str, seed: int) -> dict[str, Any]:
     """Images and CPU seconds of a run's stages."""
     folder = folder_of(args, arm, seed)
     if is_model(folder / "model"):
-        return {"stages": json.loads((folder / "model" / "config.json").read_text())["training"]["stages"]}
+        return json.loads((folder / "model" / "config.json").read_text())["training"]
     return json.loads((folder / "told.json").read_text())
 
 

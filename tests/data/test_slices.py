@@ -323,6 +323,13 @@ def test_a_dataset_s_own_names_brought_along_change_nothing(two_modalities, thre
     assert same(again.draw(8, 3, seeded()), three_banks.draw(8, 3, seeded()))
 
 
+def test_an_ultrasound_of_one_thing_tells_that_a_ct_of_another_does_not_show_it():
+    """Else nothing ever teaches a model that a CT of the abdomen has no fetal head, and it finds one there."""
+    vocabulary = Vocabulary.from_names(["liver", "fetal head", "breast lesion"])
+    foreign = _foreign(vocabulary, torch.eye(3, dtype=torch.bool), ("CT", "US", "US"))
+    assert torch.equal(foreign, ~torch.eye(3, dtype=torch.bool))
+
+
 def test_what_nobody_annotates_is_foreign_nowhere_because_of_its_modality():
     vocabulary = Vocabulary((*BROUGHT.concepts, *Vocabulary.from_names(["anterior hippocampus"], "MR").concepts))
     annotated = torch.zeros(2, 4, dtype=torch.bool)

@@ -40,7 +40,7 @@ print(json.dumps(said))
 @pytest.fixture(scope="module")
 def help_of():
     """What every script says to --help; one Python for all, since each needs torch."""
-    paths = [str(ROOT / "benchmarks"), *map(str, filter(None, [os.environ.get("PYTHONPATH")]))]
+    paths = [str(ROOT / "benchmarks"), str(ROOT / "recipes"), *map(str, filter(None, [os.environ.get("PYTHONPATH")]))]
     done = subprocess.run(
         [sys.executable, "-c", ALL_HELP, *map(str, SCRIPTS)],
         capture_output=True,
