@@ -141,6 +141,11 @@ SYSTEMS: dict[str, SystemRow] = {
         "Chatterjee et al. 2025 (Medical Image Analysis), PULASki, arXiv 2312.15686",
         {"objective": "energy"},
     ),
+    "flowssn": SystemRow(
+        "latent.flowssn",
+        "Flow-SSN: a U-Net gives the mean of Gaussian logits, a thin flow makes masks of their draws in ten steps",
+        "Ribeiro et al. 2025 (ICCV), the continuous variant, arXiv 2507.18838",
+    ),
     "progidiff": SystemRow(
         "diffusion.progidiff",
         "prompt-guided latent diffusion: a frozen text-to-image model steered from scan to mask by a control",
