@@ -36,6 +36,7 @@ from delineate.data import augmentation
 from delineate.data.dataset import Dataset
 from delineate.data.slices import build_slices
 from delineate.evaluation.alone import EstimateAlone
+from delineate.evaluation.evaluation import consensus_dice
 from delineate.evaluation.trivial import TRIVIAL
 from delineate.foundation import control
 from delineate.metrics.overlap import dice, mean_interval
@@ -280,17 +281,13 @@ def scored(args: argparse.Namespace, arm: str, seed: int, dataset: Dataset) -> d
 
 
 def of_segmenter(segmenter: Segmenter, dataset: Dataset, split: str) -> Scores:
-    """Of the consensus of proposals, for every target that a case shows."""
-    out: Scores = {}
-    for case in dataset.split(split):
-        scan, labels = dataset.read(case)
-        seen = segmenter.look(scan)
-        shown = {name: labels == number for name, number in dataset.labels.items() if (labels == number).any()}
-        out[case.name] = {
-            name: round(dice(segmenter(seen, [name], n=PROPOSALS)[name].consensus("mean"), truth), 5)
-            for name, truth in shown.items()
-        }
-    return out
+    """Of the consensus of proposals."""
+    return rounded(consensus_dice(segmenter, dataset, split=split, n=PROPOSALS))
+
+
+def rounded(scores: Scores) -> Scores:
+    """To five digits."""
+    return {case: {name: round(value, 5) for name, value in own.items()} for case, own in scores.items()}
 
 
 def of_masks(folder: Path, dataset: Dataset, split: str) -> Scores:
@@ -303,11 +300,11 @@ def of_masks(folder: Path, dataset: Dataset, split: str) -> Scores:
         labels = dataset.read(case)[1]
         drawn = np.asanyarray(nib.load(folder / f"{case.name}.nii.gz").dataobj)
         out[case.name] = {
-            name: round(dice(drawn == number, labels == number), 5)
+            name: dice(drawn == number, labels == number)
             for name, number in dataset.labels.items()
             if (labels == number).any()
         }
-    return out
+    return rounded(out)
 
 
 def trivial(dataset: Dataset, split: str) -> dict[str, Scores]:

@@ -17,6 +17,7 @@ once, at the end.
 import argparse
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ from delineate.data.phantom import write_phantom_dataset
 from delineate.data.slices import SliceBank, build_slices
 from delineate.data.twins import without_twins
 from delineate.evaluation.alone import EstimateAlone
-from delineate.evaluation.evaluation import evaluate, summarise
+from delineate.evaluation.evaluation import consensus_dice, evaluate, summarise
 from delineate.evaluation.trivial import TRIVIAL
 from delineate.jobs.calibrate import calibrate_folder
 from delineate.jobs.opening import held_out_slices, read_bank
@@ -165,14 +166,14 @@ def score(datasets: list[Dataset]) -> None:
     for dataset in datasets:
         bank = build_slices([dataset], "train", SIZE, apart_mm=APART_MM)
         with_them = rivals | {name: Segmenter(make(bank), bank.modalities) for name, make in TRIVIAL.items()}
-        how = {"split": "test", "limit": 20, "fusions": ("mean",)}
-        figures[dataset.name] = summarise(evaluate(segmenter, dataset, n=8, **how))
-        beside = {name: summarise(evaluate(one, dataset, n=1, **how)) for name, one in with_them.items()}
-        for target, own in figures[dataset.name]["targets"].items():
-            own["beside"] = {name: told["targets"][target]["consensus_dice"] for name, told in beside.items()}
-        told = figures[dataset.name]["mean"] | {n: o["mean"]["consensus_dice"] for n, o in beside.items()}
-        keys = ("consensus_dice", *with_them)
-        print(dataset.name, {key: round(told[key], 3) for key in keys if key in told}, flush=True)
+        figures[dataset.name] = summarise(evaluate(segmenter, dataset, split="test", n=8, limit=20, fusions=("mean",)))
+        beside = {name: consensus_dice(one, dataset, n=1, limit=20).values() for name, one in with_them.items()}
+        targets = figures[dataset.name]["targets"]
+        for target, own in targets.items():
+            own["beside"] = {name: fmean(c[target] for c in cases if target in c) for name, cases in beside.items()}
+        told = {"consensus": fmean(own["consensus_dice"] for own in targets.values())}
+        told |= {name: fmean(own["beside"][name] for own in targets.values()) for name in beside}
+        print(dataset.name, {name: round(value, 3) for name, value in told.items()}, flush=True)
     training = {**config["training"], "figures": figures}
     for module in (*segmenter.system.foundation.modules.values(), segmenter.system.control):  # type: ignore[attr-defined]
         module.half()

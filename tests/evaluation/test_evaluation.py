@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 
 from delineate.data.dataset import Case, Dataset
-from delineate.evaluation.evaluation import evaluate, summarise
+from delineate.evaluation.evaluation import consensus_dice, evaluate, summarise
 from delineate.evaluation.report import print_comparison, print_summary, write_rows
 from delineate.prompts.vocabulary import Vocabulary
 from delineate.scans.scan import Scan
@@ -282,3 +282,13 @@ def test_tables_for_the_screen_name_every_target_and_the_mean(dataset):
     print_comparison({"ours": summary, "theirs": summary_of("empty", dataset)[1]}, Console(file=text, width=120))
     for words in ("liver", "spleen", "mean", "ours", "theirs", "1.000", "0.000", "absent targets: 1"):
         assert words in text.getvalue()
+
+
+def test_the_quick_dice_is_that_of_the_rows(dataset):
+    segmenter = Segmenter(Oracle("truth"))
+    rows = evaluate(segmenter, dataset, split="test", n=1, fusions=("mean",))
+    quick = consensus_dice(segmenter, dataset, split="test", n=1)
+    assert quick
+    assert {(r.case, r.target): r.consensus["mean"]["dice"] for r in rows if r.present} == {
+        (case, name): value for case, own in quick.items() for name, value in own.items()
+    }

@@ -80,6 +80,24 @@ def evaluate(
     return rows
 
 
+def consensus_dice(
+    segmenter: Segmenter, dataset: Dataset, *, split: str = "test", n: int = 8, seed: int = 0, limit: int | None = None
+) -> dict[str, dict[str, float]]:
+    """Dice of the consensus (mean) by case and target, of targets that a case shows: all that a table of Dice needs.
+
+    Much quicker than `evaluate`, which measures surfaces and single proposals too.
+    """
+    out: dict[str, dict[str, float]] = {}
+    for case in dataset.split(split)[:limit]:
+        scan, labels = dataset.read(case)
+        seen = segmenter.look(scan)
+        for name, number in dataset.labels.items():
+            if name in segmenter.vocabulary.names and (truth := labels == number).any():
+                answer = segmenter(seen, [name], n=n, seed=seed)[name]
+                out.setdefault(case.name, {})[name] = dice(answer.consensus("mean"), truth)
+    return out
+
+
 def _case_rows(
     segmenter: Segmenter,
     dataset: Dataset,

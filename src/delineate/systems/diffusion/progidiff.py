@@ -28,7 +28,7 @@ from delineate.foundation.control import Control, Hint
 from delineate.foundation.foundation import Foundation
 from delineate.foundation.pretraining import PRETRAIN_SHARE, caption_corpus, draw_captions, pretrain, pretrain_words
 from delineate.foundation.text import Encoded
-from delineate.networks.encoder import ENCODER_WIDTHS, Features
+from delineate.networks.encoder import ENCODER_WIDTHS, ConceptHead, Features
 from delineate.prompts.captions import captions
 from delineate.prompts.vocabulary import Vocabulary
 from delineate.scans.grid import View
@@ -170,6 +170,7 @@ class ProGiDiff:
     def _probability(self, seen: Features, text: Encoded, asked: Asked) -> Tensor:
         """(S, size, size): the prompt's words against its rivals by their plain names, and background."""
         index, head = self.vocabulary.index(asked.name), self.control.head
+        assert isinstance(head, ConceptHead)
         pooled = self.foundation.encode_text(list(self.vocabulary.names)).pooled
         likeness = F.cosine_similarity(text.pooled, pooled)
         if likeness.argmax() == index and asked.caption != asked.name:
