@@ -101,7 +101,7 @@ class FlowSSN:
     def to(self, device: torch.device | str) -> "FlowSSN":
         """Itself, moved."""
         self.base.to(device)
-        self.flow.to(device)
+        self.flow.to(device)  # type: ignore[call-overload]
         return self
 
     @torch.no_grad()
@@ -192,7 +192,8 @@ def build(config: FlowSSNConfig, vocabulary: Vocabulary, *, seed: int = 0) -> Fl
             norm_num_groups=8,
             add_attention=False,
         )
-    return FlowSSN(config, vocabulary, base, flow.to(memory_format=torch.channels_last))  # type: ignore[call-overload]
+        flow.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return FlowSSN(config, vocabulary, base, flow)
 
 
 def make(preset: str, size: int, vocabulary: Vocabulary, *, seed: int = 0, **_: Any) -> FlowSSN:
