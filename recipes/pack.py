@@ -5,7 +5,7 @@
 
 A slice of a volume is kept once, grey, where its neighbours are kept too, else as three greys below one another; flat
 pictures as they are. All are WebP of a quality that fits (`--mib`), so a model that learnt from a pack saw slightly
-softer pictures; labels are exact.
+softer pictures; labels are exact. Writes that one file.
 """
 
 import argparse

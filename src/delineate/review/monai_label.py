@@ -38,6 +38,7 @@ FOLDER = "/monai"  # clients are given http://127.0.0.1:PORT/monai/TOKEN; see `s
 MAX_UPLOAD = 1024**3  # bytes of a request below it
 STRATEGY = "next"
 BINARY = {"schema": {"type": "string", "format": "binary"}}
+OBJECT = {"schema": {"type": "object"}}
 KINDS = ("multipart/form-data", "application/json", "application/octet-stream", "application/dicom")
 
 Json = dict[str, Any]
@@ -118,7 +119,9 @@ def router(desk: Desk) -> APIRouter:
         """Forget a scan."""
         return _told(at.sessions.remove(user, session))
 
-    @routes.post("/infer/{model}", response_class=Response, responses={200: {"content": dict.fromkeys(KINDS, BINARY)}})
+    answered = {200: {"content": {kind: OBJECT if kind == "application/json" else BINARY for kind in KINDS}}}
+
+    @routes.post("/infer/{model}", response_class=Response, responses=answered)
     def infer(
         model: str,
         user: User,

@@ -59,6 +59,7 @@ TERMS: dict[str, Term] = {
     "polyp": Term(ABNORMAL, "PolypOfColon"),
     "skin lesion": Term(ABNORMAL, "Lesion", None, ("Skin",)),
     "breast lesion": Term(ABNORMAL, "Lesion", None, ("Breast",)),
+    "fetal head": Term(ANATOMY, "Head"),
     "nuclei": Term(ANATOMY, "Nucleus"),
     "retinal vessels": Term(ANATOMY, "BloodVessel", None, ("Retina",)),
     "colon": Term(ANATOMY, "Colon"),
