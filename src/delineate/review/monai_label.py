@@ -119,7 +119,9 @@ def router(desk: Desk) -> APIRouter:
         """Forget a scan."""
         return _told(at.sessions.remove(user, session))
 
-    answered: dict[int | str, Json] = {200: {"content": {kind: OBJECT if kind == "application/json" else BINARY for kind in KINDS}}}
+    answered: dict[int | str, Json] = {
+        200: {"content": {kind: OBJECT if kind == "application/json" else BINARY for kind in KINDS}}
+    }
 
     @routes.post("/infer/{model}", response_class=Response, responses=answered)
     def infer(
