@@ -139,6 +139,8 @@ def main() -> None:
         train_one(args, args.one[0], int(args.one[1]))
         return
     arms, result = TABLES[args.table]
+    if unknown := set(args.arms or ()) - set(arms):
+        parser.error(f"--arms of '{args.table}' are {', '.join(arms)}; got {', '.join(sorted(unknown))}")
     jobs = [(arm, seed) for seed in args.seeds for arm in args.arms or arms]
     missing = [job for job in jobs if not done(args, *job) and (args.nnunet or isinstance(arms[job[0]], Arm))]
     print(f"{len(missing)} trainings of {args.minutes:g} minutes of CPU time, {args.at_once} at a time", flush=True)
@@ -267,8 +269,13 @@ Scores = dict[str, dict[str, float]]  # Dice by case and target
 
 
 def scored(args: argparse.Namespace, arm: str, seed: int, dataset: Dataset) -> dict[str, Scores]:
-    """Of a run that is done: consensus of proposals, and the encoder alone where there is one."""
-    folder = folder_of(args, arm, seed)
+    """Of a run that is done: consensus of proposals, and the encoder alone where there is one.
+
+    Nothing of an arm without a softmax: proposals would be drawn by one. Its labels are scored in training.
+    """
+    folder, one = folder_of(args, arm, seed), TABLES[args.table][0][arm]
+    if isinstance(one, Arm) and one.sigmoid:
+        return {}
     if not is_model(folder / "model"):
         return {"consensus": of_masks(folder, dataset, args.split)}
     segmenter = Segmenter.load(folder / "model")
