@@ -328,7 +328,7 @@ def curves(segmenter: Segmenter, dataset: Dataset, n: int) -> dict[str, np.ndarr
 def abdomen(args: argparse.Namespace, n: int = 8) -> dict[str, Any]:
     """Reliability before and after, presence by organ, and strange or absent targets, for a model of abdominal CT."""
     dataset = open_dataset(args.data / "btcv_ct")
-    segmenter = Segmenter.load(args.btcv_model, args.device).uncalibrated()
+    segmenter = Segmenter.load(args.btcv_model, args.device).calibrated(None)
     patients = (*dataset.split("val"), *dataset.split("test"))
     names = [name for name in dataset.labels if name in segmenter.vocabulary.names]
     slabs: dict[str, list[tuple[float, bool]]] = {name: [] for name in names}

@@ -102,10 +102,10 @@ class Segmenter:
         system = adapted.merged(share=True) if merge else adapted.system
         return Segmenter(system, tuple(modalities), habits=habits, marker=self.marker)
 
-    def uncalibrated(self) -> "Segmenter":
-        """The same without its calibration."""
+    def calibrated(self, calibration: Calibration | None) -> "Segmenter":
+        """The same with another calibration, or with none."""
         kept = {"fingerprint": self.fingerprint, "habits": self.habits, "marker": self.marker}
-        return Segmenter(self.system, self.modalities, **kept)
+        return Segmenter(self.system, self.modalities, calibration=calibration, **kept)
 
     @property
     def found_from(self) -> float:
@@ -192,8 +192,7 @@ class Segmenter:
         outcome = Outcome.FOUND if score >= self.found_from else Outcome.LIKELY_ABSENT
         name = match.concept.name if match.concept else " ".join(prompt.text.split())
         scores = None if drawn.scores is None else drawn.scores.numpy()
-        words_alone = replace(prompt, box=None, mask=None, examples=(), style=None) == prompt
-        calibration = self.calibration if words_alone else None  # nothing was learnt of answers to other clues
+        calibration = self.calibration if words_alone(prompt) else None
         return TargetProposals(prompt, name, outcome, score, maps, calibration=calibration, scores=scores)
 
     def _marked(
@@ -211,7 +210,9 @@ class Segmenter:
             return None
         modality = None if concept is None else self.modality_of(seen.scan, concept)
         caption = prompt.text if concept is None else caption_for(prompt, concept, modality)
-        return Asked(concept, caption, prompt.text, clues_of(prompt, seen.scan, self.system))
+        speaks = concept is not None and self.calibration is not None and words_alone(prompt)
+        calibrator = self.calibration.of_estimate(concept.name) if speaks else None  # type: ignore[union-attr]
+        return Asked(concept, caption, prompt.text, clues_of(prompt, seen.scan, self.system), calibrator)
 
     def modality_of(self, scan: Scan, concept: Concept) -> str | None:
         """The modality to name in a caption: the scan's, an adapter's, or the only one the concept was learnt in."""
@@ -220,6 +221,11 @@ class Segmenter:
         if self.habits.modality is not None:
             return self.habits.modality
         return concept.modalities[0] if len(concept.modalities) == 1 else None
+
+
+def words_alone(prompt: Prompt) -> bool:
+    """Whether there are no clues but marks: of answers to others held-out subjects taught nothing."""
+    return replace(prompt, box=None, mask=None, examples=(), style=None) == prompt
 
 
 def caption_for(prompt: Prompt, concept: Concept, modality: str | None) -> str:

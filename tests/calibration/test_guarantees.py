@@ -1,13 +1,23 @@
 import json
+from dataclasses import replace
+from statistics import fmean
 
 import numpy as np
 import pytest
 
 from delineate.calibration.calibrators import Beta, Identity, Temperature, histogram, reliability
 from delineate.calibration.conformal import false_fraction, missed_fraction
-from delineate.calibration.guarantees import THRESHOLDS, Calibration, GuaranteeError, presence_from, refused_guarantees
+from delineate.calibration.guarantees import (
+    THRESHOLDS,
+    Calibration,
+    GuaranteeError,
+    dice_curves,
+    presence_from,
+    refused_guarantees,
+)
 from delineate.errors import ModelError
 from delineate.jobs.calibrate import Evidence, calibration_from, choose_calibrator
+from delineate.metrics.overlap import dice
 from delineate.prompts.prompt import Prompt
 from delineate.proposals.proposals import Outcome, TargetProposals, presence
 
@@ -23,14 +33,13 @@ def subject(generator, bias=0.0):
 
 def evidence(generator, name, bias=0.0):
     p, truth = subject(generator, bias)
-    there, drawn = truth.any(), int((p >= 0.5).sum())
+    there = truth.any()
     return Evidence(
         subject=name,
         target="disc",
         drawn=8,
         missed=missed_fraction(p, truth, THRESHOLDS) if there else None,
         false=false_fraction(p, truth, THRESHOLDS) if there else None,
-        volume_error=abs(np.log(truth.sum() / drawn)) if there and drawn else np.inf if there else None,
         voxels=histogram(p, truth),
         score_present=presence(p) if there else None,
         score_absent=None,
@@ -198,18 +207,56 @@ def test_no_interval_from_few_subjects_or_empty_masks():
     assert empty.volume_interval("disc", 10.0, level=0.5) == pytest.approx((10 / np.exp(0.1), 10 * np.exp(0.1)))
 
 
+# where a consensus is cut
+
+
+def test_dice_of_the_curves_is_that_of_the_masks(calibration):
+    generator = np.random.default_rng(5)
+    p, truth = subject(generator)
+    curve = dice_curves(missed_fraction(p, truth, THRESHOLDS), false_fraction(p, truth, THRESHOLDS))
+    for at in (1, 40, 70, 100, 138):
+        assert curve[at] == pytest.approx(dice(p >= THRESHOLDS[at], truth), abs=1e-6)
+    assert curve[-1] == 0
+
+
+def test_the_consensus_is_cut_where_dice_was_best_on_held_out_subjects():
+    generator = np.random.default_rng(3)
+    timid = calibration_from([evidence(generator, f"s{i}", bias=-2.0) for i in range(30)])
+    assert timid.consensus_at("disc") < 0.25  # of probabilities that are all too low
+    assert timid.consensus_at("never seen") == timid.consensus_at("disc")
+    held_out = [subject(np.random.default_rng(100 + i), bias=-2.0) for i in range(40)]
+    cut, half = (fmean(dice(p >= at, truth) for p, truth in held_out) for at in (timid.consensus_at("disc"), 0.5))
+    assert cut > half + 0.1
+    p = held_out[0][0][None, :, :, None]
+    drawn = TargetProposals(Prompt("disc"), "disc", Outcome.FOUND, 1.0, p, calibration=timid)
+    assert np.array_equal(drawn.consensus()[..., 0], p[0, ..., 0].astype(np.float16) >= timid.consensus_at("disc"))
+    assert np.array_equal(replace(drawn, calibration=None).consensus()[..., 0], p[0, ..., 0] >= 0.5)
+
+
+def test_few_subjects_do_not_speak_for_a_target_alone():
+    generator = np.random.default_rng(3)
+    many = [evidence(generator, f"s{i}") for i in range(30)]
+    few = [replace(evidence(generator, f"t{i}", bias=-2.0), target="ring") for i in range(4)]
+    both = calibration_from([*many, *few])
+    assert both.consensus_at("ring") == both.consensus_at("") != both.consensus_at("disc")
+    assert Calibration(8).consensus_at("disc") == 0.5
+
+
 # on disk
 
 
 def test_what_is_saved_is_what_is_loaded(calibration, tmp_path):
     absent, present = np.linspace(0, 0.5, 20), np.linspace(0.5, 1, 20)
     told = presence_from(absent, present, 0.05, Temperature(2.0))
-    whole = Calibration(
-        8, calibration.voxel, told, calibration.missed, calibration.false, calibration.volume_errors, {"split": "val"}
-    )
+    mended = {"": Beta(0.5, 0.6, 0.1), "disc": Temperature(1.5)}
+    whole = replace(calibration, estimate=mended, presence=told, about={"split": "val"})
     whole.save(tmp_path)
     back = Calibration.load(tmp_path)
     assert (back.proposals, back.voxel, back.presence, back.about) == (8, whole.voxel, told, {"split": "val"})
+    assert back.estimate == mended
+    assert back.of_estimate("disc") == Temperature(1.5)
+    assert back.of_estimate("liver") == Beta(0.5, 0.6, 0.1)
+    assert back.consensus_at("disc") == whole.consensus_at("disc")
     for alpha in (0.05, 0.1, 0.3):
         asked = {"missed_at_most": alpha, "false_at_most": alpha}
         assert back.guarantees("disc", **asked) == whole.guarantees("disc", **asked)

@@ -378,3 +378,37 @@ def test_beyond_the_edge_there_is_air_and_background():
     assert outside.any()
     assert moved_image[outside].mean() < -0.7
     assert moved_image[~outside].mean() > 0.7
+
+
+# contrast agent
+
+
+def test_structures_of_a_volume_get_a_contrast_of_their_own_and_nothing_else_does():
+    image, labels = marked(400, 20, 40)
+    image = image / 2  # grey .25 and .75, so that nothing is cut off
+    changed = augmented.enhanced(image, labels, flat(400, False), seeded()) - image
+    inside, apart = labels == 3, torch.nn.functional.max_pool2d((labels == 3).float(), 3, stride=1, padding=1) == 0
+    shifts = torch.stack([changed[k, 0][inside[k]].median() for k in range(400)])
+    assert 0.25 < (shifts.abs() > 1e-6).float().mean() < 0.45  # of the slices
+    assert shifts.std() > 0.05
+    assert abs(shifts.mean()) < 0.03  # as often brighter as darker
+    assert all(changed[k, :, apart[k]].abs().max() < 1e-6 for k in range(400))
+
+
+def test_air_inside_a_structure_stays_air_and_flat_pictures_stay():
+    image, labels = marked(60, 20, 40)
+    labels[:, :10, :10] = 2  # where the picture is black
+    changed = augmented.enhanced(image, labels, flat(60, False), seeded())
+    assert torch.equal(changed[:, :, :10, :10], image[:, :, :10, :10])
+    assert torch.equal(augmented.enhanced(image, labels, flat(60), seeded()), image)
+
+
+def test_two_structures_of_one_slice_move_apart():
+    image, labels = marked(300, 20, 40)
+    labels[:, 40:50, 10:20] = 5
+    image = torch.zeros_like(image)
+    changed = augmented.enhanced(image, labels, flat(300, False), seeded())[:, 0]
+    first, second = changed[:, 20, 40], changed[:, 45, 15]
+    moved = first.abs() > 1e-6
+    assert torch.equal(moved, second.abs() > 1e-6)
+    assert abs(torch.corrcoef(torch.stack([first[moved], second[moved]]))[0, 1]) < 0.3

@@ -12,6 +12,8 @@ from delineate.errors import DatasetError, DelineateError, ModelError
 from delineate.evaluation.protocols.lines import answers
 from delineate.jobs.calibrate import _near, calibrate, calibrate_folder, evidence_from, save_calibration
 from delineate.model_folder import calibration_hash, check_model, fingerprint, save_model
+from delineate.prompts.clues import Box
+from delineate.prompts.prompt import Prompt
 from delineate.prompts.vocabulary import Vocabulary
 from delineate.proposals.proposals import Outcome
 from delineate.scans.scan import Scan
@@ -70,7 +72,6 @@ def test_what_one_case_says(dataset):
     assert np.interp(0.5, THRESHOLDS, one.missed) == pytest.approx(1 / 16, abs=0.01)  # one column of sixteen
     assert np.interp(0.1, THRESHOLDS, one.missed) == 0
     assert len(missed) > 100
-    assert one.volume_error == pytest.approx(np.log(16 / 15), abs=0.02)
     assert one.score_present == pytest.approx(0.9, abs=0.01)
     assert one.score_absent == 0  # of the last six slices
     p, y, w = one.voxels
@@ -84,12 +85,57 @@ def test_held_out_subjects_set_thresholds_and_the_rest(found):
     assert found.missed["liver"].shape == (8, len(THRESHOLDS))
     (one,) = found.guarantees("liver", missed_at_most=0.15)
     assert 0.2 < one.threshold <= 0.9
+    assert found.consensus_at("liver") <= 0.3  # the faint column is liver too
+    assert found.volume_errors["liver"] == pytest.approx(np.zeros(8), abs=0.01)
     assert found.presence.absent == 8
     assert found.presence.rate == pytest.approx(1 / 9)
     assert found.presence.sensitivity == 1
     assert found.volume_interval("liver", 10.0) is None  # nine subjects are needed
     assert found.about["split"] == "val"
     assert "5.0% needs 19 scans without a target" in found.summary()["lines"][0]
+
+
+class Timid:
+    """Estimates that are far too low, drawn as they are, mended where a calibration tells how."""
+
+    accepts, open_words, about, draws_estimate = frozenset(), False, "", True
+    vocabulary = Vocabulary.from_names(["liver", "spleen"], "CT")
+    size = 32
+
+    def see(self, view):
+        return view.stack[:, 1]
+
+    def estimate(self, seen, asked, slices=None):
+        true = (seen > 0).float()
+        return 0.2 * true + 0.002 * (1 - true)  # of 0.2 all are liver, of 0.002 none
+
+    def propose(self, seen, asked, n, seed, on_step=lambda share: None):
+        return Drawn(asked.mended(self.estimate(seen, asked))[None].repeat(n, 1, 1, 1))
+
+
+def test_what_proposals_are_drawn_from_is_mended_first(dataset):
+    found = calibrate(Segmenter(Timid()), [dataset], n=3)
+    assert found.proposals == 3
+    assert set(found.estimate) == {"", "liver"}
+    scan, truth = dataset.read(dataset.cases[0])
+    raw, mended = Segmenter(Timid()), Segmenter(Timid(), calibration=found)
+    before, after = (one(scan, ["liver"], n=3)["liver"] for one in (raw, mended))
+    assert not before.consensus().any()
+    assert after.mean()[truth > 0].mean() > 0.9
+    assert np.array_equal(after.consensus(), truth > 0)
+    assert after.probability()[truth > 0].mean() == pytest.approx(after.mean()[truth > 0].mean(), abs=0.05)
+    box = Prompt("liver", box=Box((0, 0, 0), (31, 31, 31)))
+    assert mended(scan, [box], n=3)["liver"].mean().max() == pytest.approx(0.2, abs=0.001)  # nothing was learnt of boxes
+
+
+def test_few_subjects_mend_no_estimate_of_their_own(dataset):
+    few = Blocks(dataset.root, "few", "CT", {"liver": 1}, dataset.cases[:4], {"val": NAMES[:4], "train": (), "test": ()})
+    assert set(calibrate(Segmenter(Timid()), [few], n=2).estimate) == {""}
+
+
+def test_a_system_that_draws_otherwise_has_nothing_to_mend(found):
+    assert found.estimate == {}
+    assert found.of_estimate("liver") is None
 
 
 def test_the_outcome_is_decided_by_the_calibrated_score(dataset, found):
@@ -102,7 +148,7 @@ def test_the_outcome_is_decided_by_the_calibrated_score(dataset, found):
         Brightness(), calibration=Calibration(5, presence=type(found.presence)(0.95, 0.05, 0.05, 30, 30, 0.5))
     )
     assert strict(scan, ["liver"])["liver"].outcome is Outcome.LIKELY_ABSENT
-    assert strict.uncalibrated()(scan, ["liver"])["liver"].outcome is Outcome.FOUND
+    assert strict.calibrated(None)(scan, ["liver"])["liver"].outcome is Outcome.FOUND
 
 
 def test_an_empty_split_and_unknown_targets_are_refused(dataset):

@@ -25,6 +25,7 @@ from scipy.special import betaincinv, expit, logit
 
 from delineate.errors import ModelError
 
+REACHED = 1e-3  # probabilities below are left as they are: nearly all voxels, and nothing that a map could sharpen
 CLIP = 1e-7  # the float32 next to 1 is 1 - 6e-8: what is nearer to 0 or 1 is rounding, not knowledge
 MOST_TEMPERATURE = 100.0  # separable data ask for T = 0, useless scores for T = infinity
 MOST_BETA = 100.0

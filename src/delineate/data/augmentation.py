@@ -23,13 +23,14 @@ from delineate.prompts import anatomy
 
 Place = Callable[[Tensor, Generator], Tensor]  # mirrored (B,) to maps (B, 2, 3), as `F.affine_grid` takes them
 Shade = Callable[[Tensor, Generator], Tensor]  # grey (B, 3, S, S) in [0, 1] to grey, about that range
+Enhance = Callable[[Tensor, Tensor, Generator], Tensor]  # grey (B, 3, S, S) in [0, 1] and labels (B, S, S) to grey
 
 UPRIGHT_DEGREES = 30.0  # the most that a slice with a left and a right is turned; nnU-Net's own limit in 3-D
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Where slices are put, and how their grey values change; None leaves them alone.
+    """How structures stand out, where slices are put, and how their grey values change; None leaves them alone.
 
     >>> image, labels = torch.zeros(2, 3, 32, 32), torch.zeros(2, 32, 32, dtype=torch.uint8)
     >>> flat = torch.tensor([True, True])
@@ -40,6 +41,7 @@ class Augmentation:
 
     place: Place | None = None
     shade: Shade | None = None
+    enhance: Enhance | None = None
 
     def __call__(self, image: Tensor, labels: Tensor, mirrored: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
         """Slices and their labels, varied.
@@ -51,7 +53,17 @@ class Augmentation:
             generator: of every random number drawn here.
         """
         maps = self.maps(mirrored, generator)
+        image = self.enhanced(image, labels, mirrored, generator)
         return self.picture(image, maps, generator), moved_labels(labels, maps)
+
+    def enhanced(self, image: Tensor, labels: Tensor, mirrored: Tensor, generator: Generator) -> Tensor:
+        """Slices of volumes with their structures brighter or darker; flat pictures as they are. Comes before `maps`."""
+        volumes = mirrored == 0
+        if self.enhance is None or not volumes.any():
+            return image
+        image = image.clone()
+        image[volumes] = 2 * self.enhance((image[volumes] + 1) / 2, labels[volumes], generator) - 1
+        return image
 
     def maps(self, mirrored: Tensor, generator: Generator) -> Tensor | None:
         """A map for each slice, (B, 2, 3), to be shared by all pictures of it; None where nothing moves."""
@@ -155,15 +167,39 @@ def _placed(
 
 
 def _default_shade(grey: Tensor, generator: Generator) -> Tensor:
-    """Gamma 0.71 to 1.4, contrast ±20 %, brightness ±0.1 and noise to 0.05 of the range of greys; some are softer."""
+    """Gamma 0.71 to 1.4, contrast ±20 %, brightness ±0.1 and noise to 0.05 of the range of greys; some softer, some bent.
+
+    A scan's own range is taken out before a network sees it (`delineate.scans.preparation`), so that only curves and
+    `_contrast_agent` show it what another second, or another scanner, would.
+    """
     count, shape = len(grey), (-1, 1, 1, 1)
-    grey = grey.clamp(0, 1) ** (_uniform(count, -1, 1, generator) * math.log(1.4)).exp().view(shape)
+    grey = _sometimes(0.3, _curve(0.0))(grey.clamp(0, 1), generator)
+    grey = grey ** (_uniform(count, -1, 1, generator) * math.log(1.4)).exp().view(shape)
     grey = 0.5 + (grey - 0.5) * _uniform(count, 0.8, 1.2, generator).view(shape)
     grey = grey + _uniform(count, -0.1, 0.1, generator).view(shape)
     noise = _normal(*grey.shape, generator=generator) * _uniform(count, 0, 0.05, generator).view(shape)
     low = F.interpolate(F.avg_pool2d(grey, 2), scale_factor=2, mode="bilinear", align_corners=False)
     soft = (_chance(count, generator=generator) < 0.2) * _chance(count, generator=generator)
     return torch.lerp(grey, low, soft.view(shape)) + noise
+
+
+def _contrast_agent(chance: float, spread: float) -> Enhance:
+    """Each labelled structure brighter or darker by a normal number, as at another second after contrast was given.
+
+    Of a slice that is chosen (with probability `chance`) every structure moves by a number of its own, `spread` of the
+    range of greys wide, over an edge of three pixels; what has no label, and air, stays.
+    """
+
+    def enhance(grey: Tensor, labels: Tensor, generator: Generator) -> Tensor:
+        count = len(grey)
+        offset = spread * _normal(count, 256, generator=generator)
+        offset[:, 0] = 0
+        offset = offset * (_chance(count, 1, generator=generator) < chance)
+        field = offset.gather(1, labels.flatten(1).long()).view(count, 1, *labels.shape[1:])
+        field = F.avg_pool2d(field, 3, stride=1, padding=1)
+        return (grey + field * (grey > 0.05)).clamp(0, 1)
+
+    return enhance
 
 
 def _contrast(grey: Tensor, generator: Generator) -> Tensor:
@@ -348,7 +384,7 @@ def _zoom(low: float, high: float, chance: float = 1.0) -> Shade:
 
 AUGMENTATIONS = {
     "none": Augmentation(),
-    "default": Augmentation(_default_place, _default_shade),
+    "default": Augmentation(_default_place, _default_shade, _contrast_agent(0.35, 0.08)),
     # What DiffBoost's own diffusion model is trained with (and flips): a generator must not learn changed greys.
     "diffboost": Augmentation(_placed(degrees=20, upright=20, zoom=_zoom(0.75, 1.05), mirror=1.0)),
     # What DiffBoost is compared with: one change each.

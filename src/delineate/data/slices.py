@@ -171,8 +171,10 @@ class SliceBank:
         where, rater = self._draw_slices(size, generator)
         dataset, index = self.dataset[where].to(self.device), where.to(self.device)
         generator = generator_on(self.device, generator)
-        maps = augmentation.maps(self.mirrored[where].to(self.device), generator)
-        image = augmentation.picture(self.images[index].float() / 127.5 - 1, maps, generator)
+        mirrored, image = self.mirrored[where].to(self.device), self.images[index].float() / 127.5 - 1
+        maps = augmentation.maps(mirrored, generator)
+        image = augmentation.enhanced(image, self.labels[index], mirrored, generator)
+        image = augmentation.picture(image, maps, generator)
         chosen = self.labels[index]
         if rater is not None and self.readings is not None:
             chosen = self.readings[index, rater.to(self.device)]

@@ -8,7 +8,7 @@ import math
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 
 from delineate.calibration.calibrators import (
     CALIBRATORS,
+    REACHED,
     Calibrator,
     Identity,
     Temperature,
@@ -24,11 +25,12 @@ from delineate.calibration.calibrators import (
     reliability,
 )
 from delineate.calibration.conformal import false_fraction, missed_fraction
-from delineate.calibration.guarantees import FILES, REACHED, THRESHOLDS, Calibration, presence_from
+from delineate.calibration.guarantees import ENOUGH, FILES, THRESHOLDS, Calibration, presence_from
 from delineate.data.dataset import Dataset
 from delineate.data.folds import Fold, is_of, refuse_seen, trained_on
 from delineate.data.named import parse_named
 from delineate.errors import DatasetError, ModelError
+from delineate.evaluation.alone import EstimateAlone
 from delineate.evaluation.protocols.lines import Answered, answers
 from delineate.jobs.opening import open_all
 from delineate.jobs.watch import Nobody, Watch
@@ -54,7 +56,6 @@ class Evidence:
         drawn: how many proposals there were; a system may give fewer than asked.
         missed: (thresholds,) as in `Calibration`; None where the case does not have the target.
         false: (thresholds,); likewise.
-        volume_error: |ln(true volume / volume of the consensus)|, infinite for an empty consensus; likewise.
         voxels: probabilities, truths and weights, each rater's reading counting once among M.
         score_present: of the whole scan; None where it does not have the target.
         score_absent: of the scan cropped to the slices that are `MARGIN_MM` or more from the target; None without any.
@@ -65,7 +66,6 @@ class Evidence:
     drawn: int
     missed: np.ndarray | None
     false: np.ndarray | None
-    volume_error: float | None
     voxels: Histogram
     score_present: float | None
     score_absent: float | None
@@ -104,14 +104,45 @@ def calibrate(
         raise DatasetError(
             f"{roots}: the {split} split is empty; calibrate on another (--split), or correct splits.json"
         )
+    steps = [segmenter]
+    if getattr(segmenter.system, "draws_estimate", False):
+        alone: Any = EstimateAlone(segmenter.system)  # type: ignore[arg-type]
+        steps = [Segmenter(alone, segmenter.modalities, habits=segmenter.habits), segmenter]
+    estimate: dict[str, Calibrator] = {}
     evidence: list[Evidence] = []
-    for done, (dataset, case) in enumerate(cases):
-        names = [name for name in dataset.labels if name in segmenter.vocabulary.names]
-        evidence += [evidence_from(dataset, one) for one in answers(segmenter, dataset, [case], names, n, seed)]
-        on_step((done + 1) / len(cases))
-    if not evidence:
-        raise DatasetError(f"{datasets[0].root}: the model knows none of its targets; see: delineate prompts")
-    return calibration_from(evidence, false_alarms, {"datasets": [d.name for d in datasets], "split": split})
+    for step, looking in enumerate(steps):
+        evidence, last = [], looking is segmenter
+        how = looking.calibrated(Calibration(n, estimate=estimate)) if estimate else looking
+        for done, (dataset, case) in enumerate(cases):
+            names = [name for name in dataset.labels if name in segmenter.vocabulary.names]
+            asked = answers(how, dataset, [case], names, n if last else 1, seed)
+            evidence += [evidence_from(dataset, one) for one in asked]
+            on_step((step + (done + 1) / len(cases)) / len(steps))
+        if not evidence:
+            raise DatasetError(f"{datasets[0].root}: the model knows none of its targets; see: delineate prompts")
+        if not last:
+            estimate = calibrators_of(evidence)
+    about = {"datasets": [d.name for d in datasets], "split": split}
+    return replace(calibration_from(evidence, false_alarms, about), estimate=estimate)
+
+
+def calibrators_of(evidence: Sequence[Evidence]) -> dict[str, Calibrator]:
+    """For every target that enough subjects show a calibrator of its own, and under "" one for all."""
+    found, shown = {"": choose_calibrator(_by_subject(evidence))[0]}, defaultdict(set)
+    for entry in evidence:
+        if entry.missed is not None:
+            shown[entry.target].add(entry.subject)
+    for target, subjects in shown.items():
+        if len(subjects) >= ENOUGH:
+            found[target] = choose_calibrator(_by_subject([e for e in evidence if e.target == target]))[0]
+    return found
+
+
+def _by_subject(evidence: Sequence[Evidence]) -> list[Histogram]:
+    subjects: dict[str, list[Histogram]] = defaultdict(list)
+    for entry in evidence:
+        subjects[entry.subject].append(entry.voxels)
+    return [_joined(parts) for parts in subjects.values()]
 
 
 def evidence_from(dataset: Dataset, answered: Answered) -> Evidence:
@@ -121,15 +152,13 @@ def evidence_from(dataset: Dataset, answered: Answered) -> Evidence:
     holds = to_canonical(truth, orientation).sum(axis=(1, 2)) > 0
     far = ~_near(holds, canonical_spacing(answered.scan.affine, orientation)[0])
     cropped = to_canonical(p, orientation)[far]
-    there, consensus = bool(truth.any()), int((p >= 0.5).sum())
-    error = abs(float(np.log(truth.sum() / consensus))) if there and consensus else float("inf")
+    there = bool(truth.any())
     return Evidence(
         subject=f"{dataset.name}/{answered.case.subject}",
         target=str(answered.answer.name),
         drawn=len(answered.answer),
         missed=missed_fraction(p, truth, THRESHOLDS) if there else None,
         false=false_fraction(p, truth, THRESHOLDS) if there else None,
-        volume_error=error if there else None,
         voxels=_voxels(p, readings),
         score_present=presence(p) if there else None,
         score_absent=presence(cropped) if len(cropped) else None,
@@ -155,10 +184,8 @@ def calibration_from(
     evidence: Sequence[Evidence], false_alarms: float = FALSE_ALARMS, about: dict[str, Any] | None = None
 ) -> Calibration:
     """A calibration from what cases said; arguments as for `calibrate`."""
-    subjects: dict[str, list[Histogram]] = defaultdict(list)
-    for entry in evidence:
-        subjects[entry.subject].append(entry.voxels)
-    voxel, figures = choose_calibrator([_joined(parts) for parts in subjects.values()])
+    subjects = _by_subject(evidence)
+    voxel, figures = choose_calibrator(subjects)
     absent = np.array([e.score_absent for e in evidence if e.score_absent is not None])
     present = np.array([e.score_present for e in evidence if e.score_present is not None])
     scores, truths = np.concatenate([absent, present]), np.arange(len(absent) + len(present)) >= len(absent)
@@ -174,15 +201,24 @@ def calibration_from(
         }
 
     told = {"subjects": len(subjects), "voxels": figures, "of_each": {t: len(s) for t, s in held.items()}}
-    return Calibration(
+    found = Calibration(
         max(entry.drawn for entry in evidence),
         voxel,
-        presence_from(absent, present, false_alarms, scored),
-        by_subject("missed"),
-        by_subject("false"),
-        by_subject("volume_error"),
-        {**(about or {}), **told},
+        presence=presence_from(absent, present, false_alarms, scored),
+        missed=by_subject("missed"),
+        false=by_subject("false"),
+        about={**(about or {}), **told},
     )
+    errors = {t: volume_errors(found.missed[t], found.false[t], found.consensus_at(t)) for t in found.missed}
+    return replace(found, volume_errors=errors)
+
+
+def volume_errors(missed: np.ndarray, false: np.ndarray, at: float) -> np.ndarray:
+    """|ln(true volume / volume of the mask)| from curves (subjects, thresholds); infinite where the mask misses all."""
+    index = int(np.searchsorted(THRESHOLDS, at - 1e-9))
+    hit, right = 1 - missed[:, index], 1 - false[:, index]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(hit > 0, np.abs(np.log(right) - np.log(hit)), np.inf)
 
 
 def choose_calibrator(subjects: Sequence[Histogram]) -> tuple[Calibrator, dict[str, Any]]:
@@ -295,7 +331,7 @@ def calibrate_folder(
             raise DatasetError(
                 f"{dataset.root}: the model was trained on its train split; calibrate on another (--split)"
             )
-    segmenter = Segmenter.load(model, device).uncalibrated()
+    segmenter = Segmenter.load(model, device).calibrated(None)
     found = calibrate(segmenter, datasets, split=split, n=n, false_alarms=false_alarms, on_step=on_step)
     save_calibration(Path(model), found, output)
     return found

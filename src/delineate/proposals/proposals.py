@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
+from delineate.calibration.calibrators import REACHED
 from delineate.calibration.guarantees import Calibration, Guarantee, GuaranteeError
 from delineate.prompts.prompt import Prompt
 from delineate.proposals import ordering
-from delineate.proposals.fusion import FUSIONS, foreground, fuse_mean
+from delineate.proposals.fusion import FOREGROUND, FUSIONS, foreground, fuse_mean
 from delineate.scans.scan import Scan
 from delineate.scans.sparse import Sparse
 from delineate.scans.writing import write_labels, write_map
@@ -78,7 +79,7 @@ class TargetProposals:
     def probability(self) -> np.ndarray:
         """The probability of the target, float32 (I, J, K) in [0, 1]: the mean, calibrated where that can be.
 
-        The consensus is made of the proposals themselves: calibration does not move it.
+        The consensus is made of the mean as it is, from the threshold that was best on held-out subjects.
         """
         return self._drawn().spread(self._probability)
 
@@ -113,7 +114,10 @@ class TargetProposals:
         return drawn.spread(inside, rest=guarantee.threshold <= 0)
 
     def consensus(self, how: str = "mean") -> np.ndarray:
-        """One mask, bool (I, J, K), by one of `FUSIONS`; only the mean heeds weights."""
+        """One mask, bool (I, J, K), by one of `FUSIONS`; only the mean heeds weights.
+
+        The mean is cut at 0.5, or where Dice was best on held-out subjects (`Calibration.consensus_at`).
+        """
         inside, rest = self._consensus(how)
         return self._drawn().spread(inside, rest)
 
@@ -162,7 +166,7 @@ class TargetProposals:
         One minus 2 Σ_M p / (|M| + Σ p) for the consensus M and the mean probability p: about one minus the Dice that
         the model itself expects. 0 where there is no voxel of either.
         """
-        return 1 - ordering.probable_dice(self._mean >= 0.5, self._probability)
+        return 1 - ordering.probable_dice(self._consensus("mean")[0], self._probability)
 
     def distinct(self, apart: float = ordering.APART, most: int = ordering.MOST) -> tuple[ordering.Distinct, ...]:
         """The few proposals that stand for all, the one with the largest group first; see `ordering.distinct`.
@@ -212,7 +216,9 @@ class TargetProposals:
         if how not in FUSIONS:
             raise ValueError(f"consensus is one of {', '.join(FUSIONS)}; got '{how}'")
         if how == "mean":
-            return self._mean >= 0.5, False
+            told = self.calibration is not None and self.name is not None
+            at = self.calibration.consensus_at(self.name) if told else FOREGROUND  # type: ignore[union-attr, arg-type]
+            return self._mean >= max(at, REACHED), False
         drawn = self._drawn()
         if how != "staple" or not drawn.elsewhere:
             return FUSIONS[how](drawn.values) >= 0.5, False

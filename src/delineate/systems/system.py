@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from delineate.calibration.calibrators import REACHED, Calibrator
 from delineate.data.slices import SliceBank
 from delineate.prompts.concept import Concept
 from delineate.prompts.vocabulary import Vocabulary
@@ -87,12 +88,22 @@ class Asked:
         caption: the words to encode.
         words: as a person typed them.
         clues: what the prompt holds beside words.
+        calibrator: mends the system's own estimate before proposals are drawn from it (`mended`); None leaves it.
     """
 
     concept: Concept | None
     caption: str
     words: str = ""
     clues: Clues = field(default_factory=Clues)
+    calibrator: Calibrator | None = None
+
+    def mended(self, probability: Tensor) -> Tensor:
+        """An estimate (any shape, in [0, 1]) as held-out subjects would have it; what is next to 0 stays as it is."""
+        if self.calibrator is None:
+            return probability
+        out, reached = probability.clone(), probability >= REACHED
+        out[reached] = torch.from_numpy(self.calibrator(probability[reached].cpu().numpy())).to(out)
+        return out
 
     @property
     def name(self) -> str:
@@ -161,6 +172,11 @@ class System(Protocol):
 
 class Refines(System, Protocol):
     """A system that accepts `Clue.MASK`: its proposals start from an estimate, and a better one can be given."""
+
+    @property
+    def draws_estimate(self) -> bool:
+        """Whether proposals are the estimate against noise, so that `Asked.mended` makes them as frequent as true."""
+        ...
 
     def estimate(self, seen: Any, asked: Asked, slices: Tensor | None = None) -> Tensor:
         """The probability that its proposals start from, (S, size, size), or (M, size, size) of the M `slices`."""

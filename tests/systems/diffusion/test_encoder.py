@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from delineate.calibration.calibrators import Beta
 from delineate.scans.grid import View
 from delineate.systems import SYSTEMS
 from delineate.systems.diffusion.progidiff import coarse_share, halved, rivals_in
@@ -43,6 +44,18 @@ def test_each_pixel_is_drawn_as_often_as_its_probability_says(system, share):
     drawn = thresholds(torch.full((1, SIZE, SIZE), share), 256, 3)
     assert drawn.mean().item() == pytest.approx(share, abs=0.01)
     assert (drawn > 0.5).float().mean().item() == pytest.approx(share, abs=0.012)
+
+
+def test_a_mended_estimate_is_drawn_as_often_as_it_is_mended_to(system):
+    """Frequencies are those of the calibrated probability, whatever the network said."""
+    asked = Asked(None, "", calibrator=Beta(0.6, 0.5, -0.2))
+    said = torch.tensor([0.0, 5e-4, 0.05, 0.3, 0.8])
+    mended = asked.mended(said)
+    assert torch.equal(mended[:2], said[:2])  # nearly all pixels: they stay nothing
+    assert mended[2:].tolist() == pytest.approx(Beta(0.6, 0.5, -0.2)(said[2:].numpy()).tolist())
+    drawn = thresholds(mended[:, None, None].expand(-1, SIZE, SIZE), 256, 3) > 0.5
+    assert drawn.float().mean((0, 2, 3)).tolist() == pytest.approx(mended.tolist(), abs=0.012)
+    assert Asked(None, "").mended(said) is said
 
 
 def test_neighbours_come_and_go_together(system):

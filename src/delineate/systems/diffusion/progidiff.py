@@ -97,6 +97,11 @@ class ProGiDiff:
         self.control.to(device)
         return self
 
+    @property
+    def draws_estimate(self) -> bool:
+        """Without the generator, proposals are the encoder's estimate against noise."""
+        return not self.config.steered
+
     @torch.no_grad()
     def see(self, view: View) -> Features:
         """Encode slices once, for any number of prompts."""
@@ -128,8 +133,8 @@ class ProGiDiff:
             return Drawn(self._draw(chosen, text, clues.mask.to(self.foundation.device), n, seed, on_step, clues))
         probability = self._probability(seen, text, asked)
         drawn = probability.flatten(1).max(1).values >= self.config.skip_below
-        if not self.config.steered:
-            return Drawn(thresholds(probability * drawn[:, None, None], n, seed, on_step=on_step))
+        if self.draws_estimate:
+            return Drawn(thresholds(asked.mended(probability) * drawn[:, None, None], n, seed, on_step=on_step))
         out = torch.zeros(n, len(probability), self.size, self.size)
         if len(active := drawn.nonzero()[:, 0]):
             out[:, active.cpu()] = self._draw(seen[active], text, probability[active], n, seed, on_step)

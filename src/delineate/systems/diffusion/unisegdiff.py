@@ -159,6 +159,7 @@ class UniSegDiff:
 
     accepts = frozenset({Clue.MASK, Clue.POINTS, Clue.SCRIBBLES})
     open_words = False
+    draws_estimate = False
     about = ""
     decoder = r"\b(grow|up|head|trust|mix|decoders|detail)\b|\bfrom_"
 
