@@ -22,7 +22,7 @@ from delineate.storage.files import write_json
 
 FILES = ("calibration.json", "calibration.safetensors")
 LEVEL = 0.9  # of volume intervals
-ENOUGH = 5  # held-out subjects with a target, from where on they speak for it alone
+ENOUGH = 20  # held-out subjects with a target, from where on they speak for it alone: five cost Dice (docs/lab)
 # Rising; below the least of them lies only the whole scan, above the last only the empty mask.
 THRESHOLDS = np.concatenate([[0.0], 1 / (1 + np.exp(-np.linspace(-6.9, 6.9, 139))), [1.001]])
 
@@ -142,7 +142,11 @@ class Calibration:
     @cached_property
     def _consensus_at(self) -> dict[str, float]:
         """By target, and under "" for all together, `consensus_at`."""
-        dice = {target: dice_curves(self.missed[target], self.false[target]) for target in self.missed if target in self.false}
+        dice = {
+            target: dice_curves(self.missed[target], self.false[target])
+            for target in self.missed
+            if target in self.false
+        }
         pooled = np.concatenate(list(dice.values())) if dice else np.zeros((0, len(THRESHOLDS)))
         kinds = {"": pooled, **{target: curves for target, curves in dice.items() if len(curves) >= ENOUGH}}
         return {target: best_threshold(curves) for target, curves in kinds.items()}

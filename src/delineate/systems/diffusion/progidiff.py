@@ -193,7 +193,7 @@ class ProGiDiff:
         if plain and key not in seen.memo:
             seen.memo[key] = total()
         own = torch.cat([head(chunk.fine, pooled[[index]])[:, 0] for chunk in seen.split(16)])
-        return (own - (seen.memo[key] if plain else total())).exp()
+        return (own - (seen.memo[key] if plain else total())).exp().clamp(max=1)  # rounding may exceed it
 
     def _denoiser(self, hint: Hint, text: Encoded) -> Callable[[Tensor, int], Tensor]:
         tokens = Encoded(text.tokens.expand(len(hint.grid), -1, -1), text.pooled)
