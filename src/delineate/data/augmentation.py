@@ -57,7 +57,7 @@ class Augmentation:
         return self.picture(image, maps, generator), moved_labels(labels, maps)
 
     def enhanced(self, image: Tensor, labels: Tensor, mirrored: Tensor, generator: Generator) -> Tensor:
-        """Slices of volumes with their structures brighter or darker; flat pictures as they are. Comes before `maps`."""
+        """Slices of volumes with their structures brighter or darker, flat pictures as they are; before `picture`."""
         volumes = mirrored == 0
         if self.enhance is None or not volumes.any():
             return image
@@ -167,7 +167,7 @@ def _placed(
 
 
 def _default_shade(grey: Tensor, generator: Generator) -> Tensor:
-    """Gamma 0.71 to 1.4, contrast ±20 %, brightness ±0.1 and noise to 0.05 of the range of greys; some softer, some bent.
+    """Gamma 0.71 to 1.4, contrast ±20 %, brightness ±0.1, noise to 0.05 of the range of greys; some softer, some bent.
 
     A scan's own range is taken out before a network sees it (`delineate.scans.preparation`), so that only curves and
     `_contrast_agent` show it what another second, or another scanner, would.

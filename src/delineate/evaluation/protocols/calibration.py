@@ -20,7 +20,6 @@ from delineate.evaluation.protocols.tables import blocks_of, print_counts
 from delineate.metrics.overlap import dice
 from delineate.metrics.raters import risk_coverage_area
 from delineate.pictures import new_figure, write_figure
-from delineate.proposals.fusion import foreground
 from delineate.proposals.ordering import probable_dice
 from delineate.proposals.proposals import Outcome
 from delineate.segmenter import Segmenter
@@ -41,7 +40,7 @@ Pixels = tuple[np.ndarray, np.ndarray, np.ndarray]  # probability, truth, weight
 def calibration_line(answered: Answered, calibrator: Callable[[np.ndarray], np.ndarray] | None = None) -> Line:
     """How far the mean of the proposals is a probability, as drawn and, with a `calibrator`, mapped by it.
 
-    Figures, all of this one case: `dice` of the mask p >= 0.5 with the truth, `doubt` (`TargetProposals.doubt`), and
+    Figures, all of this one case: `dice` of the consensus with the truth, `doubt` (`TargetProposals.doubt`), and
     `ece`, `brier` and `nll` against the truth over all voxels (`_whole`) and in a box (`_box`): what the mask, the
     truth and the raters cover, with `MARGIN` voxels around, cut at the image's border. Where nobody drew anything there
     is no box. Mask and box are those of the map as drawn for both maps: they are measured on the same voxels.
@@ -51,7 +50,7 @@ def calibration_line(answered: Answered, calibrator: Callable[[np.ndarray], np.n
     against "raters", where there are several, each voxel counts once, as 1/M for each of M raters.
     """
     p = answered.probability()
-    mask = foreground(p)
+    mask = answered.answer.consensus()
     maps = {DRAWN: p} | ({} if calibrator is None else {CALIBRATED: calibrator(p)})
     box = box_around(mask | answered.truth | answered.readings.any(axis=0), MARGIN)
     regions = {WHOLE: (...,)} | ({} if box is None else {BOX: box})

@@ -11,7 +11,6 @@ from delineate.evaluation.protocols.lines import write_lines as write
 from delineate.evaluation.protocols.tables import print_counts, print_figures, print_targets
 from delineate.metrics.raters import CURVAS_MARGIN, consensus_dice, curvas_crps, curvas_ece, curvas_threshold_dice
 from delineate.pictures import COLOURS, new_figure, write_figure
-from delineate.proposals.fusion import foreground
 
 __all__ = ["draw", "rows", "show", "summarise", "write"]
 
@@ -30,13 +29,13 @@ def curvas_line(answered: Answered) -> Line:
     """One target against its background, with the mean of the proposals for probability.
 
     Figures (`delineate.metrics.raters` has the definitions, and where the challenges' own code departs from them):
-    `consensus_dice` of the mask p >= 0.5; `threshold_dice`; `ece` over the whole image (2024) and `ece_crop` in the
+    `consensus_dice` of the consensus; `threshold_dice`; `ece` over the whole image (2024) and `ece_crop` in the
     raters' box and 20 voxels around (2025); `crps_ml`, or `crps_pixels` where the file states no spacing. The
     challenges score several organs in one label map; here each is scored alone, as prompted targets may overlap.
     """
     p, readings = answered.probability(), answered.readings
     figures = {
-        "consensus_dice": consensus_dice(foreground(p), readings),
+        "consensus_dice": consensus_dice(answered.answer.consensus(), readings),
         "threshold_dice": curvas_threshold_dice(p, readings),
         "ece": curvas_ece(p[None], readings),
         "ece_crop": curvas_ece(p[None], readings, margin=CURVAS_MARGIN),
