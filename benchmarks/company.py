@@ -67,7 +67,8 @@ class Arm:
         apart_mm: of a slice's neighbours; None is the next slice.
         precision: of activations.
         old_loss: Dice over all names with 1 added above and below, as it was.
-        mild: the augmentation as it was: ±15°, scale 0.8 to 1.25.
+        mild: the augmentation's maps as they were: ±15°, scale 0.8 to 1.25.
+        plain: its greys as they were: no curves, no structure with a contrast of its own.
         batch: slices at once.
         sigmoid: each organ against all else, in the place of one softmax; such an arm is scored by its labels alone.
     """
@@ -80,6 +81,7 @@ class Arm:
     precision: str = "bfloat16"
     old_loss: bool = False
     mild: bool = False
+    plain: bool = False
     batch: int = 8
     sigmoid: bool = False
 
@@ -91,7 +93,9 @@ class Foreign:
     options: tuple[str, ...] = ("--bfloat16",)
 
 
-NONE = Arm("progidiff", "tiny", 128, coarse=False, apart_mm=None, precision="float32", old_loss=True, mild=True)
+NONE = Arm(
+    "progidiff", "tiny", 128, coarse=False, apart_mm=None, precision="float32", old_loss=True, mild=True, plain=True
+)
 ALL = Arm()
 COMPANY: dict[str, Arm | Foreign] = {
     "ours": ALL,
@@ -113,6 +117,8 @@ ABLATION: dict[str, Arm | Foreign] = {
     "neighbours in mm": replace(NONE, apart_mm=APART_MM),
     "bfloat16": replace(NONE, precision="bfloat16"),
     "wider augmentation": replace(NONE, mild=False),
+    "contrasts of their own": replace(NONE, plain=False),
+    "all, plain greys": replace(ALL, plain=True),
     "all, each by itself": replace(ALL, sigmoid=True),
     "all, 4 at once": replace(ALL, batch=4),
     "all, 16 at once": replace(ALL, batch=16),
@@ -213,6 +219,9 @@ def train_one(args: argparse.Namespace, name: str, seed: int) -> None:
         progidiff.coarse_share = lambda size: 0.0
     if arm.mild:
         augmentation.AUGMENTATIONS["default"] = replace(augmentation.AUGMENTATIONS["default"], place=mild_place)
+    if arm.plain:
+        plain = {"shade": augmentation._default_shade, "enhance": None}
+        augmentation.AUGMENTATIONS["default"] = replace(augmentation.AUGMENTATIONS["default"], **plain)
     if arm.sigmoid:
         progidiff.segmentation_loss = loss_of_each  # type: ignore[assignment]
         control.Control.estimate = estimate_of_each  # type: ignore[method-assign]

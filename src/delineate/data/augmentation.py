@@ -167,14 +167,9 @@ def _placed(
 
 
 def _default_shade(grey: Tensor, generator: Generator) -> Tensor:
-    """Gamma 0.71 to 1.4, contrast ±20 %, brightness ±0.1, noise to 0.05 of the range of greys; some softer, some bent.
-
-    A scan's own range is taken out before a network sees it (`delineate.scans.preparation`), so that only curves and
-    `_contrast_agent` show it what another second, or another scanner, would.
-    """
+    """Gamma 0.71 to 1.4, contrast ±20 %, brightness ±0.1 and noise to 0.05 of the range of greys; some are softer."""
     count, shape = len(grey), (-1, 1, 1, 1)
-    grey = _sometimes(0.3, _curve(0.0))(grey.clamp(0, 1), generator)
-    grey = grey ** (_uniform(count, -1, 1, generator) * math.log(1.4)).exp().view(shape)
+    grey = grey.clamp(0, 1) ** (_uniform(count, -1, 1, generator) * math.log(1.4)).exp().view(shape)
     grey = 0.5 + (grey - 0.5) * _uniform(count, 0.8, 1.2, generator).view(shape)
     grey = grey + _uniform(count, -0.1, 0.1, generator).view(shape)
     noise = _normal(*grey.shape, generator=generator) * _uniform(count, 0, 0.05, generator).view(shape)
@@ -384,7 +379,13 @@ def _zoom(low: float, high: float, chance: float = 1.0) -> Shade:
 
 AUGMENTATIONS = {
     "none": Augmentation(),
-    "default": Augmentation(_default_place, _default_shade, _contrast_agent(0.35, 0.08)),
+    # A scan's own range is taken out before a network sees it (`delineate.scans.preparation`): only curves and the agent
+    # show it what another second after contrast was given, or another scanner, would.
+    "default": Augmentation(
+        _default_place,
+        _one_after_another(_sometimes(0.3, _curve(0.0)), _default_shade),
+        _contrast_agent(0.35, 0.08),
+    ),
     # What DiffBoost's own diffusion model is trained with (and flips): a generator must not learn changed greys.
     "diffboost": Augmentation(_placed(degrees=20, upright=20, zoom=_zoom(0.75, 1.05), mirror=1.0)),
     # What DiffBoost is compared with: one change each.
