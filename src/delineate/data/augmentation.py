@@ -379,8 +379,8 @@ def _zoom(low: float, high: float, chance: float = 1.0) -> Shade:
 
 AUGMENTATIONS = {
     "none": Augmentation(),
-    # A scan's own range is taken out before a network sees it (`delineate.scans.preparation`): only curves and the agent
-    # show it what another second after contrast was given, or another scanner, would.
+    # A scan's own range is taken out before a network sees it (`delineate.scans.preparation`): only curves and the
+    # agent show it what another second after contrast was given, or another scanner, would.
     "default": Augmentation(
         _default_place,
         _one_after_another(_sometimes(0.3, _curve(0.0)), _default_shade),
