@@ -1,8 +1,11 @@
-"""A system without its drawing: what its own estimate is worth, the row beside every consensus."""
+"""A system without its drawing: what its estimate is worth, alone and against noise; rows beside every generator."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
+from torch import Tensor
+
+from delineate.systems.diffusion.thresholds import thresholds
 from delineate.systems.system import Asked, Clue, Drawn, Refines
 
 
@@ -14,6 +17,7 @@ class EstimateAlone:
 
     accepts: frozenset[Clue] = frozenset()
     open_words = False
+    draws_estimate = False
 
     def __init__(self, system: Refines):
         self.system = system
@@ -21,12 +25,32 @@ class EstimateAlone:
         self.size = system.size
         self.see = system.see
 
-    def to(self, device: Any) -> "EstimateAlone":
+    def to(self, device: Any) -> Self:
         """Itself, moved."""
-        return EstimateAlone(self.system.to(device))  # type: ignore[arg-type]
+        return type(self)(self.system.to(device))  # type: ignore[arg-type]
+
+    def estimate(self, seen: Any, asked: Asked, slices: Tensor | None = None) -> Tensor:
+        """The other system's."""
+        return self.system.estimate(seen, asked, slices)
 
     def propose(
         self, seen: Any, asked: Asked, n: int, seed: int, on_step: Callable[[float], None] = lambda share: None
     ) -> Drawn:
         """The estimate, (1, S, size, size)."""
         return Drawn(self.system.estimate(seen, asked)[None])
+
+
+class Floor(EstimateAlone):
+    """Another system's estimate against noise, without a network: the floor that a generator has to beat.
+
+    Proposal k is [Φ(z_k) > 1 - p], up to soft edges (`thresholds`); p is mended where a calibration tells how, so that a
+    calibrated floor draws every pixel as often as held-out subjects would.
+    """
+
+    draws_estimate = True
+
+    def propose(
+        self, seen: Any, asked: Asked, n: int, seed: int, on_step: Callable[[float], None] = lambda share: None
+    ) -> Drawn:
+        """(n, S, size, size)."""
+        return Drawn(thresholds(asked.mended(self.system.estimate(seen, asked)), n, seed, on_step=on_step))
