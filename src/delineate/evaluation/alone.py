@@ -43,8 +43,8 @@ class EstimateAlone:
 class Floor(EstimateAlone):
     """Another system's estimate against noise, without a network: the floor that a generator has to beat.
 
-    Proposal k is [Φ(z_k) > 1 - p], up to soft edges (`thresholds`); p is mended where a calibration tells how, so that a
-    calibrated floor draws every pixel as often as held-out subjects would.
+    Proposal k is [Φ(z_k) > 1 - p], up to soft edges (`thresholds`); p is mended where a calibration tells how. Then a
+    pixel is in as many proposals as held-out subjects would have drawn it.
     """
 
     draws_estimate = True
