@@ -153,7 +153,7 @@ def run_job(args: argparse.Namespace, job: str) -> None:
 
 def mr_job(args: argparse.Namespace, system: str, arm: str, shots: str, draw: str) -> dict[str, Any]:
     """Adapt a CT model to MR, score it on the test patients and on CT."""
-    base = quick(Segmenter.load(args.ct / system))
+    base = Segmenter.load(args.ct / system)
     mr = open_dataset(args.data / "chaos_mr_t2")
     ct = open_dataset(args.data / "btcv_ct", targets=list(mr.labels))
     if arm == "none":
@@ -222,13 +222,6 @@ def untrained(base: Segmenter, seed: int) -> Any:
         return progidiff.build(system.config, system.foundation, system.vocabulary, seed=seed)
     assert isinstance(system, unisegdiff.UniSegDiff)
     return unisegdiff.build(system.config, system.learnt, seed=seed)
-
-
-def quick(segmenter: Segmenter) -> Segmenter:
-    """With two sampling steps, as models have had since the CT model was trained."""
-    if isinstance(segmenter.system, progidiff.ProGiDiff):
-        segmenter.system.config = replace(segmenter.system.config, steps=2)
-    return segmenter
 
 
 def replace_system(segmenter: Segmenter, system: Any) -> Segmenter:
@@ -318,7 +311,7 @@ def bias_job(args: argparse.Namespace, remedy: str) -> dict[str, Any]:
         return grey
 
     AUGMENTATIONS["nnunet and bias"] = Augmentation(plainly.place, both)
-    base, mr = quick(Segmenter.load(args.ct / "progidiff")), open_dataset(args.data / "chaos_mr_t2")
+    base, mr = Segmenter.load(args.ct / "progidiff"), open_dataset(args.data / "chaos_mr_t2")
     preparation = Preparation(n4)
     figures, adapted = adapt_once(args, base, mr, "lora-8", 5, 0, augmentation, preparation)
     figures["usual"] = scores(adapted, mr, "val")
@@ -476,8 +469,8 @@ def slices(args: argparse.Namespace) -> None:
     if not is_adapter(adapter):
         adapt(AdaptRequest(base, args.data / "chaos_mr_t2", shots=5, images=args.images), adapter)
     models = {
-        "CT model": quick(Segmenter.load(base)),
-        "with adapter, 5 patients": quick(Segmenter.load(base, adapter=adapter)),
+        "CT model": Segmenter.load(base),
+        "with adapter, 5 patients": Segmenter.load(base, adapter=adapter),
     }
     cases, colours = (
         mr.split("test")[:3],

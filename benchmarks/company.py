@@ -44,7 +44,7 @@ from delineate.model_folder import is_model, save_model
 from delineate.scans.preparation import Habits
 from delineate.storage.files import write_json
 from delineate.systems import SYSTEMS
-from delineate.systems.diffusion import progidiff
+from delineate.systems.diffusion import encoding, progidiff
 from delineate.training import loop
 from delineate.training.engine import Engine
 from delineate.training.judging import HeldOut, mean_score
@@ -214,7 +214,7 @@ def train_one(args: argparse.Namespace, name: str, seed: int) -> None:
     assert isinstance(arm, Arm)
     loop.time = CpuClock  # type: ignore[assignment]
     if arm.old_loss:
-        progidiff.segmentation_loss = old_loss  # type: ignore[assignment]
+        encoding.segmentation_loss = old_loss  # type: ignore[assignment]
     if not arm.coarse:
         progidiff.coarse_share = lambda size: 0.0
     if arm.mild:
@@ -223,8 +223,8 @@ def train_one(args: argparse.Namespace, name: str, seed: int) -> None:
         plain = {"shade": augmentation._default_shade, "enhance": None}
         augmentation.AUGMENTATIONS["default"] = replace(augmentation.AUGMENTATIONS["default"], **plain)
     if arm.sigmoid:
-        progidiff.segmentation_loss = loss_of_each  # type: ignore[assignment]
-        control.Control.estimate = estimate_of_each  # type: ignore[method-assign]
+        encoding.segmentation_loss = loss_of_each  # type: ignore[assignment]
+        control.MaskControl.estimate = estimate_of_each  # type: ignore[method-assign]
     Engine.batch_size = lambda self, usual, device: arm.batch  # type: ignore[method-assign]
     dataset = open_dataset(args.data)
     bank = build_slices([dataset], "train", arm.size, apart_mm=arm.apart_mm)
@@ -252,7 +252,9 @@ def old_loss(log_probability: Tensor, labels: Tensor, where: Tensor | None = Non
     return entropy + (1 - (2 * both + 1) / (total + 1)).mean()
 
 
-def estimate_of_each(self: control.Control, features: Any, pooled: Tensor, possible: Tensor | None = None) -> Tensor:
+def estimate_of_each(
+    self: control.MaskControl, features: Any, pooled: Tensor, possible: Tensor | None = None
+) -> Tensor:
     """Log-probabilities of every organ by itself, (B, 1 + C, S, S), behind background's one half."""
     logits = torch.nn.functional.logsigmoid(self.head(features.fine, pooled))
     return torch.cat([torch.full_like(logits[:, :1], math.log(0.5)), logits], dim=1)

@@ -32,7 +32,7 @@ from delineate.data.twins import without_twins
 from delineate.evaluation.alone import EstimateAlone
 from delineate.evaluation.evaluation import consensus_dice, evaluate, summarise
 from delineate.evaluation.trivial import TRIVIAL
-from delineate.jobs.calibrate import calibrate_folder
+from delineate.jobs.calibrate import calibrate_folder, save_calibration
 from delineate.jobs.opening import held_out_slices, read_bank
 from delineate.jobs.watch import reporter
 from delineate.model_folder import check_model, save_model
@@ -104,9 +104,9 @@ def main() -> None:
         print(f"{len(bank)} slices, {len(bank.vocabulary.concepts)} targets", flush=True)
         assert held_out is not None
         learn(args, bank, held_out)
+    calibrate_folder(house_folder(), datasets[:-1], false_alarms=FALSE_ALARMS, on_step=Lines().update)
     if args.test:
         score(datasets)
-    calibrate_folder(house_folder(), datasets[:-1], false_alarms=FALSE_ALARMS, on_step=Lines().update)
 
 
 def learn(args: argparse.Namespace, bank: SliceBank, held_out: HeldOut) -> None:
@@ -158,7 +158,7 @@ def ship(system: ProGiDiff, bank: SliceBank, training: dict[str, Any]) -> None:
 
 
 def score(datasets: list[Dataset]) -> None:
-    """Score the test splits, at most 20 cases a set, beside the trivial baselines, and write them into the card."""
+    """Score the calibrated model on the test splits, at most 20 cases a set, beside baselines; into the card."""
     folder, config = check_model(None)
     segmenter, figures = Segmenter.load(folder), {}
     alone: Any = EstimateAlone(segmenter.system)  # type: ignore[arg-type]
@@ -178,6 +178,8 @@ def score(datasets: list[Dataset]) -> None:
     for module in (*segmenter.system.foundation.modules.values(), segmenter.system.control):  # type: ignore[attr-defined]
         module.half()
     save_model(folder, segmenter, SYSTEM, training=training, card=card(training))
+    assert segmenter.calibration is not None
+    save_calibration(folder, segmenter.calibration)
 
 
 def gather(data: Path, work: Path) -> list[Dataset]:
@@ -241,7 +243,8 @@ def card(training: dict[str, Any]) -> str:
     ]
     table = [
         "Dice on held-out test subjects (at most 20 a set), 3-D per case where the set is 3-D; single = mean of 8",
-        "proposals taken one by one, consensus = their mean ≥ 0.5, oracle = the best of 8, which needs the truth.",
+        "proposals taken one by one, consensus = their mean, cut where Dice was best on val, oracle = the best of 8,",
+        "which needs the truth.",
         "Beside them the encoder without proposals, and what looks at next to nothing: one mask for all slices, an",
         "atlas of the training labels by height and place, Otsu's threshold.",
         "",

@@ -9,10 +9,11 @@ from torch.nn import functional as F
 from delineate.networks.encoder import ImageEncoder
 from delineate.training.losses import (
     contrast_loss,
-    denoising_loss,
     energy_distance,
+    energy_score,
     gaussian_divergence,
     grouped_dice_loss,
+    jaccard_distances,
     log_shares,
     lumped,
     mask_error,
@@ -193,36 +194,6 @@ def test_segmentation_pulls_every_pixel_towards_its_label():
     segmentation_loss(logit.log_softmax(dim=1), labels).backward()
     chosen = torch.nn.functional.one_hot(labels, 3).permute(0, 3, 1, 2).bool()
     assert (logit.grad[chosen] < 0).all()
-
-
-def test_denoising_a_perfect_estimate_costs_nothing():
-    x0, mask = torch.randn(3, 4, 2, 2, generator=torch.Generator().manual_seed(0)), random_masks(3, 1, 16, 16)
-    assert denoising_loss(x0, x0, mask, mask, torch.tensor([0, 1, 1])).item() == pytest.approx(0, abs=1e-6)
-
-
-def test_denoising_error_is_relative_to_the_size_of_the_latents():
-    x0, mask = torch.randn(3, 4, 2, 2, generator=torch.Generator().manual_seed(0)), random_masks(3, 1, 16, 16)
-    group = torch.tensor([0, 1, 1])
-    assert denoising_loss(1.1 * x0, x0, mask, mask, group).item() == pytest.approx(0.01, abs=1e-5)
-    assert denoising_loss(5.5 * x0, 5 * x0, mask, mask, group).item() == pytest.approx(0.01, abs=1e-5)
-
-
-def test_dice_enters_the_denoising_loss_with_its_weight():
-    x0, mask = torch.ones(2, 4, 2, 2), random_masks(2, 1, 16, 16)
-    group, wrong = torch.tensor([0, 1]), 1 - mask
-    dice = grouped_dice_loss(wrong, mask, group)
-    assert denoising_loss(x0, x0, wrong, mask, group, dice_weight=0.3).item() == pytest.approx(0.3 * dice.item())
-    beyond = wrong * 7 - 3  # unclamped values count as the probability they are clamped to
-    assert denoising_loss(x0, x0, beyond, mask, group, dice_weight=0.3).item() == pytest.approx(0.3 * dice.item())
-
-
-def test_the_denoising_loss_of_empty_latents_is_finite_and_teaches():
-    estimate = torch.full((1, 4, 2, 2), 0.1, requires_grad=True)
-    mask = torch.zeros(1, 1, 16, 16)
-    loss = denoising_loss(estimate, torch.zeros(1, 4, 2, 2), mask, mask, torch.tensor([0]))
-    loss.backward()
-    assert math.isfinite(loss.item())
-    assert (estimate.grad > 0).all()
 
 
 @pytest.mark.parametrize("temperature", [0.1, 0.5])
@@ -457,3 +428,70 @@ def test_samples_that_do_not_spread_as_the_raters_do_are_far_from_them(distance)
     y = maps(4, seed=1).round()
     mean = y.mean(1, keepdim=True).expand_as(y)
     assert (distance(mean, y, all_of(y)) > 0.05).all()
+
+
+# the energy score
+
+
+def discs(*radii):
+    y, x = torch.meshgrid(torch.arange(32.0), torch.arange(32.0), indexing="ij")
+    return torch.stack([((y - 16) ** 2 + (x - 16) ** 2 < radius**2).float() for radius in radii])[None]
+
+
+def there(count):
+    return torch.ones(1, count, dtype=torch.bool)
+
+
+def test_the_distance_is_one_minus_iou_but_for_a_pixel():
+    one, other = discs(4.0, 10.0), discs(4.0, 7.0, 0.0)
+    found = jaccard_distances(one, other)[0]
+    iou = (one[0, 1] * other[0, 1]).sum() / (one[0, 1] + other[0, 1]).clamp(max=1).sum()
+    assert found[0, 0] == 0
+    assert found[1, 1] == pytest.approx(1 - iou.item(), abs=0.01)
+    assert found[0, 2] == pytest.approx(1, abs=0.03)
+    assert jaccard_distances(discs(0.0), discs(0.0)).item() == 0
+
+
+def test_the_score_is_least_where_draws_come_as_raters_do():
+    """Raters draw small or large, one time in four nothing: of all shares of the three kinds theirs is the best."""
+    kinds, truth = discs(4.0, 10.0, 0.0), torch.tensor([0.5, 0.25, 0.25])
+    d = jaccard_distances(kinds, kinds)[0]
+
+    def expected(q):
+        return 2 * q @ d @ truth - q @ d @ q
+
+    best = expected(truth)
+    for q in torch.distributions.Dirichlet(torch.ones(3)).sample((200,)):
+        assert expected(q) >= best - 1e-6
+    raters, draws = discs(4.0, 4.0, 10.0, 0.0), 4
+    order = torch.cartesian_prod(*[torch.arange(4)] * draws)  # every way to draw four of what raters drew
+    shown = raters[0][order]
+    mean = energy_score(shown, raters.expand(len(order), -1, -1, -1), there(4).expand(len(order), -1)).mean()
+    assert mean.item() == pytest.approx(best.item(), abs=1e-4)  # unbiased in the number of draws
+
+
+def test_raters_who_are_not_there_say_nothing():
+    samples = discs(5.0, 9.0)
+    two = energy_score(samples, discs(4.0, 10.0), there(2))
+    with_more = energy_score(samples, discs(4.0, 10.0, 16.0), torch.tensor([[True, True, False]]))
+    torch.testing.assert_close(with_more, two)
+    assert energy_score(samples, discs(4.0), torch.tensor([[False]]), 1.0).item() == 0
+
+
+def test_the_second_term_is_the_cheapest_way_to_deal_draws_to_raters():
+    samples, raters = discs(10.0, 4.0, 7.0, 7.0), discs(4.0, 7.0, 10.0)
+    plain, matched = (energy_score(samples, raters, there(3), weight) for weight in (0.0, 1.0))
+    cost = jaccard_distances(samples, raters)[0]
+    rows, columns = torch.arange(4).repeat_interleave(3), torch.arange(3).repeat_interleave(4)
+    whole = cost[rows][:, columns].numpy()
+    chosen = linear_sum_assignment(whole)
+    assert (matched - plain).item() == pytest.approx(whole[chosen].mean(), abs=1e-6)
+    exact = energy_score(raters, raters, there(3), 1.0) - energy_score(raters, raters, there(3))
+    assert exact.item() == pytest.approx(0, abs=1e-6)
+
+
+def test_the_gradient_of_the_score_is_finite_for_equal_and_empty_draws():
+    samples = torch.zeros(1, 3, 32, 32, requires_grad=True)
+    energy_score(samples, discs(4.0, 0.0), there(2), 0.5).sum().backward()
+    assert torch.isfinite(samples.grad).all()
+    assert samples.grad.any()

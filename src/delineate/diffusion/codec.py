@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from delineate.diffusion.seeds import seed_of
 
+STEEP = 4.0  # log-odds of what an autoencoder reads back as 1
 STRIDE = 8  # of Stable Diffusion's autoencoder; the lossless codec uses the same grid so that either serves one control
 
 Picture = Float[Tensor, "batch 1 height width"]
@@ -73,6 +74,18 @@ class PixelUnshuffleCodec(nn.Module):
     def decode(self, latent: Latent) -> Picture:
         """Masks (B, 1, H, W), unclamped."""
         return (self.decode_picture(latent).mean(dim=1, keepdim=True) + 1) / 2
+
+    def of_field(self, field: Picture, own: Callable[[], Latent]) -> Latent:
+        """Noise for latents that is the same as a `field` on pixels, (B, 1, H, W) and standard normal."""
+        return F.pixel_unshuffle(field.expand(-1, self.colours, -1, -1), self.stride)
+
+    def on_pixels(self, latent: Latent, field: Picture) -> Picture:
+        """What a noisy latent says of every pixel, (B, 1, H, W), in units of a mask of ±1."""
+        return self.decode_picture(latent).mean(dim=1, keepdim=True)
+
+    def changed(self, odds: Picture, by: Latent) -> Picture:
+        """Log-odds (B, 1, H, W), changed `by` what a network says on the latent grid."""
+        return odds + self.decode_picture(by).mean(dim=1, keepdim=True)
 
     def places(self, where: Bool[Tensor, "batch 1 height width"]) -> Bool[Tensor, "batch channels h w"]:
         """Which values of a latent hold the pixels `where` (B, 1, H, W)."""
@@ -174,6 +187,21 @@ class VaeCodec(nn.Module):
     def decode(self, latent: Latent) -> Picture:
         """Masks (B, 1, H, W), unclamped; differentiable in `latent`."""
         return (self.decode_picture(latent).mean(dim=1, keepdim=True) + 1) / 2
+
+    def of_field(self, field: Picture, own: Callable[[], Latent]) -> Latent:
+        """White noise of its `own`: on this codec's grid a field of pixels says nothing."""
+        return own()
+
+    def on_pixels(self, latent: Latent, field: Picture) -> Picture:
+        """The `field` that goes along with a latent: of single pixels the latent itself says nothing."""
+        return field
+
+    def changed(self, odds: Picture, by: Latent) -> Picture:
+        """Log-odds (B, 1, H, W) of the mask that they make, changed `by` what a network says in latents, read back.
+
+        To the log-odds gradients go as if coding were lossless.
+        """
+        return STEEP * (2 * self.decode(self.encode(odds.sigmoid()) + by) - 1) + odds - odds.detach()
 
     def noise(self, shape: torch.Size | tuple[int, ...], generator: Generator, levels: Tensor | None = None) -> Latent:
         """White noise, as Stable Diffusion was trained on."""

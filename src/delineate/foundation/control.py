@@ -1,151 +1,135 @@
-"""The control: what steers a foundation from a scan to a mask, or from edges to a scan.
+"""The control towards masks (ProGiDiff): what steers a foundation from a scan and words to draws of a mask.
 
-A ControlNet (Zhang et al., 2023) whose stock hint network is replaced by an image encoder of its own, the
-"custom encoder" of ProGiDiff. The encoder looks at the scan once; per prompt a *hint* on the latent grid is made
-once; only the ControlNet itself runs at every step. Its residuals leave through zero-initialised convolutions: at
-step 0 they are exactly 0 and the foundation does what it always did.
+A ControlNet (Zhang et al., 2023) whose stock hint network is replaced by an image encoder of its own, the "custom
+encoder" of ProGiDiff (Lin et al. 2026, arXiv 2601.16060). The encoder looks at the scan once. Of every (slice, prompt)
+pair a *hint* on the latent grid is made: all levels of the encoder down to that grid, each told the prompt's text, and
+what the encoder itself thinks of every pixel. The ControlNet reads the hint and no noise, so it too runs once a pair;
+the U-Net alone runs for every draw, with the residuals that it gives.
 
-The same class serves both directions. Towards masks (ProGiDiff) it looks at a scan, and its hint carries the encoder's
-own estimate of the mask. Towards scans (DiffBoost) it looks at an edge map, and its hint carries
-the scan that these edges let one expect.
-
-Towards masks one thing is added to the ControlNet. The encoder can already tell each pixel's probability of the
-prompted target, and with it the codec can tell what to expect of a noisy mask, pixel by pixel (`posterior`), which
-knows nothing of shapes. `trust` weighs that against the steered foundation, which does, by time and place. Without it
-a control must first learn to carry the estimate through the frozen U-Net, which takes far longer.
-
-Towards scans the same is done for pictures. The encoder says what scan the edges let one expect (`expect`), Bayes' rule
-for a Gaussian says what follows from that and the noisy picture, and `Detail` weighs it against the steered foundation
-and adds what is finer than the foundation's grid: on an eighth of the resolution a small U-Net cannot say what 64
-pixels in three colours look like; a few convolutions that see the noisy picture and the encoder's features can.
+A draw starts where the floor is (`systems.diffusion.thresholds`): the encoder's log-odds, cooled, and noise. How far
+they are cooled and shifted, and how strongly the noise speaks, is learnt by pixel (`Spread`): level sets that open
+where people differ and stay shut where they agree. The foundation changes that through one convolution, for what level
+sets cannot say. Both are zero at first, so a control that has learnt nothing draws the floor, and whatever is learnt is
+an improvement on it or costs.
 """
 
 from dataclasses import dataclass
-from enum import StrEnum
 
 import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from delineate.diffusion.codec import Codec, PixelUnshuffleCodec
+from delineate.diffusion.codec import STRIDE
 from delineate.foundation.foundation import Foundation
 from delineate.foundation.text import Encoded
-from delineate.networks.encoder import ConceptHead, Features, ImageEncoder, PictureHead, ResidualBlock
+from delineate.networks.encoder import ConceptHead, Features, ImageEncoder, ResidualBlock
 
-# Log-odds, about one in eight: a foundation that nothing steers yet is a poor guide, but must be heard to be taught.
-TRUST_AT_FIRST = -2.0
-SPREAD_AT_FIRST = 0.3  # error of an expected scan, in units of [-1, 1]; learnt
-
-
-class Direction(StrEnum):
-    """What a control steers towards."""
-
-    MASKS = "masks"  # from a scan, as in ProGiDiff
-    SCANS = "scans"  # from an edge map, as in DiffBoost
+BROUGHT = (8, 16, 64)  # channels of the encoder's levels at a half, a quarter and an eighth of the resolution
+PROBIT = 1.7  # σ(1.7 z) is about Φ(z): noise of variance 1 against log-odds
+COOL = 2.0  # temperature of the encoder's log-odds at first: networks are surer than they are right
+MOST = 12.0  # log-odds beyond which a pixel is as sure as it can be
 
 
 @dataclass(frozen=True, eq=False)
 class Hint:
-    """The ControlNet's condition: what a (slice, prompt) pair, or an edge map with its caption, tells the denoiser.
+    """What a (slice, prompt) pair tells the generator.
 
-    `grid` (B, width, h, w) is for the ControlNet; `estimate` (B, channels, h, w) is the encoder's own mask, or the
-    scan it expects, encoded.
+    Attributes:
+        grid: (B, width, h, w), the ControlNet's condition.
+        odds: (B, 1, S, S), where draws start without noise: the encoder's own log-odds, cooled and shifted.
+        gain: (B, 1, S, S), how strongly noise of variance 1 speaks, in log-odds.
     """
 
     grid: Tensor
-    estimate: Tensor
+    odds: Tensor
+    gain: Tensor
 
     def __getitem__(self, index: Tensor | slice) -> "Hint":
-        return Hint(self.grid[index], self.estimate[index])
+        return Hint(self.grid[index], self.odds[index], self.gain[index])
 
 
-class Detail(nn.Module):
-    """A picture from what is known of it: convolutions on 2×2 pixels folded into channels, and on 4×4 between them.
+class Spread(nn.Module):
+    """From all levels of the encoder, told the text, and its log-odds: where draws start, and how far they spread.
 
-    At first it only weighs: `TRUST_AT_FIRST` for the foundation's picture, the rest for the expected one.
+    A U-Net's way up, once a (slice, prompt) pair; a draw then costs a sum.
     """
 
-    def __init__(self, colours: int, features: int, width: int, time_width: int):
+    def __init__(self, widths: tuple[int, ...], text_width: int, width: int = 32):
         super().__init__()
-        self.spread = nn.Parameter(torch.tensor(SPREAD_AT_FIRST).log())
-        self.stem = nn.Conv2d(4 * 3 * colours + features, width, 3, padding=1)
-        self.when = nn.Linear(time_width, 2 * width)
-        self.before, self.after = ResidualBlock(width, width), ResidualBlock(width, width)
-        self.shrink = nn.Conv2d(width, width, 2, stride=2)
-        self.between = nn.Sequential(ResidualBlock(width, width), ResidualBlock(width, width))
-        self.grow = nn.ConvTranspose2d(width, width, 2, stride=2)
-        self.out = nn.Conv2d(width, 4 * (colours + 1), 3, padding=1)
+        self.bring = nn.ModuleList([nn.Conv2d(inside, width, 1) for inside in widths])
+        self.told = nn.Linear(text_width, 2 * width * len(widths))
+        self.blocks = nn.ModuleList([ResidualBlock(width, width) for _ in widths])
+        self.odds = nn.Conv2d(4, width, 1)
+        self.out = nn.Conv2d(width, 12, 3, padding=1)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]
 
-    def forward(self, noisy: Tensor, rough: Tensor, expected: Tensor, fine: Tensor, time: Tensor) -> Tensor:
-        """The clean picture (B, C, S, S).
-
-        Args:
-            noisy: the picture at time t, (B, C, S, S), as are the next two.
-            rough: the steered foundation's.
-            expected: the posterior mean without it.
-            fine: the encoder's features (B, width, S/2, S/2).
-            time: the waves of t, (B, time width).
-        """
-        x = self.stem(torch.cat([F.pixel_unshuffle(torch.cat([noisy, rough, expected], dim=1), 2), fine], dim=1))
-        scale, shift = self.when(time)[:, :, None, None].chunk(2, dim=1)
-        x = self.before(x * (1 + scale) + shift)
-        x = self.after(x + self.grow(self.between(self.shrink(x))))
-        out = F.pixel_shuffle(self.out(x), 2)
-        trust = (out[:, :1] + TRUST_AT_FIRST).sigmoid()
-        return expected + trust * (rough - expected) + out[:, 1:]
+    def forward(self, features: Features, odds: Tensor, pooled: Tensor) -> tuple[Tensor, Tensor]:
+        """Odds and gain of `Hint`, for the encoder's log-odds (B, 1, S, S) and pooled texts (B, width)."""
+        told = self.told(pooled)[:, :, None, None].chunk(2 * len(self.blocks), dim=1)
+        x: Tensor | None = None
+        for i in reversed(range(len(self.blocks))):
+            level = self.bring[i](features.levels[i]) * (1 + told[2 * i]) + told[2 * i + 1]
+            if x is not None:
+                level = level + F.interpolate(x, scale_factor=2, mode="nearest")
+            if i == 0:
+                level = level + self.odds(F.pixel_unshuffle(odds / 4, 2))
+            x = self.blocks[i](level)
+        scale, shift, gain = F.pixel_shuffle(self.out(x), 2).float().chunk(3, dim=1)  # type: ignore[arg-type]
+        return odds * scale.clamp(-2, 2).exp() / COOL + 4 * shift, PROBIT * gain.clamp(-2, 2).exp()
 
 
-class Control(nn.Module):
-    """Image encoder, head, condition (hint) and ControlNet of a foundation; then `trust` (masks) or `detail` (scans).
+@dataclass(frozen=True, eq=False)
+class Residuals:
+    """What a control adds to the foundation's U-Net, to its skips and its middle: one row a (slice, prompt) pair."""
+
+    down: tuple[Tensor, ...]
+    middle: Tensor
+
+    def __getitem__(self, index: Tensor | slice) -> "Residuals":
+        return Residuals(tuple(skip[index] for skip in self.down), self.middle[index])
+
+
+class MaskControl(nn.Module):
+    """Image encoder and head; then what makes of them the hint, the ControlNet, and the way out.
 
     Built from the foundation's U-Net, whose encoder half the ControlNet copies. `state_dict` holds all of it, the
     custom encoder included (diffusers' own `save_pretrained` loses it silently).
     """
 
-    def __init__(
-        self,
-        unet: UNet2DConditionModel,
-        widths: tuple[int, ...],
-        codec_channels: int,
-        text_width: int,
-        direction: Direction = Direction.MASKS,
-        colours: int = 1,
-        detail: int = 0,
-    ):
-        """A control whose residuals are 0.
+    def __init__(self, unet: UNet2DConditionModel, widths: tuple[int, ...], codec_channels: int, text_width: int):
+        """A control that draws the floor.
 
         Args:
             unet: the foundation's.
             widths: of the image encoder.
             codec_channels: of the foundation's codec.
             text_width: of the foundation's texts.
-            direction: towards masks or scans.
-            colours: of the codec's pictures; towards scans.
-            detail: width of the `Detail`; 0 for none, as a codec that is not of pixels needs.
         """
         super().__init__()
         self.encoder = ImageEncoder(widths)
-        masks = direction is Direction.MASKS
-        head = ConceptHead(widths[0], text_width) if masks else PictureHead(widths[0], text_width, colours)
-        self.head: ConceptHead | PictureHead = head
+        self.head = ConceptHead(widths[0], text_width)
         hint = int(unet.config["block_out_channels"][0])
-        self.from_features = nn.Conv2d(widths[2], hint, 1)
-        self.from_estimate = nn.Conv2d(codec_channels, hint, 3, padding=1)
-        self.from_text = nn.Linear(text_width, 2 * hint)
+        self.bring = nn.ModuleList([nn.Conv2d(inside, out, 1) for inside, out in zip(widths, BROUGHT, strict=False)])
+        self.told = nn.Linear(text_width, 2 * sum(BROUGHT))
+        brought = sum(width * (STRIDE // 2 ** (i + 1)) ** 2 for i, width in enumerate(BROUGHT))
         self.mix = nn.Sequential(
-            nn.GroupNorm(8, hint), nn.SiLU(), nn.Conv2d(hint, hint, 3, padding=1), nn.SiLU(), nn.Conv2d(hint, hint, 1)
+            nn.Conv2d(brought + STRIDE**2, 2 * hint, 1),
+            nn.GroupNorm(8, 2 * hint),
+            nn.SiLU(),
+            nn.Conv2d(2 * hint, hint, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(hint, hint, 1),
         )
         self.net: ControlNetModel = ControlNetModel.from_unet(unet, conditioning_channels=3)
         self.net.controlnet_cond_embedding = nn.Identity()  # type: ignore[assignment]  # the hint arrives made
-        if masks:
-            self.trust = nn.Conv2d(2 * hint, codec_channels, 1)
-            nn.init.zeros_(self.trust.weight)
-            nn.init.constant_(self.trust.bias, TRUST_AT_FIRST)  # type: ignore[arg-type]
-        else:
-            self.detail = Detail(colours, widths[0], detail, hint) if detail else None
+        for zero in (*self.net.controlnet_down_blocks, self.net.controlnet_mid_block):
+            nn.init.normal_(zero.weight, std=0.02)  # type: ignore[arg-type]  # one closed door, `out`, is enough
+        self.out = nn.Conv2d(codec_channels, codec_channels, 1)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]
+        self.spread = Spread(widths, text_width)
 
     def estimate(self, features: Features, pooled: Tensor, possible: Tensor | None = None) -> Tensor:
         """Log-probabilities (B, 1 + P, S, S): background, then each of P texts, (P, width), which exclude each other.
@@ -157,55 +141,68 @@ class Control(nn.Module):
             logit = logit.masked_fill(~possible[:, :, None, None], -1e4)
         return torch.cat([torch.zeros_like(logit[:, :1]), logit], dim=1).log_softmax(dim=1)
 
-    def expect(self, features: Features, pooled: Tensor) -> Tensor:
-        """The scans (B, colours, S, S) about [-1, 1] that B edge maps with their texts (B, width) let one expect."""
-        return self.head(features.fine, pooled)
+    def hint(self, features: Features, probability: Tensor, pooled: Tensor) -> Hint:
+        """The hint of B probabilities (B, 1, S, S) with their slices' features and their prompts' pooled texts."""
+        odds = torch.logit(probability.float().clamp(1e-6, 1 - 1e-6)).clamp(-MOST, MOST)
+        scale, shift = self.told(pooled)[:, :, None, None].chunk(2, dim=1)
+        levels = [
+            bring(level) * (1 + of_text) + also
+            for bring, level, of_text, also in zip(
+                self.bring, features.levels, scale.split(BROUGHT, dim=1), shift.split(BROUGHT, dim=1), strict=False
+            )
+        ]
+        levels = [F.pixel_unshuffle(level, STRIDE // 2 ** (i + 1)) for i, level in enumerate(levels)]
+        grid = self.mix(torch.cat([*levels, F.pixel_unshuffle(odds / 4, STRIDE)], dim=1))
+        return Hint(grid, *self.spread(features, odds, pooled))
 
-    def hint(self, features: Features, picture: Tensor, pooled: Tensor, codec: Codec) -> Hint:
-        """The hint of B pictures in [0, 1] with their features and pooled texts.
+    def residuals(self, t: int, text: Encoded, hint: Hint, channels: int) -> Residuals:
+        """What the ControlNet adds to the U-Net at time t, of B pairs; `channels` are those of the latent."""
+        nothing = hint.grid.new_zeros(len(hint.grid), channels, *hint.grid.shape[2:])
+        when = torch.full((len(nothing),), t, device=nothing.device)
+        down, middle = self.net(
+            nothing, when, encoder_hidden_states=text.tokens, controlnet_cond=hint.grid, return_dict=False
+        )
+        return Residuals(tuple(down), middle)
 
-        They are probabilities (B, 1, S, S) towards masks, expected scans (B, colours, S, S) towards scans.
+    def draw(
+        self,
+        foundation: Foundation,
+        x_t: Tensor,
+        pixels: Tensor,
+        t: int,
+        text: Encoded,
+        steering: Residuals,
+        hint: Hint,
+    ) -> Tensor:
+        """Log-odds (B, 1, S, S) of the masks that the steered foundation draws.
+
+        Args:
+            foundation: whose U-Net is steered.
+            x_t: latents (B, channels, h, w) at time t; at the last time nothing but noise.
+            pixels: the same on the grid of pixels (B, 1, S, S), as `start` takes it.
+            t: the time.
+            text: of the prompts, B of them.
+            steering: the residuals, of B rows.
+            hint: of the pairs, B rows.
         """
-        estimate = codec.encode(picture)
-        scale, shift = self.from_text(pooled)[:, :, None, None].chunk(2, dim=1)
-        grid = self.from_features(features.coarse) * (1 + scale) + shift + self.from_estimate(estimate)
-        grid = grid + self.mix(grid)
-        return Hint(grid, estimate)
-
-    def residuals(self, x_t: Tensor, t: Tensor, text: Encoded, hint: Hint) -> tuple[list[Tensor], Tensor]:
-        """What is added to the U-Net's skips and middle at (x_t, t)."""
-        down, middle = self.net(x_t, t, encoder_hidden_states=text.tokens, controlnet_cond=hint.grid, return_dict=False)
-        return down, middle
-
-    def steer(self, foundation: Foundation, x_t: Tensor, t: Tensor, text: Encoded, hint: Hint) -> Tensor:
-        """x0 of the foundation's U-Net at (x_t, t), steered by the residuals."""
-        down, middle = self.residuals(x_t, t, text, hint)
+        when = torch.full((len(x_t),), t, device=x_t.device)
         output = foundation.unet(
             x_t,
-            t,
+            when,
             encoder_hidden_states=text.tokens,
-            down_block_additional_residuals=down,
-            mid_block_additional_residual=middle,
+            down_block_additional_residuals=steering.down,
+            mid_block_additional_residual=steering.middle,
         ).sample
-        return foundation.schedule.to_x0(output, x_t, t)
+        x0 = foundation.schedule.to_x0(output, x_t, when)
+        a, sigma = foundation.schedule.signal_and_noise(when, pixels)
+        return foundation.codec.changed(start(hint, pixels, a, sigma), self.out(x0))
 
-    def refine(self, x0: Tensor, x_t: Tensor, t: Tensor, hint: Hint, fine: Tensor, foundation: Foundation) -> Tensor:
-        """The clean latent: the steered foundation's `x0` weighed with what is to be expected, and detail.
 
-        If the scan were the expected one μ but for Gaussian errors of `spread` s, Bayes' rule would make of
-        x_t = a x0 + σ ε the mean (μ / s² + a x_t / σ²) / (1 / s² + a² / σ²).
-        """
-        codec = foundation.codec
-        if self.detail is None or not isinstance(codec, PixelUnshuffleCodec):
-            return x0
-        a, sigma = foundation.schedule.signal_and_noise(t, x_t)
-        gain = self.detail.spread.exp().square() / sigma.square().clamp(min=1e-4)
-        expected = (hint.estimate + gain * a * x_t) / (1 + gain * a.square())
-        pictures = [codec.decode_picture(latent) for latent in (x_t, x0, expected)]
-        return codec.encode_picture(self.detail(*pictures, fine, self.net.time_proj(t).to(x0.dtype)))
+def start(hint: Hint, pixels: Tensor, signal: Tensor, noise: Tensor) -> Tensor:
+    """Log-odds before the foundation is heard, (B, 1, S, S): those of the hint, and what `pixels` say.
 
-    def combine(self, x0: Tensor, posterior: Tensor, t: Tensor, hint: Hint) -> Tensor:
-        """The clean estimate: the steered foundation's `x0` and the `posterior`, weighed by trust at times `t` (B,)."""
-        when = self.net.time_proj(t).to(hint.grid.dtype)[:, :, None, None].expand(-1, -1, *hint.grid.shape[2:])
-        trust = self.trust(torch.cat([hint.grid, when], dim=1)).sigmoid()
-        return posterior + trust * (x0 - posterior)
+    They are a m + σ z of a mask m = ±1 and noise z: by Bayes' rule they add 2 a / σ² times themselves; and z, where
+    there is no signal yet, makes draws differ as those of the floor do.
+    """
+    heard = 2 * signal / noise.square().clamp(min=1e-3) + hint.gain * noise
+    return (hint.odds + heard * pixels).clamp(-MOST, MOST)

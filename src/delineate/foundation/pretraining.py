@@ -16,7 +16,7 @@ from delineate.training.loop import Hyperparameters, Loss, Phase, Run, Step, tra
 from delineate.training.losses import contrast_loss, grouped_dice_loss
 
 AUTOENCODER_SHARE = 0.25  # of the budget; the rest trains the U-Net and the text encoder
-PRETRAIN_SHARE = 0.1  # of a whole ProGiDiff training that makes its own foundation
+NO_PART = "the U-Net and the autoencoder are untrained and take no part"
 
 
 def caption_corpus(vocabulary: Vocabulary, modalities: tuple[str | None, ...]) -> list[str]:
@@ -81,7 +81,7 @@ def pretrain_words(foundation: Foundation, bank: SliceBank, run: Run) -> Foundat
     state = train_phase(Phase("words", foundation.text_encoder, draw, words_loss, foundation, hyper=hyper), run)
     steps = state.images_seen // hyper.batch_size
     foundation.pretraining = f"the text encoder alone, on the captions of {len(bank.vocabulary.concepts)} names"
-    foundation.pretraining += f", {steps} steps; the U-Net and the autoencoder are untrained and take no part"
+    foundation.pretraining += f", {steps} steps; {NO_PART}"
     return foundation.frozen()
 
 

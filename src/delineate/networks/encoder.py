@@ -37,22 +37,34 @@ class ResidualBlock(nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class Features:
-    """What the encoder saw: `fine` at half the working resolution, `coarse` at an eighth (the codecs' grid).
+    """What the encoder saw: `levels` from half the working resolution down.
 
     `memo` is for what is worked out of them once and needed again; what it holds follows from the others.
     """
 
-    fine: Float[Tensor, "batch fine h w"]
-    coarse: Float[Tensor, "batch coarse _ _"]
+    levels: tuple[Tensor, ...]
     memo: dict[Any, Tensor] = field(default_factory=dict, repr=False)
 
+    @property
+    def fine(self) -> Float[Tensor, "batch fine h w"]:
+        """At half the working resolution."""
+        return self.levels[0]
+
+    @property
+    def coarse(self) -> Float[Tensor, "batch coarse _ _"]:
+        """At an eighth of it (the codecs' grid)."""
+        return self.levels[2]
+
     def __getitem__(self, index: Tensor | slice) -> "Features":
-        return Features(self.fine[index], self.coarse[index])
+        return Features(tuple(level[index] for level in self.levels))
 
     def split(self, count: int) -> "list[Features]":
         """The features of `count` slices at a time."""
-        pairs = zip(self.fine.split(count), self.coarse.split(count), strict=True)
-        return [Features(fine, coarse) for fine, coarse in pairs]
+        return [Features(some) for some in zip(*(level.split(count) for level in self.levels), strict=True)]
+
+    def finest(self) -> "Features":
+        """The finest level alone: all that a head needs."""
+        return Features(self.levels[:1])
 
 
 class ImageEncoder(nn.Module):
@@ -94,9 +106,7 @@ class ImageEncoder(nn.Module):
 
     def forward(self, image: Float[Tensor, "batch 3 size size"]) -> Features:
         """Features of (B, 3, S, S); S must be a multiple of fold × 2^(levels - 1)."""
-        levels = self.levels(image)
-        coarse = next(level for level in levels if level.shape[-1] == image.shape[-1] // 8)
-        return Features(fine=levels[0], coarse=coarse)
+        return Features(tuple(self.levels(image)))
 
 
 class ConceptHead(nn.Module):

@@ -21,8 +21,8 @@ from delineate.diffusion.codec import PixelUnshuffleCodec
 from delineate.diffusion.sampling import Noise, guided, sample_ddim
 from delineate.diffusion.schedule import trailing_times
 from delineate.errors import ModelError
-from delineate.foundation.control import Control, Direction, Hint
 from delineate.foundation.foundation import Foundation
+from delineate.foundation.scan_control import Hint, ScanControl
 from delineate.foundation.text import Encoded
 from delineate.networks.encoder import ENCODER_WIDTHS
 from delineate.prompts.captions import modality_words
@@ -53,7 +53,7 @@ class Synthesizer:
     """A foundation and the control that steers it from edges to scans."""
 
     foundation: Foundation
-    control: Control
+    control: ScanControl
     preset: str
 
     @classmethod
@@ -64,8 +64,8 @@ class Synthesizer:
             width = int(foundation.text_encoder.config.hidden_size)
             codec = foundation.codec
             detail = DETAIL[preset] if isinstance(codec, PixelUnshuffleCodec) else 0
-            towards = (Direction.SCANS, codec.colours, detail)
-            control = Control(foundation.unet, ENCODER_WIDTHS[preset], codec.channels, width, *towards)
+            sizes = (codec.channels, width, codec.colours, detail)
+            control = ScanControl(foundation.unet, ENCODER_WIDTHS[preset], *sizes)
         return cls(foundation, control.requires_grad_(False).eval(), preset)
 
     def to(self, device: torch.device | str) -> "Synthesizer":

@@ -4,6 +4,7 @@ import math
 
 import torch
 from jaxtyping import Bool, Float, Int
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -109,29 +110,6 @@ def log_shares(
     return logits.masked_fill(hidden[:, :, None, None], -1e4).log_softmax(dim=1)
 
 
-def denoising_loss(
-    x0_hat: Float[Tensor, "batch channels h w"],
-    x0: Float[Tensor, "batch channels h w"],
-    decoded: Float[Tensor, "batch 1 height width"],
-    mask: Float[Tensor, "batch 1 height width"],
-    group: Int[Tensor, " batch"],
-    dice_weight: float = 0.5,
-) -> Float[Tensor, ""]:
-    """Squared error of the clean estimate in latent units, plus Dice of the mask it decodes to.
-
-    Args:
-        x0_hat: (B, C, h, w) the estimate.
-        x0: (B, C, h, w) the truth.
-        decoded: (B, 1, H, W) the estimate decoded, unclamped.
-        mask: (B, 1, H, W) in {0, 1}.
-        group: (B,) the target each sample shows.
-        dice_weight: weight of the Dice term; the squared error is divided by the latents' mean square so that
-            one weight serves every codec.
-    """
-    error = (x0_hat - x0).square().mean() / x0.square().mean().clamp(min=1e-6)
-    return error + dice_weight * grouped_dice_loss(decoded.clamp(0, 1), mask, group)
-
-
 def contrast_loss(
     embedding: Float[Tensor, "batch width"], group: Int[Tensor, " batch"], temperature: float = 0.1
 ) -> Float[Tensor, ""]:
@@ -182,6 +160,68 @@ def gaussian_divergence(
     ratio = 2 * (log_sigma - other_log_sigma)
     apart = (mean - other_mean).square() * torch.exp(-2 * other_log_sigma)
     return 0.5 * (ratio.exp() + apart - 1 - ratio).sum(1)
+
+
+def energy_score(
+    samples: Float[Tensor, "batch samples h w"],
+    raters: Float[Tensor, "batch raters h w"],
+    present: Bool[Tensor, "batch raters"],
+    matched: float = 0.0,
+) -> Float[Tensor, " batch"]:
+    """How well masks drawn of an image stand for those that raters drew: 2 E d(s, y) - E d(s, s'), a value an image.
+
+    The energy score (Gneiting and Raftery 2007, Eq. 20, with β = 1 and d in the place of the norm): proper, for d =
+    1 - IoU is a metric of negative type, so that its mean is least where draws come as raters do; up to the raters'
+    own spread it is GED² without a mask's distance to itself. d is the soft Jaccard distance (`jaccard_distances`).
+
+    Args:
+        samples: (B, K, h, w) in [0, 1], K of two or more. Soft masks hedge: give them as sharp as they will be used.
+        raters: (B, M, h, w) in {0, 1}; one where there is one truth.
+        present: (B, M), which raters there are. Without any, 0 comes back.
+        matched: weight of a second term: the mean distance where each draw answers to one rater and each rater to
+            as many draws, at its cheapest (the distance of optimal transport; 1 - HM-IoU). It asks for draws that are
+            near somebody, and pays for few of them lying closer together than raters do.
+    """
+    weight = present.to(samples.dtype)
+    weight = weight / weight.sum(1, keepdim=True).clamp(min=1)
+    across = jaccard_distances(samples, raters)  # (B, K, M)
+    within = jaccard_distances(samples, samples)
+    count = samples.shape[1]
+    apart = (within.sum((1, 2)) - within.diagonal(dim1=1, dim2=2).sum(1)) / (count * (count - 1))
+    score = 2 * torch.einsum("bkm,bm->b", across, weight) / count - apart
+    if matched:
+        score = score + matched * _transport(across, present)
+    return score * present.any(1)
+
+
+def jaccard_distances(
+    one: Float[Tensor, "batch n h w"], other: Float[Tensor, "batch m h w"]
+) -> Float[Tensor, "batch n m"]:
+    """1 - (a·b + 1) / (|a|² + |b|² - a·b + 1) of all pairs: 1 - IoU where masks are 0 and 1, but for a pixel.
+
+    Of two empty ones 0, as by GED²'s convention.
+    """
+    a, b = one.flatten(2), other.flatten(2)
+    both = a @ b.transpose(1, 2)
+    either = a.square().sum(2)[:, :, None] + b.square().sum(2)[:, None] - both
+    return 1 - (both + 1) / (either + 1)
+
+
+def _transport(cost: Tensor, present: Tensor) -> Tensor:
+    """The mean of (B, K, M) costs where draws are dealt out evenly to the raters who are there, at their cheapest."""
+    draws = cost.shape[1]
+    totals = []
+    for own, there in zip(cost, present, strict=True):
+        raters = there.nonzero()[:, 0]
+        if not len(raters):
+            totals.append(own.sum() * 0)
+            continue
+        times = math.lcm(draws, len(raters))
+        rows = torch.arange(draws).repeat_interleave(times // draws)
+        columns = raters.cpu().repeat_interleave(times // len(raters))
+        chosen = linear_sum_assignment(own.detach().float().cpu()[rows][:, columns].numpy())
+        totals.append(own[rows[chosen[0]], columns[chosen[1]]].mean())
+    return torch.stack(totals)
 
 
 def energy_distance(

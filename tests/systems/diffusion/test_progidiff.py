@@ -4,13 +4,15 @@ import pytest
 import torch
 from tests.rounding import assert_same_up_to_rounding
 
-from delineate.diffusion.schedule import trailing_times
+from delineate.data.slices import Batch
+from delineate.foundation.control import MaskControl
 from delineate.foundation.foundation import Foundation
 from delineate.prompts.captions import captions
 from delineate.scans.grid import View
+from delineate.systems import SYSTEMS
 from delineate.systems.diffusion import progidiff
-from delineate.systems.diffusion.progidiff import ProGiDiff, ProGiDiffConfig, build, train
-from delineate.systems.system import Asked
+from delineate.systems.diffusion.progidiff import ProGiDiff, ProGiDiffConfig, build, readings_of, train
+from delineate.systems.system import Asked, Clues
 from delineate.training.loop import Budget, Run
 
 
@@ -82,34 +84,73 @@ def test_without_its_scan_the_organ_is_lost(system, slices):
     assert dice(mask, slices[1]) < dice(aligned, slices[1]) - 0.1
 
 
-def test_the_denoiser_adds_to_the_encoder_s_own_estimate(system, drawn, slices):
+def test_draws_differ(system, drawn, slices):
     """A mask that is only the estimate, whatever the noise, would make every proposal the same."""
     assert (drawn["liver"][0] - drawn["liver"][1]).abs().max() > 1e-3
 
 
-def test_a_single_step_starts_at_the_last_time(system, slices, monkeypatch):
-    """Leading spacing, Stable Diffusion's default, would ask for the clean mask of pure noise at time 1."""
+@torch.no_grad()
+def test_the_times_of_a_draw_go_down_from_the_last(system, slices, monkeypatch):
     asked = []
+    draw = MaskControl.draw
 
-    def remember(denoise, noise, times, schedule):
-        asked.append(list(times))
-        return denoise(noise(0), times[0])
+    def remember(self, foundation, x_t, pixels, t, *rest):
+        asked.append(t)
+        return draw(self, foundation, x_t, pixels, t, *rest)
 
-    monkeypatch.setitem(progidiff.SAMPLERS, "one_step", remember)
+    monkeypatch.setattr(MaskControl, "draw", remember)
     for count in (1, 4):
-        config = replace(system.config, sampler="one_step", steps=count, skip_below=0.0)
+        config = replace(system.config, steps=count, skip_below=0.0)
         one = ProGiDiff(config, system.foundation, system.control, system.vocabulary)
-        one.propose(one.see(View(slices[0][:1])), target(one, "liver"), 1, 0)
-    assert asked == [[999], [999, 749, 499, 249]]
-    assert trailing_times(1)[0] == 999
+        drawn = one.propose(one.see(View(slices[0][:1])), target(one, "liver"), 1, 0).probabilities
+        assert torch.isfinite(drawn).all()
+    assert asked == [999, 999, 749, 499, 249]
 
 
-@pytest.mark.parametrize("sampler", sorted(progidiff.SAMPLERS))
-def test_every_sampler_draws_the_organ(system, slices, sampler):
-    config = replace(system.config, sampler=sampler)
-    other = ProGiDiff(config, system.foundation, system.control, system.vocabulary)
-    mask = other.propose(other.see(View(slices[0])), target(other, "liver"), 1, 0).probabilities[0] >= 0.5
-    assert dice(mask, slices[1]) > 0.6
+def test_what_is_known_is_drawn_as_it_is_known(system, slices):
+    inside, outside = torch.zeros(1, 64, 64, dtype=torch.bool), torch.zeros(1, 64, 64, dtype=torch.bool)
+    inside[0, :8], outside[0, 8:16] = True, True
+    clues = Clues(torch.tensor([12]), inside, outside, torch.full((1, 64, 64), 0.5))
+    asked = replace(target(system, "liver"), clues=clues)
+    drawn = system.propose(system.see(View(slices[0])), asked, 3, 0).probabilities
+    assert drawn.shape == (3, 1, 64, 64)
+    assert (drawn[:, 0, :8] == 1).all()
+    assert (drawn[:, 0, 8:16] == 0).all()
+
+
+def test_a_generator_that_is_new_learns_its_u_net_and_one_from_a_folder_does_not(two_organ_bank, tmp_path):
+    made = SYSTEMS["progidiff"].make("tiny", 64, two_organ_bank.vocabulary, seed=0)
+    before = {k: v.clone() for k, v in made.foundation.unet.state_dict().items()}
+    trained = train(made, two_organ_bank, Run(Budget(images=64), tmp_path, seed=0))
+    after = trained.foundation.unet.state_dict()
+    assert any(not torch.equal(after[k], before[k]) for k in before)
+    assert not trained.foundation.is_untrained
+    assert "the U-Net learnt with its control" in trained.about
+    assert not any(p.requires_grad for p in trained.foundation.unet.parameters())
+
+
+def batch_of(readings):
+    """A batch of two slices with two prompts each, and what raters said."""
+    labels = torch.zeros(2, 8, 8, dtype=torch.int64)
+    labels[0, :4], labels[1, :2] = 1, 2
+    concepts = torch.tensor([[0, 1], [0, 1]])
+    masks = (labels[:, None] == (concepts + 1)[:, :, None, None]).float()
+    known = torch.ones(2, 2, dtype=torch.bool)
+    return Batch(torch.zeros(2, 3, 8, 8), labels, concepts, masks, torch.zeros(2).long(), known, ~known, None, readings)
+
+
+def test_draws_are_scored_against_every_rater_who_is_there():
+    readings = torch.full((2, 3, 8, 8), -1)
+    readings[:, 0], readings[0, 1] = 0, 0
+    readings[0, 0, :4], readings[0, 1, :2] = 1, 1
+    image, concept = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 0, 1])
+    raters, present = readings_of(batch_of(readings), image, concept)
+    assert present.tolist() == [[True, True, False]] * 2 + [[True, False, False]] * 2
+    assert raters.sum((2, 3)).tolist() == [[32, 16, 0], [0, 0, 0], [0, 0, 0], [0, 0, 0]]
+    alone, there = readings_of(batch_of(None), image, concept)
+    assert alone.shape == (4, 1, 8, 8)
+    assert alone.sum((1, 2, 3)).tolist() == [32, 0, 0, 16]
+    assert there.all()
 
 
 @pytest.mark.parametrize("order", [None, "reversed"])
@@ -169,7 +210,7 @@ def test_two_trainings_of_one_seed_are_one_and_a_stage_is_told_of_each_step(
             two_organ_bank,
             Run(Budget(images=32), tmp_path / name, seed=seed, on_step=lambda stage, state, spent: told.append(stage)),
         )
-        assert sorted(set(told)) == ["control", "encoder"]
+        assert sorted(set(told)) == ["encoder", "generator"]
         return made.control.state_dict()
 
     one, same, other = run("one", 0), run("same", 0), run("other", 1)

@@ -1,8 +1,10 @@
 """ProGiDiff: a frozen text-to-image diffusion model, steered from a scan to the mask of the prompted target.
 
 After Lin et al. (2026), arXiv 2601.16060; what the paper leaves open was decided as follows. The image encoder is
-first trained as a segmenter of every target at once and then conditions the control (UniSegDiff does the like); the
-network predicts x0; a prompt's mask is drawn in a few trailing DDIM steps from N noise fields.
+first trained as a segmenter of every target at once and then conditions the control (UniSegDiff does the like). Draws
+of a prompt's mask are taught by a proper score against all that raters drew (`training.losses.energy_score`), not by
+the mean square, which has no reason to spread; they start as those of the floor (`foundation.control`), from N noise
+fields, in one step or a few. A foundation from a folder is frozen; one that is made here learns along.
 
 The same with the generator switched off is a system of its own ("encoder" in `SYSTEMS`, `ProGiDiffConfig.steered`
 false): proposals are then the encoder's probabilities against the noise, pixel by pixel. Nothing of the foundation but
@@ -12,7 +14,6 @@ its text encoder takes part, and all the time of training is the encoder's.
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,31 +22,34 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from delineate.data.slices import Batch, SliceBank
-from delineate.diffusion.codec import PixelUnshuffleCodec, noise_fields
-from delineate.diffusion.sampling import SAMPLERS, known
+from delineate.diffusion.codec import STRIDE
 from delineate.diffusion.schedule import trailing_times
-from delineate.foundation.control import Control, Hint
-from delineate.foundation.foundation import Foundation
-from delineate.foundation.pretraining import PRETRAIN_SHARE, caption_corpus, draw_captions, pretrain, pretrain_words
+from delineate.diffusion.seeds import seed_of
+from delineate.foundation.control import Hint, MaskControl, Residuals
+from delineate.foundation.foundation import UNTRAINED, Foundation
+from delineate.foundation.pretraining import NO_PART, caption_corpus, draw_captions, pretrain_words
 from delineate.foundation.text import Encoded
 from delineate.networks.encoder import ENCODER_WIDTHS, ConceptHead, Features
 from delineate.prompts.captions import captions
 from delineate.prompts.vocabulary import Vocabulary
 from delineate.scans.grid import View
 from delineate.storage.weights import load_weights, save_weights
-from delineate.systems.diffusion.thresholds import thresholds
+from delineate.systems.diffusion.encoding import Captioned, coarse_share, encoder_loss, halved, looked_at, rivals_in
+from delineate.systems.diffusion.thresholds import random_fields, smooth_fields, thresholds
 from delineate.systems.drawing import draw_pairs
 from delineate.systems.system import Asked, Clue, Clues, Drawn, OnShare
 from delineate.training.loop import Loss, Phase, Run, Step, train_phases
-from delineate.training.losses import denoising_loss, lumped, segmentation_loss
+from delineate.training.losses import energy_score
 
-ENCODER_SHARE = 0.72  # of the training budget; the rest trains the control
-WORDS_SHARE = 0.05  # of the training budget of a system that is not steered: for its text encoder, a minute at most
+ENCODER_SHARE = 0.55  # of the training budget; the rest trains the generator
+WORDS_SHARE = 0.05  # of the training budget where the foundation is made here: for its text encoder, a minute at most
 WORDS_MINUTES = 1.0
-COARSE_FROM = 256  # pixels of the working grid, from where the encoder first learns at half of it
-COARSE_SHARE = 0.35  # of the time
-PROMPTS_DENOISED = 4  # a slice, for the denoiser: each is a pass of its own
-DECODER = r"\b(grow|up|head|trust|mix|decoders|detail)\b|\bfrom_"  # on the way from features to answers
+PROMPTS_DRAWN = 2  # a slice, for the generator: each is drawn several times
+DRAWS = 4  # of every mask, for the score
+MATCHED = 0.5  # weight of the score's second term
+SHARP = 8.0  # log-odds of a draw are multiplied by so much: it is scored nearly as it is used, in 0 and 1
+LEVEL = 0.9  # share of the generator's noise that is one value for the whole picture
+DECODER = r"\b(grow|up|head|bring|told|mix|out|spread|decoders)\b"  # on the way from features to answers
 PAIRS_AT_ONCE = 64  # (slice, proposal) pairs in one forward: bounds memory, changes nothing but rounding
 
 
@@ -56,8 +60,7 @@ class ProGiDiffConfig:
     Attributes:
         size: pixels along a side of the working grid.
         encoder: a key of `ENCODER_WIDTHS`.
-        sampler: a key of `SAMPLERS`.
-        steps: of it.
+        steps: in which a mask is drawn, 1 to 4; of more, the later ones denoise what was drawn.
         skip_below: slices where the encoder's own estimate nowhere exceeds this are not drawn.
         steered: whether the foundation's U-Net and the control take part.
         rivals: for each name, those that it competes with for a pixel: the names that its training sets could tell of
@@ -66,8 +69,7 @@ class ProGiDiffConfig:
 
     size: int = 128
     encoder: str = "tiny"
-    sampler: str = "ddim"
-    steps: int = 2  # as good as 4 on the validation patient (docs/lab), at half the price
+    steps: int = 1
     skip_below: float = 0.02
     steered: bool = True
     rivals: Mapping[str, Sequence[str]] = field(default_factory=dict)
@@ -80,7 +82,7 @@ class ProGiDiff:
     open_words = False
     decoder = DECODER
 
-    def __init__(self, config: ProGiDiffConfig, foundation: Foundation, control: Control, vocabulary: Vocabulary):
+    def __init__(self, config: ProGiDiffConfig, foundation: Foundation, control: MaskControl, vocabulary: Vocabulary):
         self.config = config
         self.foundation = foundation
         self.control = control.eval()
@@ -107,11 +109,12 @@ class ProGiDiff:
         """Encode slices once, for any number of prompts."""
         stack = view.stack.to(self.foundation.device)
         parts = [self.control.encoder(chunk) for chunk in stack.split(16)]
-        return Features(torch.cat([p.fine for p in parts]), torch.cat([p.coarse for p in parts]))
+        levels = [part.levels if self.config.steered else part.levels[:1] for part in parts]
+        return Features(tuple(torch.cat(level) for level in zip(*levels, strict=True)))
 
     @torch.no_grad()
     def estimate(self, seen: Features, asked: Asked, slices: Tensor | None = None) -> Tensor:
-        """The encoder's own probability of the target, (S, size, size): what the denoiser starts from.
+        """The encoder's own probability of the target, (S, size, size): what draws start from.
 
         Of M `slices`, by their indices, where they are given: (M, size, size).
         """
@@ -123,8 +126,7 @@ class ProGiDiff:
         """N probability volumes (N, S, size, size) of one target.
 
         Proposal k uses one noise field for all slices, made from (seed, k) alone. With a mask among the clues they are
-        of the clues' slices, and the mask takes the place of the encoder's estimate; known pixels are told to the
-        denoiser at every step, where the codec is one of pixels.
+        of the clues' slices, and the mask takes the place of the encoder's estimate.
         """
         clues = asked.clues
         text = self.foundation.encode_text([asked.caption])
@@ -153,24 +155,51 @@ class ProGiDiff:
         """(n, S, size, size) on the CPU, of slices with the `probability` (S, size, size) to start from."""
         if not self.config.steered:
             return thresholds(probability, n, seed, clues.known, on_step)
-        codec, pooled = self.foundation.codec, text.pooled.expand(len(probability), -1)
-        hint = self.control.hint(seen, probability[:, None], pooled, codec)
-        times, device = trailing_times(self.config.steps), hint.estimate.device
-        fields = noise_fields(codec, n, tuple(hint.estimate.shape[1:]), seed)
+        known = None if clues.known is None else [pixels[:, 0] for pixels in clues.known]
+        if known is not None:
+            value, where = (pixels.to(probability.device) for pixels in known)
+            probability = torch.where(where > 0, value, probability)
+        pooled, device = text.pooled.expand(len(probability), -1), probability.device
+        hint = self.control.hint(seen, probability[:, None], pooled)
+        times = trailing_times(self.config.steps)
+        steering = [self._steering(hint, text, t) for t in times]
+        fields = [smooth_fields(self.size, n, seed, LEVEL, step) for step in range(len(times))]
 
         def draw(proposals: Tensor, slices: Tensor) -> Tensor:
-            denoise = self._denoiser(hint[slices], text)
-            if clues.known is not None and isinstance(codec, PixelUnshuffleCodec):
-                value, where = (pixels[slices] for pixels in clues.known)
-                denoise = known(denoise, codec.encode(value).to(device), codec.places(where).to(device))
-            noise = partial(_of_proposals, fields, proposals, device)
-            x0 = SAMPLERS[self.config.sampler](denoise, noise, times, self.foundation.schedule)
-            return codec.decode(x0)[:, 0]
+            tokens, own_hint = text[torch.zeros_like(slices)], hint[slices]
+            drawn = torch.zeros_like(own_hint.odds)
+            for step, (t, residuals) in enumerate(zip(times, steering, strict=True)):
+                noise = fields[step][proposals][:, None].to(device)
+                own = [seed_of(seed, k, step) for k in proposals.tolist()]
+                x_t, pixels = self._noisy(drawn, noise, t, own)
+                logit = self.control.draw(self.foundation, x_t, pixels, t, tokens, residuals[slices], own_hint)
+                drawn = (SHARP * logit).sigmoid()
+            return drawn[:, 0]
 
         pairs = torch.cartesian_prod(torch.arange(len(probability)), torch.arange(n)).flip(1)
         out = torch.zeros(n, len(probability), self.size, self.size)
         draw_pairs(pairs, draw, out, PAIRS_AT_ONCE, on_step)
-        return out
+        return out if known is None else torch.where(known[1].cpu() > 0, known[0].cpu(), out)
+
+    def _steering(self, hint: Hint, text: Encoded, t: int) -> Residuals:
+        """What the control adds to the U-Net at time t, of every (slice, prompt) pair."""
+        channels, parts = self.foundation.codec.channels, torch.arange(len(hint.grid)).split(PAIRS_AT_ONCE)
+        found = [self.control.residuals(t, text[torch.zeros_like(i)], hint[i], channels) for i in parts]
+        down = tuple(torch.cat(skips) for skips in zip(*(one.down for one in found), strict=True))
+        return Residuals(down, torch.cat([one.middle for one in found]))
+
+    def _noisy(self, mask: Tensor, field: Tensor, t: int, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Masks (B, 1, S, S) at time t as latents, and on pixels, by noise `field` of that shape."""
+        codec, grid = self.foundation.codec, self.size // STRIDE
+
+        def own() -> Tensor:
+            shape = (1, codec.channels, grid, grid)
+            white = [codec.noise(shape, Generator().manual_seed(seed)) for seed in seeds]
+            return torch.cat(white).to(field.device)
+
+        when = torch.full((len(mask),), t, device=mask.device)
+        x_t = self.foundation.schedule.add_noise(codec.encode(mask), codec.of_field(field, own), when)
+        return x_t, codec.on_pixels(x_t, field)
 
     def _probability(self, seen: Features, text: Encoded, asked: Asked) -> Tensor:
         """(S, size, size): the prompt's words against its rivals by their plain names, and background."""
@@ -194,12 +223,6 @@ class ProGiDiff:
             seen.memo[key] = total()
         own = torch.cat([head(chunk.fine, pooled[[index]])[:, 0] for chunk in seen.split(16)])
         return (own - (seen.memo[key] if plain else total())).exp().clamp(max=1)  # rounding may exceed it
-
-    def _denoiser(self, hint: Hint, text: Encoded) -> Callable[[Tensor, int], Tensor]:
-        tokens = Encoded(text.tokens.expand(len(hint.grid), -1, -1), text.pooled)
-        return lambda x, t: clean_estimate(
-            self.foundation, self.control, x, torch.full((len(x),), t, device=x.device), tokens, hint
-        )
 
     @torch.no_grad()
     def labels(self, image: Tensor, possible: Tensor) -> Tensor:
@@ -228,18 +251,33 @@ class ProGiDiff:
 
     @property
     def parts(self) -> dict[str, nn.Module]:
-        """The control, with its image encoder; of a system that is not steered, what looks and answers alone."""
-        return {"control": self.control} if self.config.steered else dict(self._looks.items())
+        """The control, with its image encoder; of a system that is not steered, what looks and answers alone.
+
+        Of a foundation that nothing has taught yet the U-Net too.
+        """
+        if not self.config.steered:
+            return dict(self._looks.items())
+        own: dict[str, nn.Module] = {"control": self.control}
+        return own | ({"unet": self.foundation.unet} if self.foundation.is_untrained else {})
+
+    @property
+    def _generator(self) -> nn.ModuleDict:
+        """What learns to draw, once the encoder is frozen: with a foundation that is new, its U-Net too."""
+        learns = {n: m for n, m in self.control.named_children() if n not in self._looks}
+        return nn.ModuleDict(learns | ({"unet": self.foundation.unet} if self.foundation.is_untrained else {}))
 
     def with_parts(self, parts: Mapping[str, nn.Module], vocabulary: Vocabulary) -> "ProGiDiff":
         """The same foundation under another control; names need no weights of their own, they are read."""
+        foundation = self.foundation
         if self.config.steered:
             control = parts["control"]
+            if "unet" in parts:
+                foundation = replace(foundation, unet=parts["unet"])
         else:
             control = copy(self.control)
             control._modules = {**control._modules, **parts}
-        assert isinstance(control, Control)
-        return ProGiDiff(self.config, self.foundation, control, vocabulary)
+        assert isinstance(control, MaskControl)
+        return ProGiDiff(self.config, foundation, control, vocabulary)
 
     def widen(self, names: Sequence[str], *, seed: int = 0) -> None:
         """Nothing: names are read."""
@@ -247,17 +285,16 @@ class ProGiDiff:
     def phases(self, bank: SliceBank) -> list[Phase]:
         """The image encoder learns to segment every target at once.
 
-        Then, if the system is steered, the rest learns to denoise, the encoder frozen: trained by the denoiser from
+        Then, if the system is steered, the rest learns to draw, the encoder frozen: by the score of draws alone from
         nothing the encoder learns poorly.
         """
         phase = Phase("encoder", self._looks, self._stream(bank, 0), encoder_loss, self, answer=self.labels)
         if not self.config.steered:
             return [phase]
-        steers = nn.ModuleDict({n: m for n, m in self.control.named_children() if n not in self._looks})
-        denoised = self._stream(bank, PROMPTS_DENOISED)
+        drawn = self._stream(bank, PROMPTS_DRAWN)
         return [
             replace(phase, share=ENCODER_SHARE),
-            Phase("control", steers, denoised, control_loss, self, 1 - ENCODER_SHARE),
+            Phase("generator", self._generator, drawn, generator_loss, self, 1 - ENCODER_SHARE),
         ]
 
     def coarse_phase(self, bank: SliceBank) -> Phase:
@@ -283,88 +320,53 @@ class ProGiDiff:
         return draw
 
 
-def rivals_in(bank: SliceBank) -> dict[str, list[str]]:
-    """For each name, those that the sets annotated for it could tell of, if only that they are absent.
+def generator_loss(system: ProGiDiff, drawn: Captioned, step: Step) -> Loss:
+    """The score of several draws of every (slice, prompt) pair, at one of the times drawn evenly."""
+    batch, control, device = drawn.batch, system.control, system.foundation.device
+    with torch.no_grad():
+        text, features, log_probability = looked_at(system, drawn)
+    image = torch.arange(len(batch.image), device=device).repeat_interleave(batch.concepts.shape[1])
+    concept = batch.concepts.flatten()
+    raters, present = readings_of(batch, image, concept)
+    probability = log_probability[image, 1 + concept].exp()[:, None]
+    hint = control.hint(features[image], probability, text.pooled[concept])
+    times = trailing_times(system.config.steps)
+    t = times[int(torch.randint(len(times), (), generator=step.generator))]
+    steering = control.residuals(t, text[concept], hint, system.foundation.codec.channels)
+    pair = torch.arange(len(image), device=device).repeat_interleave(DRAWS)
+    field = random_fields(system.size, len(pair), LEVEL, step.generator)[:, None].to(device)
+    noisy = _one_of(raters, present, DRAWS, step.generator)
+    seeds = torch.randint(2**62, (len(pair),), generator=step.generator).tolist()
+    x_t, pixels = system._noisy(noisy, field, t, seeds)
+    logit = control.draw(system.foundation, x_t, pixels, t, text[concept[pair]], steering[pair], hint[pair])
+    masks = (SHARP * logit.float()).sigmoid().view(len(image), DRAWS, *logit.shape[2:])
+    return energy_score(masks, raters, present, MATCHED).mean(), {}
 
-    Names that never stood side by side in a softmax have logits that mean nothing to each other: on a CT the head that
-    was learnt in ultrasound alone would take pixels of the aorta.
+
+def readings_of(batch: Batch, image: Tensor, concept: Tensor) -> tuple[Tensor, Tensor]:
+    """What raters drew of the concepts (B,) in the images (B,), (B, M, S, S) in {0, 1}, and who there is (B, M).
+
+    The batch's own mask where it has no readings.
     """
-    names, possible = bank.vocabulary.names, bank.annotated | bank.foreign
-    told = {name: possible[bank.annotated[:, c]].any(dim=0) for c, name in enumerate(names)}
-    return {name: [n for n, one in zip(names, with_it.tolist(), strict=True) if one] for name, with_it in told.items()}
+    if batch.readings is None:
+        mask = batch.masks.flatten(0, 1)[:, None]
+        return mask, mask.new_ones(len(mask), 1, dtype=torch.bool)
+    readings = batch.readings[image]
+    return (readings == 1 + concept[:, None, None, None]).float(), readings[:, :, 0, 0] >= 0
 
 
-@dataclass(frozen=True, eq=False)
-class Captioned:
-    """A batch, and a caption for every name of the vocabulary."""
-
-    batch: Batch
-    captions: list[str]
-
-
-def _of_proposals(fields: Callable[[int], Tensor], proposals: Tensor, device: torch.device, step: int) -> Tensor:
-    return fields(step)[proposals].to(device)
-
-
-def _looked_at(system: ProGiDiff, drawn: Captioned) -> tuple[Encoded, Features, Tensor]:
-    """The captions, the features, and log-probabilities of every name."""
-    batch = drawn.batch
-    with torch.no_grad():
-        text = system.foundation.encode_text(drawn.captions)
-    features = system.control.encoder(batch.image)
-    estimate = system.control.estimate(features, text.pooled, None if batch.lumped else batch.possible)
-    return text, features, lumped(estimate, batch.possible) if batch.lumped else estimate
-
-
-def encoder_loss(system: ProGiDiff, drawn: Captioned, step: Step) -> Loss:
-    """Of the image encoder as a segmenter of every target at once."""
-    _, _, log_probability = _looked_at(system, drawn)
-    return segmentation_loss(log_probability, drawn.batch.labels), {}
-
-
-def coarse_share(size: int) -> float:
-    """How much of a training on a grid of `size` pixels goes to half the resolution, first."""
-    return COARSE_SHARE if size >= COARSE_FROM else 0.0
-
-
-def halved(batch: Batch) -> Batch:
-    """A batch without prompts, at half its resolution: the mean of every four pixels, the label of one of them."""
-    return replace(
-        batch, image=F.avg_pool2d(batch.image, 2), labels=batch.labels[:, ::2, ::2], masks=batch.masks[..., ::2, ::2]
-    )
-
-
-def control_loss(system: ProGiDiff, drawn: Captioned, step: Step) -> Loss:
-    """Of the steered foundation's clean estimate, at one time drawn for every (slice, prompt)."""
-    foundation, batch = system.foundation, drawn.batch
-    with torch.no_grad():
-        text, features, log_probability = _looked_at(system, drawn)
-    image = torch.arange(len(batch.image), device=foundation.device).repeat_interleave(batch.concepts.shape[1])
-    concept, mask = batch.concepts.flatten(), batch.masks.flatten(0, 1)[:, None]
-    pairs, probability = text[concept], log_probability[image, 1 + concept].exp()[:, None]
-    hint = system.control.hint(features[image], probability, pairs.pooled, foundation.codec)
-    x0 = foundation.codec.encode(mask)
-    t = torch.randint(1000, (len(x0),), generator=step.generator).to(foundation.device)
-    noise = foundation.codec.noise(x0.shape, step.generator).to(foundation.device)
-    x_t = foundation.schedule.add_noise(x0, noise, t)
-    x0_hat = clean_estimate(foundation, system.control, x_t, t, pairs, hint)
-    return denoising_loss(x0_hat, x0, foundation.codec.decode(x0_hat), mask, concept), {}
-
-
-def clean_estimate(
-    foundation: Foundation, control: Control, x_t: Tensor, t: Tensor, text: Encoded, hint: Hint
-) -> Tensor:
-    """x0 of the controlled foundation at (x_t, t): the U-Net's, steered by residuals, weighed with the posterior."""
-    x0 = control.steer(foundation, x_t, t, text, hint)
-    posterior = foundation.codec.posterior(hint.estimate, x_t, *foundation.schedule.signal_and_noise(t, x_t))
-    return control.combine(x0, posterior, t, hint)
+def _one_of(raters: Tensor, present: Tensor, draws: int, generator: Generator) -> Tensor:
+    """Masks (B·draws, 1, S, S), each one of the readings of its image, drawn evenly."""
+    chosen = torch.multinomial(present.float().cpu(), draws, replacement=True, generator=generator)
+    pair = torch.arange(len(raters)).repeat_interleave(draws)
+    return raters[pair.to(raters.device), chosen.flatten().to(raters.device)][:, None]
 
 
 def build(config: ProGiDiffConfig, foundation: Foundation, vocabulary: Vocabulary, *, seed: int = 0) -> ProGiDiff:
     """A system whose control is untrained; its foundation is as given."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        control = Control(
+        control = MaskControl(
             foundation.unet,
             ENCODER_WIDTHS[config.encoder],
             foundation.codec.channels,
@@ -393,36 +395,44 @@ def make(
 
 
 def train(system: ProGiDiff, bank: SliceBank, run: Run) -> ProGiDiff:
-    """Train the phases. A foundation that is untrained is pre-trained first, else it is not touched.
+    """Train the phases. Of a foundation that is made here the text encoder is trained first, by captions.
 
-    Of one that takes no part the text encoder alone is trained.
+    Its U-Net learns along with the control, where it takes part; one from a folder is not touched.
     """
     system.config = replace(system.config, rivals=rivals_in(bank))
-    if not system.config.steered:
+    made_here = system.foundation.is_untrained
+    if made_here:
         minutes = run.budget.minutes
         share = WORDS_SHARE if minutes is None else min(WORDS_SHARE, WORDS_MINUTES / max(minutes, 1e-9))
         pretrain_words(system.foundation, bank, run.part(share))
         run = run.part(1 - share)
-    elif system.foundation.is_untrained:
-        base = pretrain(system.foundation, bank, run.part(PRETRAIN_SHARE, "pretrain"))
-        run = run.part(1 - PRETRAIN_SHARE)  # a control starts as a copy of the foundation's weights
-        system = build(system.config, base, system.vocabulary, seed=run.seed).to(base.device)
     if coarse := coarse_share(system.size):
         train_phases([system.coarse_phase(bank)], run.part(coarse))
         run = run.part(1 - coarse)
-    train_phases(system.phases(bank), run)
+    if made_here and system.config.steered:
+        told, system.foundation.pretraining = system.foundation.pretraining, UNTRAINED  # its U-Net has yet to learn
+        train_phases(system.phases(bank), run)
+        system.foundation.pretraining = told.replace(NO_PART, "the U-Net learnt with its control")
+        system.foundation.frozen()
+    else:
+        train_phases(system.phases(bank), run)
     return system
 
 
 def save(system: ProGiDiff, folder: Path) -> dict[str, Any]:
     """Write the weights; the configuration comes back."""
     system.foundation.save(folder / "foundation")
-    save_weights(system.control, folder / "control.safetensors")
+    save_weights(_weights(system), folder / "control.safetensors")
     return asdict(system.config)
 
 
 def load(folder: Path, config: Mapping[str, Any], vocabulary: Vocabulary) -> ProGiDiff:
     """What `save` wrote."""
     system = build(ProGiDiffConfig(**config), Foundation.load(folder / "foundation"), vocabulary)
-    load_weights(system.control, folder / "control.safetensors")
+    load_weights(_weights(system), folder / "control.safetensors")
     return system
+
+
+def _weights(system: ProGiDiff) -> nn.Module:
+    """What is kept of the control: all, or what a system without its generator uses."""
+    return system.control if system.config.steered else system._looks
