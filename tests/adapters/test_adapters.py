@@ -79,7 +79,7 @@ def test_merging_may_leave_what_it_did_not_change_with_the_base(base):
     own = {p.data_ptr() for part in base.parts.values() for p in part.parameters()}
     kept = [p for part in merged.parts.values() for p in part.parameters() if p.data_ptr() in own]
     assert 0 < len(kept) < len(own)
-    assert torch.allclose(answer(merged), answer(adapted.system), atol=2e-5)
+    assert torch.allclose(answer(merged), answer(adapted.system), atol=2e-4)
     assert torch.equal(answer(base), before)
 
 

@@ -43,5 +43,5 @@ def test_an_adapter_is_exact_from_its_first_moment_to_its_last(name, kind):
     assert not is_adapted(merged)
     assert paths(merged) == paths(base)
     assert state(merged).keys() == weights.keys()
-    assert (answer(merged, n=1) - changed).abs().max() <= 2e-5
+    assert (answer(merged, n=1) - changed).abs().max() <= 2e-4
     assert all(torch.equal(v, weights[k]) for k, v in state(base).items())

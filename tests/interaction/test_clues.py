@@ -184,6 +184,9 @@ def test_what_was_learnt_of_answers_to_words_is_not_said_of_answers_to_other_clu
     class Learnt:
         proposals, presence = 1, None
 
+        def of_estimate(self, target):
+            return None
+
     segmenter = Segmenter(Listening(), calibration=Learnt())
     assert segmenter(scan, ["liver"], n=1)["liver"].calibration is not None
     assert segmenter(scan, [Prompt("liver", box=Box((0, 0, 0), (1, 4, 4)))], n=1)["liver"].calibration is None
