@@ -137,14 +137,19 @@ def read_model(folder: Path | str | None, device: str = "cpu") -> Model:
     """A checked model folder, its system on `device`; the house model for None.
 
     Raises:
-        ModelError: as `check_model`, or of a system that is not known here.
+        ModelError: as `check_model`, of a system that is not known here, or of another release.
     """
     from delineate.calibration.guarantees import Calibration
 
     folder, config = check_model(folder)
     if config["system"] not in SYSTEMS:
         raise ModelError(f"{folder}: system '{config['system']}' is not known here; known: {', '.join(SYSTEMS)}")
-    system = SYSTEMS[config["system"]].load(folder, config["system_config"], read_vocabulary(folder))
+    vocabulary = read_vocabulary(folder)
+    try:
+        system = SYSTEMS[config["system"]].load(folder, config["system_config"], vocabulary)
+    except (TypeError, KeyError, ValueError) as error:  # sealed and whole, so its configuration is another release's
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(f"{folder}: made by another release of delineate, train it again ({reason})") from error
     modalities, apart_mm = tuple(config["modalities"]), config.get("apart_mm")
     return Model(system.to(device), modalities, fingerprint(folder), Calibration.load(folder), apart_mm)
 

@@ -6,17 +6,16 @@ import numpy as np
 import pytest
 
 from delineate.calibration.calibrators import Beta, Identity, Temperature, histogram, reliability
-from delineate.calibration.conformal import false_fraction, missed_fraction
+from delineate.calibration.conformal import false_fraction, missed_fraction, overlaps_above
 from delineate.calibration.guarantees import (
     THRESHOLDS,
     Calibration,
     GuaranteeError,
-    dice_curves,
     presence_from,
     refused_guarantees,
 )
 from delineate.errors import ModelError
-from delineate.jobs.calibrate import Evidence, calibration_from, choose_calibrator
+from delineate.jobs.calibrate import Evidence, calibration_from, choose_calibrator, volume_error
 from delineate.metrics.overlap import dice
 from delineate.prompts.prompt import Prompt
 from delineate.proposals.proposals import Outcome, TargetProposals, presence
@@ -34,12 +33,15 @@ def subject(generator, bias=0.0):
 def evidence(generator, name, bias=0.0):
     p, truth = subject(generator, bias)
     there = truth.any()
+    overlaps, sizes = overlaps_above(p, truth, THRESHOLDS) if there else (None, None)
     return Evidence(
         subject=name,
         target="disc",
         drawn=8,
         missed=missed_fraction(p, truth, THRESHOLDS) if there else None,
         false=false_fraction(p, truth, THRESHOLDS) if there else None,
+        dice=overlaps,
+        sizes=sizes,
         voxels=histogram(p, truth),
         score_present=presence(p) if there else None,
         score_absent=None,
@@ -210,13 +212,20 @@ def test_no_interval_from_few_subjects_or_empty_masks():
 # where a consensus is cut
 
 
-def test_dice_of_the_curves_is_that_of_the_masks(calibration):
+def test_dice_and_size_at_a_threshold_are_those_of_the_mask_where_precision_falls_too():
+    """The surest voxels are wrong: a higher threshold makes a mask more false, which `false_fraction` levels out."""
     generator = np.random.default_rng(5)
     p, truth = subject(generator)
-    curve = dice_curves(missed_fraction(p, truth, THRESHOLDS), false_fraction(p, truth, THRESHOLDS))
+    p[:3] = 0.99
+    overlaps, sizes = overlaps_above(p, truth, THRESHOLDS)
     for at in (1, 40, 70, 100, 138):
-        assert curve[at] == pytest.approx(dice(p >= THRESHOLDS[at], truth), abs=1e-6)
-    assert curve[-1] == 0
+        mask = p >= THRESHOLDS[at]
+        assert overlaps[at] == pytest.approx(dice(mask, truth), abs=1e-9)
+        assert sizes[at] == pytest.approx(mask.sum() / truth.sum())
+    assert overlaps[-1] == sizes[-1] == 0
+    turned = overlaps_above(p, truth, THRESHOLDS[::-1])
+    assert np.array_equal(turned[0][::-1], overlaps)
+    assert np.array_equal(turned[1][::-1], sizes)
 
 
 def test_the_consensus_is_cut_where_dice_was_best_on_held_out_subjects():
@@ -231,6 +240,14 @@ def test_the_consensus_is_cut_where_dice_was_best_on_held_out_subjects():
     drawn = TargetProposals(Prompt("disc"), "disc", Outcome.FOUND, 1.0, p, calibration=timid)
     assert np.array_equal(drawn.consensus()[..., 0], p[0, ..., 0].astype(np.float16) >= timid.consensus_at("disc"))
     assert np.array_equal(replace(drawn, calibration=None).consensus()[..., 0], p[0, ..., 0] >= 0.5)
+
+
+def test_a_subject_s_volume_error_is_the_mean_of_its_cases_not_that_of_their_mean():
+    """One mask twice as large as the truth and one half as large are off by ln 2 each, and by nothing together."""
+    one = evidence(np.random.default_rng(0), "one")
+    cases = [replace(one, sizes=np.full(len(THRESHOLDS), size)) for size in (2.0, 0.5)]
+    assert calibration_from(cases).volume_errors["disc"] == pytest.approx([np.log(2)])
+    assert volume_error(0.0) == np.inf
 
 
 def test_few_subjects_do_not_speak_for_a_target_alone():

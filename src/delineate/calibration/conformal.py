@@ -135,6 +135,21 @@ def false_fraction(
     return wrong[::-1] if turned else wrong
 
 
+def overlaps_above(
+    probability: Float[np.ndarray, "*space"],
+    truth: Bool[np.ndarray, "*space"],
+    thresholds: Float[np.ndarray, " thresholds"],
+) -> tuple[Float[np.ndarray, " thresholds"], Float[np.ndarray, " thresholds"]]:
+    """Of the masks p >= threshold: Dice with the truth, and their size in units of it (infinite where it is empty).
+
+    Exact at each threshold, where `false_fraction` is made monotone. Args, errors: as `missed_fraction`.
+    """
+    probability, truth, rising, turned = _checked(probability, truth, thresholds)
+    kept, both, total = _kept(probability, rising), _kept(probability[truth], rising), int(np.count_nonzero(truth))
+    overlap, size = 2 * both / np.maximum(kept + total, 1), kept / total if total else np.full(len(kept), np.inf)
+    return (overlap[::-1], size[::-1]) if turned else (overlap, size)
+
+
 @dataclass(frozen=True)
 class InnerOuter:
     """Two thresholds on one map; the mask of `inner` lies within that of `outer`.

@@ -7,7 +7,6 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +111,7 @@ class Calibration:
         voxel: mends the mean probability of a voxel where it reaches `REACHED`.
         estimate: mends what proposals are drawn from, by target; under "" for those that too few subjects show. Empty
             for a system that does not draw its estimate (`systems.system.Refines`).
+        consensus: one of `THRESHOLDS` by target, from which mean on a voxel is in the consensus; "" as above.
         presence: when a target is found; None where too few held-out scans lack one.
         missed: for each target (subjects, thresholds), the share of the truth below each of `THRESHOLDS`.
         false: likewise the share of what is above that is not truth (`conformal.false_fraction`).
@@ -122,6 +122,7 @@ class Calibration:
     proposals: int
     voxel: Calibrator = field(default_factory=Identity)
     estimate: Mapping[str, Calibrator] = field(default_factory=dict)
+    consensus: Mapping[str, float] = field(default_factory=dict)
     presence: Presence | None = None
     missed: Mapping[str, np.ndarray] = field(default_factory=dict)
     false: Mapping[str, np.ndarray] = field(default_factory=dict)
@@ -139,24 +140,9 @@ class Calibration:
         """What mends the estimate of a target before it is drawn; None for nothing."""
         return self.estimate.get(target, self.estimate.get(""))
 
-    @cached_property
-    def _consensus_at(self) -> dict[str, float]:
-        """By target, and under "" for all together, `consensus_at`."""
-        dice = {
-            target: dice_curves(self.missed[target], self.false[target])
-            for target in self.missed
-            if target in self.false
-        }
-        pooled = np.concatenate(list(dice.values())) if dice else np.zeros((0, len(THRESHOLDS)))
-        kinds = {"": pooled, **{target: curves for target, curves in dice.items() if len(curves) >= ENOUGH}}
-        return {target: best_threshold(curves) for target, curves in kinds.items()}
-
     def consensus_at(self, target: str) -> float:
-        """The mean probability from which a voxel is in the consensus: where Dice was best on held-out subjects.
-
-        The target's own where `ENOUGH` subjects show it, else one of all targets together.
-        """
-        return self._consensus_at.get(target, self._consensus_at[""])
+        """The mean probability from which a voxel is in the consensus: where Dice was best on held-out subjects."""
+        return self.consensus.get(target, self.consensus.get("", 0.5))
 
     def guarantees(
         self, target: str, *, missed_at_most: float | None = None, false_at_most: float | None = None
@@ -244,6 +230,7 @@ class Calibration:
                 "proposals": self.proposals,
                 "voxel": to_json(self.voxel),
                 "estimate": {target: to_json(one) for target, one in self.estimate.items()},
+                "consensus": dict(self.consensus),
                 "presence": None
                 if presence is None
                 else {**presence.__dict__, "calibrator": to_json(presence.calibrator)},
@@ -277,29 +264,11 @@ class Calibration:
                 kind, _, target = name.partition("/")
                 kinds[kind][target] = array.astype(np.float64)
             mended = {target: from_json(one) for target, one in told.get("estimate", {}).items()}
-            return cls(told["proposals"], from_json(told["voxel"]), mended, presence, about=told["about"], **kinds)
+            cuts = told.get("consensus", {})
+            voxel = from_json(told["voxel"])
+            return cls(told["proposals"], voxel, mended, cuts, presence, about=told["about"], **kinds)
         except (ValueError, KeyError, TypeError, OSError) as error:
             raise ModelError(f"{folder}: its calibration cannot be read; run: delineate calibrate {folder}") from error
-
-
-def dice_curves(missed: np.ndarray, false: np.ndarray) -> np.ndarray:
-    """Dice at `THRESHOLDS`, of any shape, from the share of the truth that is missed and of the mask that is false.
-
-    With T the truth and M the mask, |T ∩ M| = (1 - missed) |T| = (1 - false) |M|.
-    """
-    hit, right = 1 - missed, 1 - false
-    with np.errstate(divide="ignore", invalid="ignore"):
-        mask = np.where(hit > 0, hit / right, 0.0)  # in units of the truth
-    return 2 * hit / (1 + mask)
-
-
-def best_threshold(dice: np.ndarray) -> float:
-    """Of curves (subjects, thresholds), the threshold with the best mean; the middle of several, 0.5 without any."""
-    if not len(dice):
-        return 0.5
-    mean = dice.mean(axis=0)
-    (best,) = np.nonzero(mean >= mean.max() - 1e-9)
-    return float(THRESHOLDS[best[len(best) // 2]])
 
 
 def refused_guarantees(

@@ -43,7 +43,9 @@ def train(
     images: ImagesOption = None,
     foundation: Annotated[
         Path | None,
-        typer.Option(help="Stable Diffusion folder, for progidiff (else one is pre-trained first) and sdseg."),
+        typer.Option(
+            help="Stable Diffusion folder, for progidiff (frozen; without one its U-Net learns along) and sdseg."
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the whole training.")] = 0,
     target: TargetOption = None,

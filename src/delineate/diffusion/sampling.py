@@ -1,7 +1,7 @@
 """Samplers: functions of a denoiser, of noise and of times, which know nothing of networks or prompts.
 
 `denoise(x_t, t) -> x0` takes a batch and one integer time for all of it. `noise(step)` gives the noise field
-of a step: step 0 is the start, later ones are used by stochastic samplers only. Passing the noise in, rather
+of a step; step 0 is the start. Passing the noise in, rather
 than a seed, is what makes a proposal independent of the batch it is drawn in.
 """
 
@@ -14,17 +14,19 @@ from delineate.diffusion.schedule import Schedule
 
 Denoise = Callable[[Tensor, int], Tensor]
 Noise = Callable[[int], Tensor]
-Sampler = Callable[[Denoise, Noise, Sequence[int], Schedule], Tensor]
 
 
 def sample_ddim(denoise: Denoise, noise: Noise, times: Sequence[int], schedule: Schedule) -> Tensor:
     """x0 by the deterministic sampler of Song et al. (2021), Eq. 12 with η = 0."""
-    return _sample(denoise, noise, times, schedule, eta=0.0)
-
-
-def sample_ancestral(denoise: Denoise, noise: Noise, times: Sequence[int], schedule: Schedule) -> Tensor:
-    """x0 by Song et al. (2021), Eq. 12 with η = 1: fresh noise enters at every step."""
-    return _sample(denoise, noise, times, schedule, eta=1.0)
+    x = noise(0)
+    for t, s in zip(times, [*times[1:], -1], strict=True):
+        x0 = denoise(x, t)
+        if s < 0:
+            return x0
+        a_t, sigma_t = schedule.signal_and_noise(torch.tensor([t]), x)
+        a_s, sigma_s = schedule.signal_and_noise(torch.tensor([s]), x)
+        x = a_s * x0 + sigma_s * (x - a_t * x0) / sigma_t
+    raise ValueError("times must not be empty")
 
 
 def sample_one_step(denoise: Denoise, noise: Noise, times: Sequence[int], schedule: Schedule) -> Tensor:
@@ -55,26 +57,3 @@ def known(denoise: Denoise, value: Tensor, where: Tensor) -> Denoise:
     what known pixels say of others.
     """
     return lambda x, t: torch.where(where, value, denoise(x, t))
-
-
-SAMPLERS: dict[str, Sampler] = {
-    "ddim": sample_ddim,
-    "ancestral": sample_ancestral,
-    "one_step": sample_one_step,
-}
-
-
-def _sample(denoise: Denoise, noise: Noise, times: Sequence[int], schedule: Schedule, *, eta: float) -> Tensor:
-    x = noise(0)
-    for step, (t, s) in enumerate(zip(times, [*times[1:], -1], strict=True), start=1):
-        x0 = denoise(x, t)
-        if s < 0:
-            return x0
-        a_t, sigma_t = schedule.signal_and_noise(torch.tensor([t]), x)
-        a_s, sigma_s = schedule.signal_and_noise(torch.tensor([s]), x)
-        epsilon = (x - a_t * x0) / sigma_t
-        fresh = eta * (sigma_s / sigma_t) * (1 - (a_t / a_s) ** 2).clamp(min=0).sqrt()
-        x = a_s * x0 + (sigma_s**2 - fresh**2).clamp(min=0).sqrt() * epsilon
-        if eta > 0:
-            x = x + fresh * noise(step)
-    raise ValueError("times must not be empty")

@@ -7,7 +7,7 @@ folder beside the weights; the model's fingerprint stays, so that adapters made 
 import math
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from delineate.calibration.calibrators import (
     nll,
     reliability,
 )
-from delineate.calibration.conformal import false_fraction, missed_fraction
+from delineate.calibration.conformal import false_fraction, missed_fraction, overlaps_above
 from delineate.calibration.guarantees import ENOUGH, FILES, THRESHOLDS, Calibration, presence_from
 from delineate.data.dataset import Dataset
 from delineate.data.folds import Fold, is_of, refuse_seen, trained_on
@@ -56,6 +56,8 @@ class Evidence:
         drawn: how many proposals there were; a system may give fewer than asked.
         missed: (thresholds,) as in `Calibration`; None where the case does not have the target.
         false: (thresholds,); likewise.
+        dice: (thresholds,), of the masks from there on; likewise.
+        sizes: (thresholds,), of those masks in units of the truth; likewise.
         voxels: probabilities, truths and weights, each rater's reading counting once among M.
         score_present: of the whole scan; None where it does not have the target.
         score_absent: of the scan cropped to the slices that are `MARGIN_MM` or more from the target; None without any.
@@ -66,6 +68,8 @@ class Evidence:
     drawn: int
     missed: np.ndarray | None
     false: np.ndarray | None
+    dice: np.ndarray | None
+    sizes: np.ndarray | None
     voxels: Histogram
     score_present: float | None
     score_absent: float | None
@@ -82,6 +86,8 @@ def calibrate(
     on_step: Callable[[float], None] = lambda share: None,
 ) -> Calibration:
     """Segment every case of a split and see how far the answers can be believed.
+
+    Twice, where a system draws its estimate: first to mend that, then by what is drawn of it.
 
     A subject counts once: its losses are means over its cases. A target is what the label file says; for the
     calibration of voxels alone every rater's reading counts. Held-out subjects only, or all of it means nothing.
@@ -104,25 +110,26 @@ def calibrate(
         raise DatasetError(
             f"{roots}: the {split} split is empty; calibrate on another (--split), or correct splits.json"
         )
-    steps = [segmenter]
-    if getattr(segmenter.system, "draws_estimate", False):
-        alone: Any = EstimateAlone(segmenter.system)  # type: ignore[arg-type]
-        steps = [Segmenter(alone, segmenter.modalities, habits=segmenter.habits), segmenter]
-    estimate: dict[str, Calibrator] = {}
-    evidence: list[Evidence] = []
-    for step, looking in enumerate(steps):
-        evidence, last = [], looking is segmenter
-        how = looking.calibrated(Calibration(n, estimate=estimate)) if estimate else looking
+
+    def gathered(looking: Segmenter, count: int, report: Callable[[float], None]) -> list[Evidence]:
+        evidence: list[Evidence] = []
         for done, (dataset, case) in enumerate(cases):
-            names = [name for name in dataset.labels if name in segmenter.vocabulary.names]
-            asked = answers(how, dataset, [case], names, n if last else 1, seed)
+            names = [name for name in dataset.labels if name in looking.vocabulary.names]
+            asked = answers(looking, dataset, [case], names, count, seed)
             evidence += [evidence_from(dataset, one) for one in asked]
-            on_step((step + (done + 1) / len(cases)) / len(steps))
+            report((done + 1) / len(cases))
         if not evidence:
             raise DatasetError(f"{datasets[0].root}: the model knows none of its targets; see: delineate prompts")
-        if not last:
-            estimate = calibrators_of(evidence)
+        return evidence
+
     about = {"datasets": [d.name for d in datasets], "split": split}
+    if not getattr(segmenter.system, "draws_estimate", False):
+        return calibration_from(gathered(segmenter, n, on_step), false_alarms, about)
+    alone: Any = EstimateAlone(segmenter.system)  # type: ignore[arg-type]
+    bare = Segmenter(alone, segmenter.modalities, habits=segmenter.habits)
+    estimate = calibrators_of(gathered(bare, 1, lambda share: on_step(share / 2)))
+    mended = segmenter.calibrated(Calibration(n, estimate=estimate))
+    evidence = gathered(mended, n, lambda share: on_step(0.5 + share / 2))
     return replace(calibration_from(evidence, false_alarms, about), estimate=estimate)
 
 
@@ -153,12 +160,15 @@ def evidence_from(dataset: Dataset, answered: Answered) -> Evidence:
     far = ~_near(holds, canonical_spacing(answered.scan.affine, orientation)[0])
     cropped = to_canonical(p, orientation)[far]
     there = bool(truth.any())
+    overlaps, sizes = overlaps_above(p, truth, THRESHOLDS) if there else (None, None)
     return Evidence(
         subject=f"{dataset.name}/{answered.case.subject}",
         target=str(answered.answer.name),
         drawn=len(answered.answer),
         missed=missed_fraction(p, truth, THRESHOLDS) if there else None,
         false=false_fraction(p, truth, THRESHOLDS) if there else None,
+        dice=overlaps,
+        sizes=sizes,
         voxels=_voxels(p, readings),
         score_present=presence(p) if there else None,
         score_absent=presence(cropped) if len(cropped) else None,
@@ -194,31 +204,45 @@ def calibration_from(
     for entry in (e for e in evidence if e.missed is not None):
         held[entry.target][entry.subject].append(entry)
 
-    def by_subject(field: str) -> dict[str, np.ndarray]:
+    def by_subject(of: Callable[[Evidence], Any]) -> dict[str, np.ndarray]:
         return {
-            target: np.stack([np.mean([getattr(e, field) for e in own], axis=0) for own in of_each.values()])
+            target: np.stack([np.mean([of(e) for e in own], axis=0) for own in of_each.values()])
             for target, of_each in held.items()
         }
 
     told = {"subjects": len(subjects), "voxels": figures, "of_each": {t: len(s) for t, s in held.items()}}
-    found = Calibration(
+    consensus = thresholds_of(by_subject(lambda e: e.dice))
+    index = {t: int(np.searchsorted(THRESHOLDS, consensus.get(t, consensus[""]) - 1e-9)) for t in held}
+    return Calibration(
         max(entry.drawn for entry in evidence),
         voxel,
+        consensus=consensus,
         presence=presence_from(absent, present, false_alarms, scored),
-        missed=by_subject("missed"),
-        false=by_subject("false"),
+        missed=by_subject(lambda e: e.missed),
+        false=by_subject(lambda e: e.false),
+        volume_errors=by_subject(lambda e: volume_error(float(e.sizes[index[e.target]]))),  # type: ignore[index]
         about={**(about or {}), **told},
     )
-    errors = {t: volume_errors(found.missed[t], found.false[t], found.consensus_at(t)) for t in found.missed}
-    return replace(found, volume_errors=errors)
 
 
-def volume_errors(missed: np.ndarray, false: np.ndarray, at: float) -> np.ndarray:
-    """|ln(true volume / volume of the mask)| from curves (subjects, thresholds); infinite where the mask misses all."""
-    index = int(np.searchsorted(THRESHOLDS, at - 1e-9))
-    hit, right = 1 - missed[:, index], 1 - false[:, index]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(hit > 0, np.abs(np.log(right) - np.log(hit)), np.inf)
+def thresholds_of(dice: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Of Dice by target, (subjects, thresholds), where its mean is best: a target's own from enough subjects on.
+
+    Under "" that of all together, 0.5 without any. Of several that are equally good the middle one.
+    """
+    pooled = np.concatenate(list(dice.values())) if dice else np.zeros((0, len(THRESHOLDS)))
+    found = {"": 0.5}
+    for target, curves in {"": pooled, **{t: c for t, c in dice.items() if len(c) >= ENOUGH}}.items():
+        if len(curves):
+            mean = curves.mean(axis=0)
+            (best,) = np.nonzero(mean >= mean.max() - 1e-9)
+            found[target] = float(THRESHOLDS[best[len(best) // 2]])
+    return found
+
+
+def volume_error(size: float) -> float:
+    """|ln(true volume / volume of the mask)| for a mask of `size` in units of the truth; infinite for an empty one."""
+    return abs(math.log(size)) if size > 0 else math.inf
 
 
 def choose_calibrator(subjects: Sequence[Histogram]) -> tuple[Calibrator, dict[str, Any]]:

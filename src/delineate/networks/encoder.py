@@ -62,10 +62,6 @@ class Features:
         """The features of `count` slices at a time."""
         return [Features(some) for some in zip(*(level.split(count) for level in self.levels), strict=True)]
 
-    def finest(self) -> "Features":
-        """The finest level alone: all that a head needs."""
-        return Features(self.levels[:1])
-
 
 class ImageEncoder(nn.Module):
     """Scan slices (B, 3, S, S) in [-1, 1] to `Features`; with other `channels`, slices and what is known of them.

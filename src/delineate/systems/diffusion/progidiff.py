@@ -35,7 +35,8 @@ from delineate.prompts.vocabulary import Vocabulary
 from delineate.scans.grid import View
 from delineate.storage.weights import load_weights, save_weights
 from delineate.systems.diffusion.encoding import Captioned, coarse_share, encoder_loss, halved, looked_at, rivals_in
-from delineate.systems.diffusion.thresholds import random_fields, smooth_fields, thresholds
+from delineate.systems.diffusion.fields import random_fields, smooth_fields
+from delineate.systems.diffusion.thresholds import thresholds
 from delineate.systems.drawing import draw_pairs
 from delineate.systems.system import Asked, Clue, Clues, Drawn, OnShare
 from delineate.training.loop import Loss, Phase, Run, Step, train_phases
@@ -60,7 +61,7 @@ class ProGiDiffConfig:
     Attributes:
         size: pixels along a side of the working grid.
         encoder: a key of `ENCODER_WIDTHS`.
-        steps: in which a mask is drawn, 1 to 4; of more, the later ones denoise what was drawn.
+        steps: in which a mask is drawn; of more than one, the later ones denoise what was drawn.
         skip_below: slices where the encoder's own estimate nowhere exceeds this are not drawn.
         steered: whether the foundation's U-Net and the control take part.
         rivals: for each name, those that it competes with for a pixel: the names that its training sets could tell of

@@ -1,17 +1,13 @@
 """Proposals that no network draws: a probability map against smooth noise."""
 
-from functools import lru_cache
-
 import numpy as np
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 from torch.nn import functional as F
 
-from delineate.diffusion.codec import PixelUnshuffleCodec, noise_fields
+from delineate.systems.diffusion.fields import smooth_fields
 from delineate.systems.system import OnShare
 
-LEVEL = 0.97  # share of the noise's variance that is one value for the whole picture; by GED² on val (docs/lab)
-TEXTURES = 256
 SOFT = 0.2  # τ
 SURE = 1e-3  # a probability below it is 0 in every proposal, one above one minus it is 1
 
@@ -53,26 +49,3 @@ def thresholds(
         value, where = (pixels[:, 0].cpu() for pixels in known)
         out = torch.where(where, value, out)
     return out
-
-
-@lru_cache(maxsize=8)  # the same for every prompt
-def smooth_fields(size: int, n: int, seed: int, level: float = LEVEL, step: int = 0) -> Tensor:
-    """Noise without speckles for n proposals, (n, size, size): field k depends on (seed, k, step) alone."""
-    grains = tuple(max(1, size // part) for part in (64, 32, 16, 8))
-    codec = PixelUnshuffleCodec(stride=1, grains=grains, smooth=True, level=level)
-    return noise_fields(codec, n, (1, size, size), seed)(step)[:, 0]
-
-
-def random_fields(size: int, count: int, level: float, generator: Generator) -> Tensor:
-    """The same for training, (count, size, size) on the CPU: levels, and some of a few hundred textures, turned.
-
-    Making textures anew costs more than a network's step.
-    """
-    texture = smooth_fields(size, TEXTURES, 0, 0.0)[torch.randint(TEXTURES, (count,), generator=generator)]
-    turned = torch.randint(2, (count, 4), generator=generator).bool()[:, :, None, None]
-    texture = torch.where(turned[:, 0], texture.flip(1), texture)
-    texture = torch.where(turned[:, 1], texture.flip(2), texture)
-    texture = torch.where(turned[:, 2], texture.transpose(1, 2), texture)
-    texture = torch.where(turned[:, 3], -texture, texture)
-    levels = torch.randn(count, 1, 1, generator=generator)
-    return (1 - level) ** 0.5 * texture + level**0.5 * levels
