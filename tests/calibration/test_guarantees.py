@@ -15,7 +15,7 @@ from delineate.calibration.guarantees import (
     refused_guarantees,
 )
 from delineate.errors import ModelError
-from delineate.jobs.calibrate import Evidence, calibration_from, choose_calibrator, volume_error
+from delineate.jobs.calibrate import Evidence, calibration_from, choose_calibrator, one_piece_of, volume_error
 from delineate.metrics.overlap import dice
 from delineate.prompts.prompt import Prompt
 from delineate.proposals.proposals import Outcome, TargetProposals, presence
@@ -42,6 +42,7 @@ def evidence(generator, name, bias=0.0):
         false=false_fraction(p, truth, THRESHOLDS) if there else None,
         dice=overlaps,
         sizes=sizes,
+        tidied=0.0 if there else None,
         voxels=histogram(p, truth),
         score_present=presence(p) if there else None,
         score_absent=None,
@@ -250,6 +251,15 @@ def test_a_subject_s_volume_error_is_the_mean_of_its_cases_not_that_of_their_mea
     assert volume_error(0.0) == np.inf
 
 
+def test_few_subjects_together_say_whether_islands_go_and_each_target_may_object():
+    few, many = np.full(5, 0.01), np.full(20, 0.01)
+    assert one_piece_of({}) == {"": False}
+    assert one_piece_of({"liver": few, "vessels": -few / 2}) == {"": True, "vessels": False}
+    assert one_piece_of({"liver": -few, "spleen": few / 2}) == {"": False}
+    assert one_piece_of({"nuclei": -many, "liver": few}) == {"": True, "nuclei": False}
+    assert one_piece_of({"nodule": many, "liver": -few}) == {"": False, "nodule": True}
+
+
 def test_few_subjects_do_not_speak_for_a_target_alone():
     generator = np.random.default_rng(3)
     many = [evidence(generator, f"s{i}") for i in range(30)]
@@ -266,11 +276,13 @@ def test_what_is_saved_is_what_is_loaded(calibration, tmp_path):
     absent, present = np.linspace(0, 0.5, 20), np.linspace(0.5, 1, 20)
     told = presence_from(absent, present, 0.05, Temperature(2.0))
     mended = {"": Beta(0.5, 0.6, 0.1), "disc": Temperature(1.5)}
-    whole = replace(calibration, estimate=mended, presence=told, about={"split": "val"})
+    pieces = {"": True, "nuclei": False}
+    whole = replace(calibration, estimate=mended, presence=told, one_piece=pieces, about={"split": "val"})
     whole.save(tmp_path)
     back = Calibration.load(tmp_path)
     assert (back.proposals, back.voxel, back.presence, back.about) == (8, whole.voxel, told, {"split": "val"})
     assert back.estimate == mended
+    assert back.one_piece == pieces
     assert back.of_estimate("disc") == Temperature(1.5)
     assert back.of_estimate("liver") == Beta(0.5, 0.6, 0.1)
     assert back.consensus_at("disc") == whole.consensus_at("disc")

@@ -112,6 +112,8 @@ class Calibration:
         estimate: mends what proposals are drawn from, by target; under "" for those that too few subjects show. Empty
             for a system that does not draw its estimate (`systems.system.Refines`).
         consensus: one of `THRESHOLDS` by target, from which mean on a voxel is in the consensus; "" as above.
+        one_piece: by target, whether small pieces beside the largest are left out of the consensus; "" for those that
+            are not named.
         presence: when a target is found; None where too few held-out scans lack one.
         missed: for each target (subjects, thresholds), the share of the truth below each of `THRESHOLDS`.
         false: likewise the share of what is above that is not truth (`conformal.false_fraction`).
@@ -123,6 +125,7 @@ class Calibration:
     voxel: Calibrator = field(default_factory=Identity)
     estimate: Mapping[str, Calibrator] = field(default_factory=dict)
     consensus: Mapping[str, float] = field(default_factory=dict)
+    one_piece: Mapping[str, bool] = field(default_factory=dict)
     presence: Presence | None = None
     missed: Mapping[str, np.ndarray] = field(default_factory=dict)
     false: Mapping[str, np.ndarray] = field(default_factory=dict)
@@ -143,6 +146,10 @@ class Calibration:
     def consensus_at(self, target: str) -> float:
         """The mean probability from which a voxel is in the consensus: where Dice was best on held-out subjects."""
         return self.consensus.get(target, self.consensus.get("", 0.5))
+
+    def is_one_piece(self, target: str) -> bool:
+        """Whether the consensus is better without small pieces beside its largest, by held-out subjects."""
+        return self.one_piece.get(target, self.one_piece.get("", False))
 
     def guarantees(
         self, target: str, *, missed_at_most: float | None = None, false_at_most: float | None = None
@@ -231,6 +238,7 @@ class Calibration:
                 "voxel": to_json(self.voxel),
                 "estimate": {target: to_json(one) for target, one in self.estimate.items()},
                 "consensus": dict(self.consensus),
+                "one_piece": dict(self.one_piece),
                 "presence": None
                 if presence is None
                 else {**presence.__dict__, "calibrator": to_json(presence.calibrator)},
@@ -264,9 +272,9 @@ class Calibration:
                 kind, _, target = name.partition("/")
                 kinds[kind][target] = array.astype(np.float64)
             mended = {target: from_json(one) for target, one in told.get("estimate", {}).items()}
-            cuts = told.get("consensus", {})
+            cuts, whole = told.get("consensus", {}), told.get("one_piece", {})
             voxel = from_json(told["voxel"])
-            return cls(told["proposals"], voxel, mended, cuts, presence, about=told["about"], **kinds)
+            return cls(told["proposals"], voxel, mended, cuts, whole, presence, about=told["about"], **kinds)
         except (ValueError, KeyError, TypeError, OSError) as error:
             raise ModelError(f"{folder}: its calibration cannot be read; run: delineate calibrate {folder}") from error
 

@@ -23,6 +23,7 @@ from delineate.cli.options import (
 from delineate.cli.progress import progress_bar
 from delineate.errors import PromptError
 
+ISLANDS = {"islands_ml": "ml", "islands_pixels": "pixels"}
 SEGS = {"binary": "binary", "fractional": "fractional", "none": None}
 
 
@@ -147,6 +148,13 @@ def segment(
                 f"delineate: {case['case']}: the doubt about '{told['target']}', {told['doubt']:.2f}, is above what "
                 f"was usual when the adapter was checked ({told['usual_doubt']:.2f}); look at this one"
             )
+    for case in report["cases"]:
+        for told in case.get("targets", ()):
+            if left_out := [f"{told[key]:g} {unit}" for key, unit in ISLANDS.items() if key in told]:
+                say(
+                    f"delineate: {case['case']}: {left_out[0]} in small pieces apart from '{told['target']}' are left "
+                    "out of the consensus, as held-out subjects advise; the proposals keep them"
+                )
     failed = [c for c in report["cases"] if c["status"] == "failed"]
     for case in failed:
         say(f"delineate: {case['reason']}")

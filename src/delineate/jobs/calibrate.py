@@ -34,7 +34,10 @@ from delineate.evaluation.alone import EstimateAlone
 from delineate.evaluation.protocols.lines import Answered, answers
 from delineate.jobs.opening import open_all
 from delineate.jobs.watch import Nobody, Watch
+from delineate.metrics.overlap import dice
 from delineate.model_folder import check_model, is_model
+from delineate.proposals.fusion import FOREGROUND
+from delineate.proposals.islands import without_islands
 from delineate.proposals.proposals import presence
 from delineate.scans.geometry import canonical_spacing, orientation_of, to_canonical
 from delineate.segmenter import Segmenter
@@ -58,6 +61,7 @@ class Evidence:
         false: (thresholds,); likewise.
         dice: (thresholds,), of the masks from there on; likewise.
         sizes: (thresholds,), of those masks in units of the truth; likewise.
+        tidied: how much greater the Dice of the consensus is without small pieces beside its largest; likewise.
         voxels: probabilities, truths and weights, each rater's reading counting once among M.
         score_present: of the whole scan; None where it does not have the target.
         score_absent: of the scan cropped to the slices that are `MARGIN_MM` or more from the target; None without any.
@@ -70,6 +74,7 @@ class Evidence:
     false: np.ndarray | None
     dice: np.ndarray | None
     sizes: np.ndarray | None
+    tidied: float | None
     voxels: Histogram
     score_present: float | None
     score_absent: float | None
@@ -169,10 +174,16 @@ def evidence_from(dataset: Dataset, answered: Answered) -> Evidence:
         false=false_fraction(p, truth, THRESHOLDS) if there else None,
         dice=overlaps,
         sizes=sizes,
+        tidied=_tidied(p >= FOREGROUND, truth) if there else None,
         voxels=_voxels(p, readings),
         score_present=presence(p) if there else None,
         score_absent=presence(cropped) if len(cropped) else None,
     )
+
+
+def _tidied(mask: np.ndarray, truth: np.ndarray) -> float:
+    """The Dice of a mask without its islands minus that of all of it."""
+    return dice(without_islands(mask), truth) - dice(mask, truth)
 
 
 def _near(holds: np.ndarray, step_mm: float) -> np.ndarray:
@@ -217,6 +228,7 @@ def calibration_from(
         max(entry.drawn for entry in evidence),
         voxel,
         consensus=consensus,
+        one_piece=one_piece_of(by_subject(lambda e: e.tidied)),
         presence=presence_from(absent, present, false_alarms, scored),
         missed=by_subject(lambda e: e.missed),
         false=by_subject(lambda e: e.false),
@@ -238,6 +250,20 @@ def thresholds_of(dice: Mapping[str, np.ndarray]) -> dict[str, float]:
             (best,) = np.nonzero(mean >= mean.max() - 1e-9)
             found[target] = float(THRESHOLDS[best[len(best) // 2]])
     return found
+
+
+def one_piece_of(tidied: Mapping[str, np.ndarray]) -> dict[str, bool]:
+    """Of `Evidence.tidied` by target, (subjects,), whether small pieces are better left out.
+
+    From enough subjects on (`ENOUGH`) a target speaks for itself. Of fewer it can only object: what they say together
+    decides, and stands under "".
+    """
+    few = {target: gains for target, gains in tidied.items() if len(gains) < ENOUGH}
+    together = bool(few) and bool(np.concatenate(list(few.values())).mean() > 0)
+    said = {
+        t: bool(gains.mean() >= 0) and together if t in few else bool(gains.mean() > 0) for t, gains in tidied.items()
+    }
+    return {"": together} | {target: one for target, one in said.items() if target not in few or one != together}
 
 
 def volume_error(size: float) -> float:

@@ -45,6 +45,8 @@ def describe(
             if (usual := usual_doubt.get(str(target.name))) is not None:
                 entry |= {"usual_doubt": usual, "unusual": target.outcome is Outcome.FOUND and target.doubt > usual}
             entry[f"consensus_{key}"] = round(float(target.size(how) * unit), 3)
+            if how == "mean" and (left_out := target.islands()):
+                entry[f"islands_{key}"] = round(float(left_out * unit), 3)
             entry[f"proposals_{key}"] = [round(v, 3) for v in volumes]
             if target.scores is not None:
                 entry["scores"] = [round(float(s), 4) for s in target.scores]
@@ -95,7 +97,7 @@ def believed(
         key: "ml" or "pixels".
         shares: what is to be guaranteed, as `TargetProposals.guarantees` takes it.
     """
-    calibration, volume = target.calibration, float(target.size("mean")) * unit  # as it was calibrated
+    calibration, volume = target.calibration, float(target.size("mean") + target.islands()) * unit  # as calibrated
     drawn = [float(size) * unit for size in target.sizes()]
     ends = None if calibration is None else calibration.volume_interval(str(target.name), volume)
     low, high = (float(v) for v in (ends or np.percentile(drawn, (5, 95))))

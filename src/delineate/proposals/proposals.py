@@ -15,6 +15,7 @@ from delineate.calibration.guarantees import Calibration, Guarantee, GuaranteeEr
 from delineate.prompts.prompt import Prompt
 from delineate.proposals import ordering
 from delineate.proposals.fusion import FOREGROUND, FUSIONS, foreground, fuse_mean
+from delineate.proposals.islands import without_islands
 from delineate.scans.scan import Scan
 from delineate.scans.sparse import Sparse
 from delineate.scans.writing import write_labels, write_map
@@ -116,7 +117,8 @@ class TargetProposals:
     def consensus(self, how: str = "mean") -> np.ndarray:
         """One mask, bool (I, J, K), by one of `FUSIONS`; only the mean heeds weights.
 
-        The mean is cut at 0.5, or where Dice was best on held-out subjects (`Calibration.consensus_at`).
+        The mean is cut at 0.5, or where Dice was best on held-out subjects (`Calibration.consensus_at`); of targets
+        of which they say so (`Calibration.is_one_piece`) small pieces beside the largest are then left out.
         """
         inside, rest = self._consensus(how)
         return self._drawn().spread(inside, rest)
@@ -125,6 +127,10 @@ class TargetProposals:
         """How many voxels the consensus has."""
         inside, rest = self._consensus(how)
         return int(np.count_nonzero(inside)) + rest * self._drawn().elsewhere
+
+    def islands(self) -> int:
+        """How many voxels were left out of the consensus (the mean) as small pieces beside the largest."""
+        return int(np.count_nonzero(self._cut) - np.count_nonzero(self._best))
 
     def sizes(self) -> np.ndarray:
         """How many voxels each proposal has, float64 (N,) of whole numbers."""
@@ -216,15 +222,28 @@ class TargetProposals:
         if how not in FUSIONS:
             raise ValueError(f"consensus is one of {', '.join(FUSIONS)}; got '{how}'")
         if how == "mean":
-            told = self.calibration is not None and self.name is not None
-            at = self.calibration.consensus_at(self.name) if told else FOREGROUND  # type: ignore[union-attr, arg-type]
-            return self._mean >= max(at, REACHED), False
+            return self._best, False
         drawn = self._drawn()
         if how != "staple" or not drawn.elsewhere:
             return FUSIONS[how](drawn.values) >= 0.5, False
         one_more = np.pad(drawn.values, ((0, 0), (0, 1)))  # stands for the others
         inside = FUSIONS[how](one_more, others=drawn.elsewhere - 1) >= 0.5
         return inside[:-1], bool(inside[-1])
+
+    @cached_property
+    def _cut(self) -> np.ndarray:
+        """Where the mean reaches the threshold of the consensus."""
+        told = self.calibration is not None and self.name is not None
+        at = self.calibration.consensus_at(self.name) if told else FOREGROUND  # type: ignore[union-attr, arg-type]
+        return _kept(self._mean >= max(at, REACHED))
+
+    @cached_property
+    def _best(self) -> np.ndarray:
+        """The same without islands, where held-out subjects say that this is better."""
+        if self.calibration is None or not self.calibration.is_one_piece(self.name or ""):
+            return self._cut
+        drawn = self._drawn()
+        return _kept(drawn.taken(without_islands(drawn.spread(self._cut))))
 
     @cached_property
     def _mean(self) -> np.ndarray:

@@ -68,9 +68,13 @@ class Sparse:
         out.reshape(-1, order="F")[self.where] = values
         return out
 
+    def taken(self, whole: Shaped[np.ndarray, " *space"]) -> Shaped[np.ndarray, " M"]:
+        """The values of an array as large as the scan at the voxels that are kept."""
+        return whole.reshape(-1, order="F")[self.where]
+
     def only(self, inside: Bool[np.ndarray, " *space"]) -> "Sparse":
         """The same, zero outside of `inside`."""
-        kept = inside.reshape(-1, order="F")[self.where]
+        kept = self.taken(inside)
         return Sparse(self.values[:, kept], self.where[kept], self.shape)
 
     def along(self, axis: int) -> Int[np.ndarray, " M"]:
