@@ -1,13 +1,12 @@
 import pytest
 import torch
-from safetensors import safe_open
 
 from delineate.errors import ModelError
-from delineate.foundation.control import BROUGHT, COOL, MOST, PROBIT, Hint, MaskControl, start
+from delineate.foundation.control import BROUGHT
 from delineate.foundation.foundation import Foundation
 from delineate.networks.encoder import Features
+from delineate.networks.spread import COOL, MOST, PROBIT
 from delineate.prompts.vocabulary import Vocabulary
-from delineate.storage.shipped import house_folder
 from delineate.storage.weights import load_weights, save_weights
 from delineate.systems.diffusion.progidiff import ProGiDiffConfig, build
 
@@ -68,26 +67,6 @@ def test_a_control_that_has_learnt_nothing_draws_the_floor(foundation, control):
 
 
 @torch.no_grad()
-def test_with_signal_the_start_is_bayes_rule(foundation, control):
-    a, sigma = torch.tensor(0.6), torch.tensor(0.8)
-    flat = torch.zeros(1, 1, 8, 8)
-    hint, pixels = Hint(flat, flat + 0.3, flat + 1.1), torch.full((1, 1, 8, 8), 0.5)
-    expected = 0.3 + 0.5 * (2 * 0.6 / 0.64 + 1.1 * 0.8)
-    torch.testing.assert_close(start(hint, pixels, a, sigma), torch.full_like(flat, expected))
-
-
-@torch.no_grad()
-def test_the_spread_is_learnt_pixel_by_pixel_and_told_the_text(foundation, control):
-    torch.nn.init.normal_(control.spread.out.weight, std=0.5, generator=torch.Generator().manual_seed(0))
-    features, probability, text = seen(foundation, control)
-    one, other = (control.hint(features, probability, pooled) for pooled in (text.pooled, text.pooled.flip(0)))
-    for map_of in ("odds", "gain"):
-        assert getattr(one, map_of).std() > 0
-        assert not torch.allclose(getattr(one, map_of), getattr(other, map_of))
-    assert (one.gain > 0).all()
-
-
-@torch.no_grad()
 def test_all_levels_of_the_encoder_and_the_text_reach_the_hint(foundation, control):
     features, probability, text = seen(foundation, control)
     plain = control.hint(features, probability, text.pooled).grid
@@ -104,7 +83,7 @@ def test_all_levels_of_the_encoder_and_the_text_reach_the_hint(foundation, contr
 def test_sure_pixels_stay_finite(foundation, control):
     features, probability, text = seen(foundation, control)
     hint = control.hint(features, (probability > probability.mean()).float(), text.pooled)
-    assert hint.odds.abs().max() <= MOST / COOL
+    assert hint.start.odds.abs().max() <= MOST / COOL
     assert torch.isfinite(drawn(foundation, control, hint=hint)[0]).all()
 
 
@@ -132,7 +111,7 @@ def test_the_way_out_opens_first_and_then_everything_learns(foundation, control)
     assert control.out.weight.any()
     assert not control.net.conv_in.weight.grad.any()  # behind a closed way out nothing arrives
     steps(foundation, control, 1)
-    for name in ("bring", "told", "mix", "net", "out", "spread", "encoder", "head"):
+    for name in ("bring", "told", "mix", "net", "out", "encoder", "head"):
         gradients = [p.grad for p in getattr(control, name).parameters() if p.grad is not None]
         assert any(g.any() for g in gradients), name
 
@@ -146,7 +125,7 @@ def test_saved_weights_hold_the_custom_encoder_and_give_the_same_outputs(foundat
     steps(foundation, control, 2)
     save_weights(control, tmp_path / "control.safetensors")
     names = {k.split(".")[0] for k in control.state_dict()}
-    assert names == {"encoder", "head", "bring", "told", "mix", "net", "out", "spread"}
+    assert names == {"encoder", "head", "bring", "told", "mix", "net", "out"}
     other = build(ProGiDiffConfig(size=32), foundation, VOCABULARY, seed=9).control
     with torch.no_grad():
         before = drawn(foundation, control)[0]
@@ -181,19 +160,8 @@ def test_pairs_are_picked_like_a_tensor(foundation, control):
     hint = control.hint(features, probability, text.pooled)
     picked = hint[torch.tensor([1, 1, 0])]
     assert torch.equal(picked.grid[2], hint.grid[0])
-    assert torch.equal(picked.odds[1], hint.odds[1])
+    assert torch.equal(picked.start.odds[1], hint.start.odds[1])
     steering = control.residuals(999, text, hint, foundation.codec.channels)
     again = steering[torch.tensor([1, 0])]
     assert torch.equal(again.middle[0], steering.middle[1])
     assert all(torch.equal(a[1], b[0]) for a, b in zip(again.down, steering.down, strict=True))
-
-
-def test_the_house_model_holds_what_its_system_uses():
-    """Names of weights are a format."""
-    with safe_open(house_folder() / "control.safetensors", "pt") as file:
-        house = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    made = Foundation.load(house_folder() / "foundation")
-    own = build(ProGiDiffConfig(size=32, encoder="small"), made, VOCABULARY).control
-    assert isinstance(own, MaskControl)
-    used = {k: tuple(v.shape) for k, v in own.state_dict().items() if k.split(".")[0] in ("encoder", "head")}
-    assert house == used

@@ -137,6 +137,25 @@ class ConceptHead(nn.Module):
         return torch.einsum(subscript, weight, fine) + self.bias(hidden)[..., None, None]
 
 
+class PromptedEncoder(nn.Module):
+    """An image encoder, and the head that words steer."""
+
+    def __init__(self, widths: tuple[int, ...], text_width: int):
+        super().__init__()
+        self.encoder = ImageEncoder(widths)
+        self.head = ConceptHead(widths[0], text_width)
+
+    def estimate(self, features: Features, pooled: Tensor, possible: Tensor | None = None) -> Tensor:
+        """Log-probabilities (B, 1 + P, S, S): background, then each of P texts, (P, width), which exclude each other.
+
+        `possible`, (B, P) bool, leaves out texts of whose presence nothing is known.
+        """
+        logit = self.head(features.fine, pooled)
+        if possible is not None:
+            logit = logit.masked_fill(~possible[:, :, None, None], -1e4)
+        return torch.cat([torch.zeros_like(logit[:, :1]), logit], dim=1).log_softmax(dim=1)
+
+
 class PictureHead(nn.Module):
     """The scan that edges and a caption let one expect: what all scans with these edges have in common."""
 

@@ -154,10 +154,15 @@ SYSTEMS: dict[str, SystemRow] = {
         takes_foundation=True,
     ),
     "encoder": SystemRow(
-        "diffusion.progidiff",
-        "prompted encoder: ProGiDiff with its generator switched off, proposals from probabilities and noise alone",
+        "diffusion.prompted",
+        "prompted encoder: ProGiDiff without its generator, proposals from calibrated probabilities and noise alone",
         "the encoder and text head of Lin et al. 2026 as built here, arXiv 2601.16060; thresholds of Gaussian noise",
-        {"steered": False},
+        presets=SIZED,
+    ),
+    "spread": SystemRow(
+        "diffusion.spread",
+        "prompted encoder that tells how far masks spread: a curve through them by pixel, taught by the energy score",
+        "built here; the energy score: Gneiting and Raftery 2007, JASA 102(477)",
         presets=SIZED,
     ),
     "unisegdiff": SystemRow(

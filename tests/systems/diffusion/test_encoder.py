@@ -1,14 +1,18 @@
-"""ProGiDiff with its generator switched off."""
+"""The prompted encoder by itself."""
 
+import json
 from dataclasses import replace
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from delineate.calibration.calibrators import Beta
+from delineate.prompts.vocabulary import Vocabulary
 from delineate.scans.grid import View
+from delineate.storage.shipped import house_folder
 from delineate.systems import SYSTEMS
-from delineate.systems.diffusion.progidiff import coarse_share, halved, rivals_in
+from delineate.systems.diffusion.encoding import coarse_share, halved, rivals_in
 from delineate.systems.diffusion.thresholds import SURE, thresholds
 from delineate.systems.system import Asked, Clues
 from delineate.training.loop import Budget, Run
@@ -126,3 +130,12 @@ def test_words_are_learnt_and_the_generator_is_left_alone(two_organ_bank, tmp_pa
     assert "U-Net and the autoencoder are untrained and take no part" in system.about
     assert all(torch.equal(value, before[name]) for name, value in system.foundation.unet.state_dict().items())
     assert set(system.config.rivals) == {"liver", "spleen"}
+
+
+def test_the_house_model_holds_what_its_system_uses():
+    """Names of weights are a format."""
+    config = json.loads((house_folder() / "config.json").read_text())
+    with safe_open(house_folder() / "control.safetensors", "pt") as file:
+        house = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    made = SYSTEMS[config["system"]].make("small", 256, Vocabulary.from_names(["liver"], "CT"))
+    assert house == {name: tuple(weight.shape) for name, weight in made.control.state_dict().items()}

@@ -11,7 +11,8 @@ from delineate.prompts.captions import captions
 from delineate.scans.grid import View
 from delineate.systems import SYSTEMS
 from delineate.systems.diffusion import progidiff
-from delineate.systems.diffusion.progidiff import ProGiDiff, ProGiDiffConfig, build, readings_of, train
+from delineate.systems.diffusion.progidiff import ProGiDiff, ProGiDiffConfig, build, train
+from delineate.systems.diffusion.scoring import readings_of
 from delineate.systems.system import Asked, Clues
 from delineate.training.loop import Budget, Run
 

@@ -8,10 +8,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from delineate.data.slices import Batch, SliceBank
-from delineate.foundation.control import MaskControl
 from delineate.foundation.foundation import Foundation
 from delineate.foundation.text import Encoded
-from delineate.networks.encoder import Features
+from delineate.networks.encoder import Features, PromptedEncoder
 from delineate.training.loop import Loss, Step
 from delineate.training.losses import lumped, segmentation_loss
 
@@ -20,10 +19,10 @@ COARSE_SHARE = 0.35  # of the time
 
 
 class Prompted(Protocol):
-    """A system with a foundation that reads words, and a control that looks."""
+    """A system with a foundation that reads words, and an encoder that looks."""
 
     foundation: Foundation
-    control: MaskControl
+    control: PromptedEncoder
 
 
 def rivals_in(bank: SliceBank) -> dict[str, list[str]]:

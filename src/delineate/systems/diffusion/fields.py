@@ -19,10 +19,10 @@ def smooth_fields(size: int, n: int, seed: int, level: float = LEVEL, step: int 
     return noise_fields(codec, n, (1, size, size), seed)(step)[:, 0]
 
 
-def random_fields(size: int, count: int, level: float, generator: Generator) -> Tensor:
+def random_fields(size: int, count: int, level: float, generator: Generator, levels: Tensor | None = None) -> Tensor:
     """The same for training, (count, size, size) on the CPU: levels, and some of a few hundred textures, turned.
 
-    Making textures anew costs more than a network's step.
+    Levels are drawn, unless `levels` (count,) gives them. Making textures anew costs more than a network's step.
     """
     texture = smooth_fields(size, TEXTURES, 0, 0.0)[torch.randint(TEXTURES, (count,), generator=generator)]
     turned = torch.randint(2, (count, 4), generator=generator).bool()[:, :, None, None]
@@ -30,5 +30,13 @@ def random_fields(size: int, count: int, level: float, generator: Generator) -> 
     texture = torch.where(turned[:, 1], texture.flip(2), texture)
     texture = torch.where(turned[:, 2], texture.transpose(1, 2), texture)
     texture = torch.where(turned[:, 3], -texture, texture)
-    levels = torch.randn(count, 1, 1, generator=generator)
-    return (1 - level) ** 0.5 * texture + level**0.5 * levels
+    if levels is None:
+        levels = torch.randn(count, generator=generator)
+    return (1 - level) ** 0.5 * texture + level**0.5 * levels[:, None, None]
+
+
+def even_levels(pairs: int, draws: int, generator: Generator) -> Tensor:
+    """Values for training, (pairs, draws), each row spread evenly over a standard normal, in any order."""
+    place = torch.stack([torch.randperm(draws, generator=generator) for _ in range(pairs)])
+    share = (place + torch.rand(pairs, 1, generator=generator)) / draws
+    return torch.special.ndtri(share.clamp(1e-4, 1 - 1e-4))

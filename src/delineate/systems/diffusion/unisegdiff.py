@@ -19,23 +19,24 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from delineate.data.slices import Batch, SliceBank
+from delineate.data.slices import SliceBank
 from delineate.diffusion.codec import PixelUnshuffleCodec, noise_fields
 from delineate.diffusion.sampling import known, sample_ddim
-from delineate.diffusion.schedule import Prediction, Schedule, schedule_from_config
+from delineate.diffusion.schedule import schedule_from_config
 from delineate.diffusion.stages import Branch, Clamp, Stages, Strategy
+from delineate.networks.spread import cooled, log_odds
 from delineate.prompts import anatomy
 from delineate.prompts.concept import Concept
 from delineate.prompts.vocabulary import Vocabulary
 from delineate.scans.grid import View
 from delineate.systems.diffusion.condition import ConditionNetwork
 from delineate.systems.diffusion.denoiser import TwinDenoiser
+from delineate.systems.diffusion.staged import clean_from, condition_loss, denoiser_loss
 from delineate.systems.drawing import draw_pairs
 from delineate.systems.parts import filled, train
 from delineate.systems.parts import save as save_parts
 from delineate.systems.system import Asked, Clue, Clues, Drawn, OnShare
-from delineate.training.loop import Hyperparameters, Loss, Phase, Step
-from delineate.training.losses import lumped, mask_error, noise_error, segmentation_loss
+from delineate.training.loop import Hyperparameters, Phase
 
 __all__ = ["UniSegDiff", "UniSegDiffConfig", "build", "load", "make", "save", "train"]
 
@@ -93,9 +94,11 @@ class UniSegDiffConfig:
         level: the share of the noise's variance that is one value for the whole picture (`codec`).
         cross_attention: at coarse levels; without it all levels are fused by convolution.
         pretrained: whether the condition network is trained first and frozen.
-        start: what an untrained decoder answers. From the condition network's probability of a pixel and its noisy
-            value, Bayes' rule gives the mean of the clean pixel (`codec.posterior`); with "posterior" the decoders add
-            to the mask's log-odds and the noise that follow from it, and so learn what a pixel alone cannot tell.
+        score: what the decoders are taught by: "energy", several draws of every slice against all that raters drew
+            (`scoring`), or "paper", the errors of mask and noise.
+        start: what an untrained decoder answers. From the condition network's probability of a pixel, cooled, and its
+            noisy value Bayes' rule gives log-odds of the clean pixel (`networks.spread.Start.heard`); with "posterior"
+            the decoders add to those and to the noise that follows, and so learn what a pixel alone cannot tell.
             "nothing" is the letter of the paper; it takes far longer to come up to the condition network itself.
         chains: where proposals part. "own" gives each a chain of its own; "rapid" lets them share the one step of the
             rapid stage, whose input is noise alone, and gives each fresh noise after it; "shared" is the letter of the
@@ -108,16 +111,17 @@ class UniSegDiffConfig:
     stages: Stages = field(default_factory=lambda: Stages(interval=300))
     schedule: str = "cosine"
     noise: str = "smooth"
-    level: float = 0.75
+    level: float = 0.9
     cross_attention: bool = True
     pretrained: bool = True
+    score: str = "energy"
     start: str = "posterior"
-    chains: str = "rapid"
+    chains: str = "own"
     skip_below: float = 0.02
 
     def __post_init__(self):
         allowed = {"preset": SIZES, "schedule": SCHEDULES, "noise": NOISES, "chains": ("own", "rapid", "shared")}
-        allowed["start"] = ("posterior", "nothing")
+        allowed |= {"start": ("posterior", "nothing"), "score": ("energy", "paper")}
         for name, choices in allowed.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is one of {', '.join(choices)}; got '{getattr(self, name)}'")
@@ -130,11 +134,11 @@ class UniSegDiffConfig:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "UniSegDiffConfig":
-        """The configuration that `asdict` and JSON made of one, older ones without a level; unknown keys are errors."""
+        """The configuration that `asdict` and JSON made of one; unknown keys are errors."""
         stages = dict(values["stages"])
         stages["strategy"], stages["clamp"] = Strategy(stages["strategy"]), Clamp(stages["clamp"])
         stages["weights"] = tuple(tuple(pair) for pair in stages["weights"])
-        return cls(**{"level": 0.0, **values, "stages": Stages(**stages)})
+        return cls(**{**values, "stages": Stages(**stages)})
 
 
 @dataclass(frozen=True, eq=False)
@@ -309,6 +313,10 @@ class UniSegDiff:
         when = torch.full((len(x_t),), t)
         return clean_from(self.answers(seen, x_t, when, (branch,))[branch], branch, x_t, when, self.schedule)
 
+    def conditions(self, levels: list[Tensor]) -> Conditions:
+        """What features and the head make of slices."""
+        return Conditions(levels, self.condition.log_probability(levels[0]).exp())
+
     def answers(self, seen: Conditions, x_t: Tensor, t: Tensor, branches: tuple[Branch, ...]) -> dict[Branch, Tensor]:
         """Logits of the mask and ε, as far as asked for, of x_t noised at times `t` (B,), on the CPU."""
         told = self.config.stages.told(t).to(self.device)
@@ -316,11 +324,9 @@ class UniSegDiff:
         if self.config.start == "nothing":
             return answers
         signal, noise = self.schedule.signal_and_noise(t, x_t)
-        x0 = self.codec.posterior(self.codec.encode(1 - seen.probability[:, :1]), x_t, signal, noise)
-        begun = {
-            Branch.MASK: 2 * torch.atanh(x0.clamp(-0.9999, 0.9999)),
-            Branch.NOISE: (x_t - signal * x0) / noise.clamp(min=1e-3),
-        }
+        odds = F.pixel_unshuffle(log_odds(1 - seen.probability[:, :1]), self.codec.stride)
+        mask = cooled(odds).heard(x_t, signal, noise)
+        begun = {Branch.MASK: mask, Branch.NOISE: (x_t - signal * torch.tanh(mask / 2)) / noise.clamp(min=1e-3)}
         return {branch: begun[branch] + answer for branch, answer in answers.items()}
 
     @property
@@ -354,46 +360,6 @@ class UniSegDiff:
             Phase("condition", self.condition, stream, condition_loss, self, CONDITION_SHARE, hyper, self._labels),
             Phase("denoiser", self.denoiser, stream, denoiser_loss, self, 1 - CONDITION_SHARE, hyper),
         ]
-
-
-def condition_loss(system: UniSegDiff, batch: Batch, step: Step) -> Loss:
-    """Of the condition network as a segmenter of every target at once."""
-    condition, possible = system.condition, batch.possible
-    seen = condition.log_probability(condition(batch.image)[0], None if batch.lumped else possible)
-    return segmentation_loss(lumped(seen, possible) if batch.lumped else seen, batch.labels), {}
-
-
-def denoiser_loss(system: UniSegDiff, batch: Batch, step: Step) -> Loss:
-    """λ_n L_n + λ_m (L_dice + L_ce) of the two decoders, at a time drawn for every slice (Hu et al. 2025, Sec. 2.2)."""
-    stages, condition, device = system.config.stages, system.condition, system.device
-    branches = tuple(Branch) if stages.target == "both" else (Branch(stages.target),)
-    with torch.set_grad_enabled(not system.config.pretrained):
-        levels = condition(batch.image)
-        seen = Conditions(levels, condition.log_probability(levels[0]).exp())
-    mask = (batch.labels > 0).float()[:, None]
-    x0 = system.codec.encode(mask)
-    t = stages.draw(len(mask), step.generator)
-    noise = system.codec.noise(x0.shape, step.generator).to(device)
-    answers = system.answers(seen, system.schedule.add_noise(x0, noise, t), t, branches)
-    noise_weight, mask_weight = (w.to(device) for w in stages.loss_weights(t))
-    loss, parts = torch.zeros((), device=device), {}
-    if Branch.NOISE in answers:
-        error = noise_error(answers[Branch.NOISE], noise)
-        loss, parts["noise"] = loss + (noise_weight * error).mean(), error.mean().item()
-    if Branch.MASK in answers:
-        error = mask_error(answers[Branch.MASK], F.pixel_unshuffle(mask, system.codec.stride))
-        loss, parts["mask"] = loss + (mask_weight * error).mean(), error.mean().item()
-    return loss, parts
-
-
-def clean_from(answer: Tensor, branch: Branch, x_t: Tensor, t: Tensor, schedule: Schedule) -> Tensor:
-    """x0 in [-1, 1] from a decoder's answer at times `t` (B,): logits of the mask, or ε.
-
-    From ε it is clipped, for at 599 of the linear schedule errors come back sixfold.
-    """
-    if branch is Branch.MASK:
-        return torch.tanh(answer / 2)  # 2 sigmoid - 1
-    return replace(schedule, prediction=Prediction.EPSILON).to_x0(answer, x_t, t).clamp(-1, 1)
 
 
 def with_generic(vocabulary: Vocabulary) -> Vocabulary:

@@ -1,0 +1,283 @@
+"""The prompted encoder: an image encoder that looks at a slice once, and a head that words steer.
+
+Of ProGiDiff (`progidiff`) it is the "custom encoder", trained as a segmenter of every target at once. By itself it is
+the system "encoder": its calibrated estimate against noise (`thresholds`), the floor that every generator has to beat.
+Of a foundation it uses the text encoder alone. Other systems add a generator to it: `spread`, `progidiff`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn import functional as F
+
+from delineate.data.slices import SliceBank
+from delineate.foundation.foundation import Foundation
+from delineate.foundation.pretraining import caption_corpus, draw_captions, pretrain_words
+from delineate.foundation.text import Encoded
+from delineate.networks.encoder import ENCODER_WIDTHS, Features, PromptedEncoder
+from delineate.prompts.captions import captions
+from delineate.prompts.vocabulary import Vocabulary
+from delineate.scans.grid import View
+from delineate.storage.weights import load_weights, save_weights
+from delineate.systems.diffusion.encoding import Captioned, coarse_share, encoder_loss, halved, rivals_in
+from delineate.systems.diffusion.thresholds import thresholds
+from delineate.systems.system import Asked, Clue, Clues, Drawn, OnShare
+from delineate.training.loop import Phase, Run, train_phases
+
+WORDS_SHARE = 0.05  # of the training budget where the foundation is made here: for its text encoder, a minute at most
+WORDS_MINUTES = 1.0
+WEIGHTS = "control.safetensors"
+
+
+@dataclass(frozen=True)
+class PromptedConfig:
+    """What a model folder must say beside its weights.
+
+    Attributes:
+        size: pixels along a side of the working grid.
+        encoder: a key of `ENCODER_WIDTHS`.
+        skip_below: slices where the encoder's own estimate nowhere exceeds this are not drawn.
+        rivals: for each name, those that it competes with for a pixel: the names that its training sets could tell of
+            (`rivals_in`). A name without an entry competes with all.
+    """
+
+    size: int = 128
+    encoder: str = "tiny"
+    skip_below: float = 0.02
+    rivals: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+
+class Prompted:
+    """A text encoder, an image encoder with its head, and how to answer with them."""
+
+    accepts = frozenset({Clue.MASK, Clue.POINTS, Clue.SCRIBBLES})
+    open_words = False
+    decoder = r"\b(grow|up|head|bring|told|mix|out|spread|decoders)\b"  # on the way from features to answers
+    draws_estimate = True
+    levels_kept = 1  # of the features, finest first: what is needed once a slice was looked at
+
+    def __init__(self, config: Any, foundation: Foundation, control: PromptedEncoder, vocabulary: Vocabulary):
+        """`control` is the image encoder, its head, and what else a subclass needs."""
+        self.config = config
+        self.foundation = foundation
+        self.control: Any = control.eval()
+        self.vocabulary = vocabulary
+
+    @property
+    def size(self) -> int:
+        """Pixels along a side of the working grid."""
+        return self.config.size
+
+    def to(self, device: torch.device | str) -> Self:
+        """Itself, moved."""
+        self.foundation.to(device)
+        self.control.to(device)
+        return self
+
+    @torch.no_grad()
+    def see(self, view: View) -> Features:
+        """Encode slices once, for any number of prompts."""
+        stack = view.stack.to(self.foundation.device)
+        parts = [self.control.encoder(chunk) for chunk in stack.split(16)]
+        levels = [part.levels[: self.levels_kept] for part in parts]
+        return Features(tuple(torch.cat(level) for level in zip(*levels, strict=True)))
+
+    @torch.no_grad()
+    def estimate(self, seen: Features, asked: Asked, slices: Tensor | None = None) -> Tensor:
+        """The encoder's own probability of the target, (S, size, size): what draws start from.
+
+        Of M `slices`, by their indices, where they are given: (M, size, size).
+        """
+        seen = seen if slices is None else seen[slices.to(self.foundation.device)]
+        return self._probability(seen, self.foundation.encode_text([asked.caption]), asked).cpu()
+
+    @torch.no_grad()
+    def propose(self, seen: Features, asked: Asked, n: int, seed: int, on_step: OnShare = lambda share: None) -> Drawn:
+        """N probability volumes (N, S, size, size) of one target.
+
+        Proposal k uses one noise field for all slices, made from (seed, k) alone. With a mask among the clues they are
+        of the clues' slices, and the mask takes the place of the encoder's estimate.
+        """
+        clues = asked.clues
+        text = self.foundation.encode_text([asked.caption])
+        if clues.mask is not None and clues.slices is not None:
+            chosen = seen[clues.slices.to(self.foundation.device)]
+            return Drawn(self._draw(chosen, text, clues.mask.to(self.foundation.device), n, seed, on_step, clues))
+        probability = self._probability(seen, text, asked)
+        drawn = probability.flatten(1).max(1).values >= self.config.skip_below
+        if self.draws_estimate:
+            probability = asked.mended(probability) * drawn[:, None, None]
+            return Drawn(self._draw(seen, text, probability, n, seed, on_step))
+        out = torch.zeros(n, len(probability), self.size, self.size)
+        if len(active := drawn.nonzero()[:, 0]):
+            out[:, active.cpu()] = self._draw(seen[active], text, probability[active], n, seed, on_step)
+        return Drawn(out)
+
+    def _draw(
+        self,
+        seen: Features,
+        text: Encoded,
+        probability: Tensor,
+        n: int,
+        seed: int,
+        on_step: OnShare,
+        clues: Clues = Clues(),
+    ) -> Tensor:
+        """(n, S, size, size) on the CPU, of slices with the `probability` (S, size, size) to start from."""
+        return thresholds(probability, n, seed, clues.known, on_step)
+
+    def _probability(self, seen: Features, text: Encoded, asked: Asked) -> Tensor:
+        """(S, size, size): the prompt's words against its rivals by their plain names, and background."""
+        index, head = self.vocabulary.index(asked.name), self.control.head
+        pooled = self.foundation.encode_text(list(self.vocabulary.names)).pooled
+        likeness = F.cosine_similarity(text.pooled, pooled)
+        if likeness.argmax() == index and asked.caption != asked.name:
+            pooled[index] = text.pooled[0]
+        # Else the words are the plain name, or unlike any caption that was learnt: then the plain name serves too.
+        against = {asked.name, *self.config.rivals.get(asked.name, self.vocabulary.names)}
+        rivals = [i for i, name in enumerate(self.vocabulary.names) if name in against]
+
+        def total() -> Tensor:
+            """The logarithm of what all shares are divided by, (S, size, size)."""
+            return torch.cat([head.total(chunk.fine, pooled[rivals]) for chunk in seen.split(16)])
+
+        plain = asked.caption == asked.name or likeness.argmax() != index
+        key = ("total", *rivals)
+        if plain and key not in seen.memo:
+            seen.memo[key] = total()
+        own = torch.cat([head(chunk.fine, pooled[[index]])[:, 0] for chunk in seen.split(16)])
+        return (own - (seen.memo[key] if plain else total())).exp().clamp(max=1)  # rounding may exceed it
+
+    @torch.no_grad()
+    def labels(self, image: Tensor, possible: Tensor) -> Tensor:
+        """The encoder's own answer to slices, as `training.judging.Answer`."""
+        return self._shares(image, possible).argmax(dim=1)
+
+    @torch.no_grad()
+    def coarse_labels(self, image: Tensor, possible: Tensor) -> Tensor:
+        """`labels` by a look at half the resolution."""
+        estimate = self._shares(F.avg_pool2d(image, 2), possible)
+        return F.interpolate(estimate, scale_factor=2, mode="bilinear", align_corners=False).argmax(dim=1)
+
+    def _shares(self, image: Tensor, possible: Tensor) -> Tensor:
+        pooled = self.foundation.encode_text([captions(concept)[0] for concept in self.vocabulary.concepts]).pooled
+        return self.control.estimate(self.control.encoder(image), pooled, possible)
+
+    @property
+    def about(self) -> str:
+        """What the foundation says of itself."""
+        return f"Foundation: {self.foundation.pretraining}."
+
+    @property
+    def learnt(self) -> Vocabulary:
+        """The vocabulary."""
+        return self.vocabulary
+
+    @property
+    def parts(self) -> dict[str, nn.Module]:
+        """The encoder, the head, and what else a subclass has."""
+        return dict(self.control.named_children())
+
+    def with_parts(self, parts: Mapping[str, nn.Module], vocabulary: Vocabulary) -> Self:
+        """The same foundation under other networks; names need no weights of their own, they are read."""
+        control = copy(self.control)
+        control._modules = {**control._modules, **parts}
+        return type(self)(self.config, self.foundation, control, vocabulary)
+
+    def widen(self, names: Sequence[str], *, seed: int = 0) -> None:
+        """Nothing: names are read."""
+
+    def phases(self, bank: SliceBank) -> list[Phase]:
+        """The image encoder learns to segment every target at once."""
+        return [Phase("encoder", self._looks, self._stream(bank, 0), encoder_loss, self, answer=self.labels)]
+
+    def coarse_phase(self, bank: SliceBank) -> Phase:
+        """What an encoder that knows nothing learns first on a large grid: the same at half the resolution."""
+        drawn = self._stream(bank, 0)
+
+        def draw(size: int, generator: Generator) -> Captioned:
+            whole = drawn(size, generator)
+            return replace(whole, batch=halved(whole.batch))
+
+        return Phase("coarse", self._looks, draw, encoder_loss, self, answer=self.coarse_labels)
+
+    @property
+    def _looks(self) -> nn.ModuleDict:
+        return nn.ModuleDict({"encoder": self.control.encoder, "head": self.control.head})
+
+    def _stream(self, bank: SliceBank, prompts: int) -> Callable[[int, Generator], "Captioned"]:
+        at_hand = bank.to(self.foundation.device)
+
+        def draw(size: int, generator: Generator) -> Captioned:
+            return Captioned(at_hand.draw(size, prompts, generator), draw_captions(bank, generator))
+
+        return draw
+
+
+def train(system: Prompted, bank: SliceBank, run: Run) -> Prompted:
+    """Train the phases. Of a foundation that is made here the text encoder is trained first, by captions."""
+    system.config = replace(system.config, rivals=rivals_in(bank))
+    if system.foundation.is_untrained:
+        minutes = run.budget.minutes
+        share = WORDS_SHARE if minutes is None else min(WORDS_SHARE, WORDS_MINUTES / max(minutes, 1e-9))
+        pretrain_words(system.foundation, bank, run.part(share))
+        run = run.part(1 - share)
+    if coarse := coarse_share(system.size):
+        train_phases([system.coarse_phase(bank)], run.part(coarse))
+        run = run.part(1 - coarse)
+    train_phases(system.phases(bank), run)
+    return system
+
+
+def base_of(
+    foundation: Path | None, made: str, vocabulary: Vocabulary, modalities: tuple[str | None, ...], seed: int
+) -> Foundation:
+    """The foundation from a folder, or an untrained one of the size `made`."""
+    if foundation is not None:
+        return Foundation.load(foundation)
+    return Foundation.make(made, "unshuffle", caption_corpus(vocabulary, modalities), seed=seed)
+
+
+def build(config: PromptedConfig, foundation: Foundation, vocabulary: Vocabulary, *, seed: int = 0) -> Prompted:
+    """A system that has learnt nothing; its foundation is as given."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        control = PromptedEncoder(ENCODER_WIDTHS[config.encoder], int(foundation.text_encoder.config.hidden_size))
+    return Prompted(config, foundation, control, vocabulary)
+
+
+def make(
+    preset: str,
+    size: int,
+    vocabulary: Vocabulary,
+    *,
+    seed: int = 0,
+    foundation: Path | None = None,
+    modalities: tuple[str | None, ...] = (None,),
+) -> Prompted:
+    """A system that has learnt nothing, on the words of a foundation from a folder or of an untrained one."""
+    base = base_of(foundation, "words", vocabulary, modalities, seed)
+    return build(PromptedConfig(size=size, encoder=preset), base, vocabulary, seed=seed)
+
+
+def save(system: Prompted, folder: Path) -> dict[str, Any]:
+    """Write the weights; the configuration comes back."""
+    system.foundation.save(folder / "foundation")
+    save_weights(system.control, folder / WEIGHTS)
+    return asdict(system.config)
+
+
+def load(folder: Path, config: Mapping[str, Any], vocabulary: Vocabulary) -> Prompted:
+    """What `save` wrote."""
+    return filled(build(PromptedConfig(**config), Foundation.load(folder / "foundation"), vocabulary), folder)
+
+
+def filled(system: Any, folder: Path) -> Any:
+    """A system with the weights of a model folder."""
+    load_weights(system.control, folder / WEIGHTS)
+    return system
