@@ -38,13 +38,13 @@ from delineate.data.slices import build_slices
 from delineate.evaluation.alone import EstimateAlone
 from delineate.evaluation.evaluation import consensus_dice
 from delineate.evaluation.trivial import TRIVIAL
-from delineate.foundation import control
 from delineate.metrics.overlap import dice, mean_interval
 from delineate.model_folder import is_model, save_model
+from delineate.networks import encoder
 from delineate.scans.preparation import Habits
 from delineate.storage.files import write_json
 from delineate.systems import SYSTEMS
-from delineate.systems.diffusion import encoding, progidiff
+from delineate.systems.diffusion import encoding, prompted
 from delineate.training import loop
 from delineate.training.engine import Engine
 from delineate.training.judging import HeldOut, mean_score
@@ -216,7 +216,7 @@ def train_one(args: argparse.Namespace, name: str, seed: int) -> None:
     if arm.old_loss:
         encoding.segmentation_loss = old_loss  # type: ignore[assignment]
     if not arm.coarse:
-        progidiff.coarse_share = lambda size: 0.0
+        prompted.coarse_share = lambda size: 0.0
     if arm.mild:
         augmentation.AUGMENTATIONS["default"] = replace(augmentation.AUGMENTATIONS["default"], place=mild_place)
     if arm.plain:
@@ -224,7 +224,7 @@ def train_one(args: argparse.Namespace, name: str, seed: int) -> None:
         augmentation.AUGMENTATIONS["default"] = replace(augmentation.AUGMENTATIONS["default"], **plain)
     if arm.sigmoid:
         encoding.segmentation_loss = loss_of_each  # type: ignore[assignment]
-        control.MaskControl.estimate = estimate_of_each  # type: ignore[method-assign]
+        encoder.PromptedEncoder.estimate = estimate_of_each  # type: ignore[method-assign]
     Engine.batch_size = lambda self, usual, device: arm.batch  # type: ignore[method-assign]
     dataset = open_dataset(args.data)
     bank = build_slices([dataset], "train", arm.size, apart_mm=arm.apart_mm)
@@ -253,7 +253,7 @@ def old_loss(log_probability: Tensor, labels: Tensor, where: Tensor | None = Non
 
 
 def estimate_of_each(
-    self: control.MaskControl, features: Any, pooled: Tensor, possible: Tensor | None = None
+    self: encoder.PromptedEncoder, features: Any, pooled: Tensor, possible: Tensor | None = None
 ) -> Tensor:
     """Log-probabilities of every organ by itself, (B, 1 + C, S, S), behind background's one half."""
     logits = torch.nn.functional.logsigmoid(self.head(features.fine, pooled))

@@ -17,39 +17,19 @@ from delineate.data.dataset import Dataset
 from delineate.pictures import COLOURS, contour
 from delineate.segmenter import Segmenter
 
-LABELS = {
-    "progidiff": "ProGiDiff",
-    "unisegdiff": "UniSegDiff",
-    "unisegdiff-own-chains": "UniSegDiff, own chains",
-    "probunet": "Probabilistic U-Net",
-    "pulaski": "PULASki",
-    "ensemble": "5 U-Nets",
-    "mcdropout": "MC dropout",
-}
+LABELS = {"spread": "Spread", "unisegdiff": "UniSegDiff", "encoder": "encoder"}
 
 
 def chart(result: dict[str, Any], path: Path) -> Path:
-    """Left GED² by the number of proposals, middle what guaranteed masks miss, right reliability before and after."""
-    figure = Figure(figsize=(13, 4), layout="constrained")
-    left, middle, right = figure.subplots(1, 3)
-    colours = (*COLOURS[:3], *COLOURS[4:], "black")
-    for place, ((system, entry), colour) in enumerate(zip(result["lidc"]["systems"].items(), colours, strict=False)):
-        sizes = [n for n in (4, 16, 50) if n <= entry["drawn"]]
-        values = [entry["figures"][f"ged_{n}"] for n in sizes]
-        ends = np.array([[v["mean"] - v["low"], v["high"] - v["mean"]] for v in values]).T
-        apart = [n * 1.03 ** (place - 3) for n in sizes]  # or the bars would lie on each other
-        told = {"marker": "o", "color": colour, "label": LABELS[system], "capsize": 3, "linewidth": 1.2}
-        left.errorbar(apart, [v["mean"] for v in values], ends, **told)
-    left.set(xscale="log", xticks=(4, 16, 50), xticklabels=("4", "16", "50"), xlabel="proposals", ylabel="GED², V form")
-    left.minorticks_off()
-    left.set_title(f"LIDC, {result['lidc']['patients']} test patients; bars: 95 % over patients", fontsize=10)
-    left.legend(fontsize=8, frameon=False, loc="upper right")
+    """Left what guaranteed masks miss, right reliability before and after."""
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    middle, right = figure.subplots(1, 2)
     middle.plot([0, 0.12], [0, 0.12], color="0.7", linewidth=1)
     for (system, told), colour in zip(result["coverage"].items(), COLOURS[4:], strict=False):
         for kind, marker in (("missed", "o"), ("false", "s")):
             held = [e for name, e in told.items() if name.startswith(kind) and e.get("area_over_truth")]
             asked = [e["asked"] for e in held]
-            label = f"{LABELS[system]}, {'misses' if kind == 'missed' else 'adds'}"
+            label = f"{LABELS.get(system, system)}, {'misses' if kind == 'missed' else 'adds'}"
             middle.plot(asked, [e["realised"] for e in held], marker, color=colour, label=label)
     middle.set(xlabel="asked for, at most", ylabel="realised, mean of 200 divisions", xlim=(0, 0.12), ylim=(0, 0.12))
     middle.set_title("guaranteed masks on patients not calibrated on", fontsize=10)

@@ -388,10 +388,17 @@ def build(config: UniSegDiffConfig, vocabulary: Vocabulary, *, seed: int = 0) ->
 
 
 def make(
-    preset: str, size: int, vocabulary: Vocabulary, *, seed: int = 0, uniform: bool = False, **_: Any
+    preset: str,
+    size: int,
+    vocabulary: Vocabulary,
+    *,
+    seed: int = 0,
+    uniform: bool = False,
+    score: str = "energy",
+    **_: Any,
 ) -> UniSegDiff:
-    """An untrained system of a preset; with `uniform` without stages, which is DDIM."""
-    config = UniSegDiffConfig(size, preset)
+    """An untrained system of a preset, taught by a score; with `uniform` without stages, which is DDIM."""
+    config = UniSegDiffConfig(size, preset, score=score)
     if uniform:
         config = replace(config, stages=Stages(Strategy.UNIFORM, target="mask", interval=10), chains="own")
     return build(config, vocabulary, seed=seed)

@@ -1,0 +1,302 @@
+"""Masks as plural as raters: generators on nodules that four radiologists outlined, beside the floor and idle parts.
+
+    python benchmarks/plural.py --data ../shared/data --minutes 10 --seeds 0 1 2 --work runs/plural
+
+LIDC nodules, 128², all four slots (an empty one is a rater who saw nothing). Every system learns a reading drawn
+anew each time, or all readings where its score takes them, for the same processor time on one thread. Held-out
+patients: GED² in V form at N = 4, 16 and 64, matched IoU at 16 in both conventions (a pair of empty masks counts 1, or
+readings that are empty are left out), Dice of agreement, ECE of the mean of 16 against all raters, CRPS of area, and
+milliseconds for 16 masks of a crop, the look included, on two threads.
+
+Rows beside the systems: *floor* (the encoder's calibrated estimate against noise, no generator), of the encoder trained
+by itself for all the time and of each generator's own encoder; every generator with a part switched off. Calibrated is
+on val; where val itself is scored (`--split val`), on one half of its patients for the other. Figures are means over
+patients, of the means over seeds, with 95 % intervals by Student's t; differences are paired by patient.
+
+Writes benchmarks/results/plural.json (plural_val.json for val). Run again, it goes on where it was.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+
+from delineate import open_dataset
+from delineate.calibration.calibrators import histogram, reliability
+from delineate.data.dataset import Dataset
+from delineate.data.lidc import write_lidc
+from delineate.evaluation.alone import Floor
+from delineate.evaluation.protocols.lines import answers
+from delineate.jobs.calibrate import calibrate
+from delineate.jobs.opening import read_bank
+from delineate.jobs.train import TrainRequest, train_on
+from delineate.jobs.watch import Nobody
+from delineate.metrics.overlap import ged_squared, mean_interval, paired_interval
+from delineate.metrics.raters import crps_ensemble, dice_soft
+from delineate.prompts.prompt import Prompt
+from delineate.scans.grid import view_of
+from delineate.segmenter import Segmenter
+from delineate.storage.files import write_json
+from delineate.systems import SYSTEMS
+from delineate.training import loop
+
+RESULTS = Path(__file__).parent / "results"
+SIZES = (4, 16, 64)
+OF = 16  # of the figures that need one N
+FEWER = {"ensemble": 5, "mcdropout": 16}  # than the most of `SIZES`
+SYSTEMS["unisegdiff-paper"] = replace(SYSTEMS["unisegdiff"], options={"score": "paper"})  # type: ignore[index]
+TRIED = (
+    "encoder",
+    "spread",
+    "progidiff",
+    "unisegdiff",
+    "unisegdiff-paper",
+    "flowssn",
+    "pulaski",
+    "probunet",
+    "ensemble",
+    "mcdropout",
+)
+
+
+def without_unet(segmenter: Any) -> Any:
+    """ProGiDiff whose foundation adds nothing."""
+    for p in segmenter.system.control.out.parameters():
+        p.data.zero_()
+    return segmenter
+
+
+def without_bends(segmenter: Any) -> Any:
+    """Spread whose curve is straight."""
+    segmenter.system.control.spread.out.weight.data[12:].zero_()
+    segmenter.system.control.spread.out.bias.data[12:].zero_()
+    return segmenter
+
+
+def without_spread(segmenter: Any) -> Any:
+    """Spread that looks nothing up: one temperature and one gain for all pixels, as before it learnt."""
+    for p in segmenter.system.control.spread.out.parameters():
+        p.data.zero_()
+    return segmenter
+
+
+def of_estimate(segmenter: Any) -> Any:
+    """The floor of a system's own encoder."""
+    return Segmenter(Floor(segmenter.system), segmenter.modalities, habits=segmenter.habits)
+
+
+IDLE: dict[str, tuple[str, Callable[[Any], Any]]] = {
+    "spread: straight": ("spread", without_bends),
+    "spread: nothing looked up": ("spread", without_spread),
+    "spread: its encoder's floor": ("spread", of_estimate),
+    "progidiff: U-Net off": ("progidiff", without_unet),
+    "progidiff: its encoder's floor": ("progidiff", of_estimate),
+    "unisegdiff: its condition network's floor": ("unisegdiff", of_estimate),
+}
+
+
+class CpuClock:
+    """In the place of `time`: seconds are those of this process's CPU time, of all its threads."""
+
+    monotonic = staticmethod(time.process_time)
+
+
+def main() -> None:
+    """Train, score, report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--work", type=Path, default=Path("runs/plural"), help="for models and figures")
+    parser.add_argument("--minutes", type=float, default=10.0, help="of processor time, for each training")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--only", nargs="*", choices=TRIED, default=list(TRIED), help="these systems alone")
+    parser.add_argument("--split", default="test", choices=("val", "test"), help="val while choosing, test at the end")
+    parser.add_argument("--workers", type=int, default=1, help="how many trainings or scorings at once")
+    parser.add_argument("--job", nargs=3, help=argparse.SUPPRESS)  # (train or score, row, seed), in its own process
+    args = parser.parse_args()
+    folder = args.work / "lidc4"
+    if not folder.exists():
+        write_lidc(args.data / "lidc4" / "lidc4.npz", args.data / "splits.json", folder, empty_slots=True)
+    dataset = open_dataset(folder)
+    torch.set_num_threads(1)
+    if args.job:
+        kind, name, seed = args.job
+        return (train_one if kind == "train" else score_one)(args, dataset, name, int(seed))
+    rows = [*args.only, *(name for name, (system, _) in IDLE.items() if system in args.only)]
+    queue(args, "train", [(system, seed) for seed in args.seeds for system in args.only])
+    queue(args, "score", [(name, seed) for seed in args.seeds for name in rows])
+    write_json(RESULTS / ("plural.json" if args.split == "test" else "plural_val.json"), report(args, rows))
+
+
+def queue(args: argparse.Namespace, kind: str, jobs: Sequence[tuple[str, int]]) -> None:
+    """The unfinished jobs, `--workers` at a time, each in a process with one thread."""
+    done = {"train": lambda job: model_path(args, *job) / "manifest.json", "score": lambda job: rows_path(args, *job)}
+    waiting = [job for job in jobs if not done[kind](job).exists()]
+    running: dict[tuple[str, int], subprocess.Popen] = {}
+    while waiting or running:
+        while waiting and len(running) < args.workers:
+            name, seed = job = waiting.pop(0)
+            print(f"{time.strftime('%H:%M')} {kind}: {name}, seed {seed}", flush=True)
+            command = [sys.executable, *sys.argv, "--job", kind, name, str(seed)]
+            running[job] = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        time.sleep(1)
+        for job in [j for j, process in running.items() if process.poll() is not None]:
+            if running.pop(job).returncode != 0:
+                sys.exit(f"{kind} {job} failed; run again to go on")
+
+
+def model_path(args: argparse.Namespace, system: str, seed: int) -> Path:
+    """Where a model is."""
+    return args.work / f"seed{seed}" / system
+
+
+def rows_path(args: argparse.Namespace, name: str, seed: int) -> Path:
+    """Where the scores of a row are."""
+    return args.work / f"seed{seed}" / f"{name.replace(': ', '-').replace(' ', '-')}-{args.split}.json"
+
+
+def train_one(args: argparse.Namespace, dataset: Dataset, system: str, seed: int) -> None:
+    """One training, to its model folder."""
+    loop.time = CpuClock  # type: ignore[assignment]
+    output = model_path(args, system, seed)
+    work = Path(f"{output}-training")
+    work.mkdir(parents=True, exist_ok=True)
+    request = TrainRequest(
+        system, [dataset.root], minutes=args.minutes, seed=seed, raters="random", precision="bfloat16"
+    )
+    about = {"system": system, "preset": "tiny", "minutes": args.minutes, "seed": seed, "raters": "random"}
+    bank = read_bank([dataset], SYSTEMS["unet"].presets["tiny"], Nobody(), rating="random")
+    train_on(request, bank, output, work, about, [dataset.name])
+
+
+def score_one(args: argparse.Namespace, dataset: Dataset, name: str, seed: int) -> None:
+    """Figures of every case, from one drawing of the most proposals."""
+    system, change = IDLE.get(name, (name, lambda segmenter: segmenter))
+    segmenter = change(Segmenter.load(model_path(args, system, seed)).calibrated(None))
+    n = FEWER.get(system, max(SIZES))
+    draws_estimate = getattr(segmenter.system, "draws_estimate", False)
+    rows = []
+    for known, scored in halves(dataset, args.split) if draws_estimate else [(None, dataset)]:
+        ready = segmenter.calibrated(calibrate(segmenter, [known], n=OF)) if known is not None else segmenter
+        cases = scored.split(args.split)
+        rows += [line(one, n) for one in answers(ready, scored, cases, list(scored.labels), n, seed)]
+    write_json(rows_path(args, name, seed), {"rows": rows, "ms": milliseconds(segmenter, dataset), "drawn": n})
+
+
+def halves(dataset: Dataset, split: str) -> list[tuple[Dataset, Dataset]]:
+    """What to calibrate on, and what to score then: val for test; each half of val for the other."""
+    if split == "test":
+        return [(dataset, dataset)]
+    val = dataset.splits["val"]
+    one, other = (replace(dataset, splits={**dataset.splits, "val": val[i::2]}) for i in range(2))
+    return [(one, other), (other, one)]
+
+
+def line(answered: Any, n: int) -> dict[str, Any]:
+    """The figures of a case."""
+    masks, readings = answered.masks(), answered.readings
+    marked = masks.any(axis=0) | readings.any(axis=0)
+    ours, theirs = masks[:, marked], readings[:, marked]
+    figures: dict[str, Any] = {f"ged_{k}": ged_squared(ours[:k], theirs) for k in SIZES if k <= n}
+    some = ours[:OF]
+    figures["matched"], figures["matched_not_empty"] = matched(some, theirs)
+    mean = masks[:OF].mean(axis=0)
+    figures["agreement"] = dice_soft(mean[None], readings)
+    figures["crps"] = float(np.mean([crps_ensemble(some.sum(1) / 1.0, float(r.sum())) for r in theirs]))
+    figures["empty"] = float((~some.any(axis=1)).mean())
+    parts = [histogram(mean[marked], drawn[marked]) for drawn in readings]
+    p, y, w = (np.concatenate([part[i] for part in parts]) for i in range(3))
+    pooled = [[float(a), float(b), float(c)] for a, b, c in zip(p, y, w, strict=True)]
+    return {"case": answered.case.name, "subject": answered.case.subject, **figures, "pooled": pooled}
+
+
+def matched(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float | None]:
+    """The mean IoU of pairs where draws are dealt out evenly to readings; and that of readings that are not empty."""
+    a, b = ours.astype(np.float64), theirs.astype(np.float64)
+    both = a @ b.T
+    either = a.sum(1)[:, None] + b.sum(1)[None] - both
+    iou = np.where(either > 0, both / np.maximum(either, 1), 1.0)
+    times = int(np.lcm(len(ours), len(theirs)))
+    rows, columns = np.arange(len(ours)).repeat(times // len(ours)), np.arange(len(theirs)).repeat(times // len(theirs))
+    large = iou[np.ix_(rows, columns)]
+    chosen = linear_sum_assignment(-large)
+    values, full = large[chosen], theirs.any(axis=1)[columns[chosen[1]]]
+    return float(values.mean()), float(values[full].mean()) if full.any() else None
+
+
+def milliseconds(segmenter: Any, dataset: Dataset, rounds: int = 7) -> float:
+    """The median time of a look at one crop and `OF` proposals on the grid, on two threads."""
+    torch.set_num_threads(2)
+    seen = segmenter.look(dataset.read(dataset.split("val")[0])[0])
+    view = view_of(seen.prepared, segmenter.system.size, segmenter.habits.apart_mm)
+    asked = segmenter._asked(seen, Prompt(next(iter(dataset.labels))))
+    spent = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        segmenter.system.propose(segmenter.system.see(view), asked, OF, 0)
+        spent.append(time.perf_counter() - start)
+    torch.set_num_threads(1)
+    return 1000 * float(np.median(spent))
+
+
+def report(args: argparse.Namespace, rows: Sequence[str]) -> dict[str, Any]:
+    """Means over patients, and differences from the floor of the encoder that had all the time, and from own floors."""
+    values: dict[str, dict[str, dict[str, float]]] = {}
+    told: dict[str, Any] = {}
+    for name in rows:
+        kept = [json.loads(rows_path(args, name, seed).read_text()) for seed in args.seeds]
+        keys = [k for k in kept[0]["rows"][0] if k not in ("case", "subject", "pooled")]
+        values[name] = {key: per_subject(kept, key) for key in keys}
+        figures = {}
+        for key, own in values[name].items():
+            mean, low, high = mean_interval(np.array(list(own.values())))
+            figures[key] = {"mean": mean, "low": low, "high": high}
+        p, y, w = (np.array([row[i] for one in kept for r in one["rows"] for row in r["pooled"]]) for i in range(3))
+        figures["ece"] = reliability(p, y > 0, weight=w).ece
+        told[name] = {"figures": figures, "drawn": kept[0]["drawn"], "ms": min(one["ms"] for one in kept)}
+    for name in rows:
+        system = name.split(":")[0]
+        beside = ["encoder", *(r for r in rows if r.startswith(f"{system}: ") and r != name)]
+        told[name]["minus"] = {
+            other: {key: difference(values[name][key], values[other][key]) for key in values[name]}
+            for other in beside
+            if other in values and other != name
+        }
+    return {
+        "command": " ".join(["python", *sys.argv]),
+        "split": args.split,
+        "minutes_each": args.minutes,
+        "seeds": args.seeds,
+        "patients": len(next(iter(values.values()))["ged_4"]),
+        "rows": told,
+    }
+
+
+def per_subject(kept: Sequence[dict[str, Any]], key: str) -> dict[str, float]:
+    """A patient's mean over cases and seeds."""
+    found: dict[str, list[float]] = {}
+    for one in kept:
+        for row in one["rows"]:
+            if row.get(key) is not None:
+                found.setdefault(row["subject"], []).append(row[key])
+    return {subject: float(np.mean(found[subject])) for subject in sorted(found)}
+
+
+def difference(one: dict[str, float], other: dict[str, float]) -> dict[str, float | None]:
+    """Paired by patient."""
+    shared = [subject for subject in one if subject in other]
+    middle, low, high = paired_interval(np.array([one[s] for s in shared]), np.array([other[s] for s in shared]))
+    return {"difference": middle, "low": low, "high": high}
+
+
+if __name__ == "__main__":
+    main()
