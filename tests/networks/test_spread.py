@@ -27,7 +27,7 @@ def test_a_spread_that_has_learnt_nothing_draws_the_floor(spread):
     torch.testing.assert_close(start.odds, odds / COOL)
     torch.testing.assert_close(start.gain, torch.full_like(odds, PROBIT))
     assert not start.bend.any()
-    noise = torch.randn(2, 1, 1, 1).expand(-1, -1, 32, 32)
+    noise = torch.randn(2, 5, 1, 1).expand(-1, -1, 32, 32)
     torch.testing.assert_close(start.drawn(noise), floor.drawn(noise))
 
 

@@ -44,10 +44,10 @@ class Start:
         return Start(self.odds[index], self.gain[index], None if self.bend is None else self.bend[index])
 
     def drawn(self, noise: Tensor) -> Tensor:
-        """Log-odds (B, 1, S, S) by noise of that shape and of variance 1, the most of which is one value a picture."""
-        total = self.odds + self.gain * noise
+        """Log-odds (B, K, S, S) of K draws by noise of that shape, of variance 1 and nearly one value a picture."""
+        total = torch.addcmul(self.odds, self.gain, noise)
         if self.bend is not None:
-            total = total + torch.einsum("bj,bjhw->bhw", waves(noise.mean((1, 2, 3))), self.bend)[:, None]
+            total = total + torch.einsum("bkj,bjhw->bkhw", waves(noise.mean((2, 3))), self.bend)
         return total.clamp(-MOST, MOST)
 
     def heard(self, pixels: Tensor, signal: Tensor, noise: Tensor) -> Tensor:
@@ -60,9 +60,9 @@ class Start:
 
 
 def waves(u: Tensor) -> Tensor:
-    """φ(u), (B, `BENDS`) for (B,): what bends a curve. Their means under a normal u are 0, but for that of cos."""
+    """φ(u), (…, `BENDS`): what bends a curve. Their means under a normal u are 0, but for that of cos."""
     u = u.clamp(-FARTHEST, FARTHEST)
-    return torch.stack([(u**2 - 1) / 2, (u**3 - 3 * u) / 6, (2 * u).sin(), (2 * u).cos()], dim=1)
+    return torch.stack([(u**2 - 1) / 2, (u**3 - 3 * u) / 6, (2 * u).sin(), (2 * u).cos()], dim=-1)
 
 
 def log_odds(probability: Tensor) -> Tensor:

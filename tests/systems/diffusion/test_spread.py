@@ -3,14 +3,13 @@
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from delineate.networks.spread import BENDS, Start
 from delineate.scans.grid import View
 from delineate.systems import SYSTEMS
-from delineate.systems.diffusion.fields import even_levels, random_fields, smooth_fields
+from delineate.systems.diffusion.fields import even_fields, even_levels, smooth_fields
 from delineate.systems.diffusion.scoring import SHARP, score
 from delineate.systems.diffusion.spread import drawn_from
 from delineate.systems.system import Asked, Clues
@@ -41,8 +40,16 @@ def test_levels_of_training_are_spread_evenly_and_normal():
     assert torch.equal(ranked.floor().clamp(0, 15), torch.arange(16.0).expand(500, -1))
     assert levels.mean().abs() < 0.01
     assert levels.std().item() == pytest.approx(1, abs=0.02)
-    field = random_fields(SIZE, 16, 0.97, torch.Generator().manual_seed(0), levels[0])
-    assert np.corrcoef(field.mean((1, 2)), levels[0])[0, 1] > 0.99
+
+
+def test_noise_of_training_is_that_of_use():
+    drawn = even_fields(SIZE, 40, 16, 0.9, torch.Generator().manual_seed(0))
+    used = smooth_fields(SIZE, 256, 0, 0.9)
+    assert drawn.shape == (40, 16, SIZE, SIZE)
+    for fields in (drawn.flatten(0, 1), used):
+        assert fields.std().item() == pytest.approx(1, abs=0.05)
+        assert (fields - fields.mean((1, 2), keepdim=True)).std().item() == pytest.approx(0.1**0.5, abs=0.05)
+    assert (drawn[0, 0] - drawn[0, 0].mean() - (drawn[0, 1] - drawn[0, 1].mean())).abs().max() > 0.1
 
 
 def test_the_score_is_least_for_the_spread_that_raters_have():

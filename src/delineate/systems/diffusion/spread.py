@@ -21,9 +21,9 @@ from delineate.networks.encoder import ENCODER_WIDTHS, Features, PromptedEncoder
 from delineate.networks.spread import Spread, Start, log_odds, waves
 from delineate.prompts.vocabulary import Vocabulary
 from delineate.systems.diffusion.encoding import Captioned, looked_at
-from delineate.systems.diffusion.fields import LEVEL, even_levels, random_fields, smooth_fields
+from delineate.systems.diffusion.fields import LEVEL, even_fields, smooth_fields
 from delineate.systems.diffusion.prompted import Prompted, PromptedConfig, base_of, filled, save, train
-from delineate.systems.diffusion.scoring import PROMPTS_DRAWN, SHARP, pairs_of, score
+from delineate.systems.diffusion.scoring import SHARP, pairs_of, score
 from delineate.systems.diffusion.thresholds import SURE
 from delineate.systems.system import Clues, OnShare
 from delineate.training.loop import Hyperparameters, Loss, Phase, Step
@@ -56,7 +56,7 @@ class SpreadSystem(Prompted):
     def phases(self, bank: SliceBank) -> list[Phase]:
         """The encoder learns to segment; then all of it to draw as well, by the score."""
         (encoder,) = super().phases(bank)
-        drawn = self._stream(bank, min(PROMPTS_DRAWN, len(self.vocabulary.names)))
+        drawn = self._stream(bank, 1)
         everything = Phase("spread", self.control, drawn, spread_loss, self, 1 - ENCODER_SHARE, TOGETHER)
         return [replace(encoder, share=ENCODER_SHARE), everything]
 
@@ -86,11 +86,8 @@ def spread_loss(system: SpreadSystem, drawn: Captioned, step: Step) -> Loss:
     seen = looked_at(system, drawn)
     own, pairs = segmentation_loss(seen[2], drawn.batch.labels), pairs_of(drawn, *seen)
     start = system.control.spread(pairs.features, log_odds(pairs.probability), pairs.text.pooled)
-    levels = even_levels(len(pairs), DRAWS, step.generator).flatten()
-    field = random_fields(system.size, len(levels), LEVEL, step.generator, levels)[:, None].to(start.odds.device)
-    pair = torch.arange(len(pairs), device=field.device).repeat_interleave(DRAWS)
-    logit = start[pair].drawn(field).view(len(pairs), DRAWS, system.size, system.size)
-    scored = score(logit, pairs.raters, pairs.present).mean()
+    field = even_fields(system.size, len(pairs), DRAWS, LEVEL, step.generator).to(start.odds.device)
+    scored = score(start.drawn(field), pairs.raters, pairs.present).mean()
     return OWN * own + scored, {"encoder": own.detach(), "score": scored.detach()}
 
 
