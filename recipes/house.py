@@ -1,17 +1,17 @@
-"""The house model: one small prompted encoder on every set whose terms allow shipping weights, and on the phantom.
+"""The house model: a small prompted encoder with its spread, on every set whose terms allow shipping weights.
 
     python recipes/house.py --data ../shared/data --minutes 60
 
 Reads BTCV CT (13 abdominal organs), MSD hippocampus (MR), ISIC 2018 (skin lesion), BUSI (breast ultrasound), DSB 2018
 H&E (nuclei), LIDC (lung nodule, what half of the raters drew), HC18 (fetal head), CHASE_DB1 (retinal vessels) and
-phantoms in MR. Trains on the train split without images like a held-out one; the val split chooses the best state and
-calibrates; writes src/delineate/house/ in half precision with its card. Fluorescence nuclei are left out on purpose:
-`delineate demo` shows on them how a few images adapt the model.
+phantoms in MR. Trains on the train split without images like a held-out one, on a reading drawn anew where there are
+several; the val split judges and calibrates; writes src/delineate/house/ in half precision with its card. Fluorescence
+nuclei are left out on purpose: `delineate demo` shows on them how a few images adapt the model.
 
 Run again it goes on: an unfinished run from its checkpoints, else from the model that ships, which is replaced only by
-one that does better on val. `--pack FILE` learns from one file, on a machine without the sets. `--afresh` begins from
-nothing: words, then half the resolution, then all of it. `--test` scores the test splits and writes them into the card:
-once, at the end.
+one that is as good on val. `--pack FILE` learns from one file, on a machine without the sets. `--afresh` begins from
+nothing: words, then half the resolution, then all of it, then draws as well. `--test` scores the test splits and writes
+them into the card: once, at the end.
 """
 
 import argparse
@@ -41,13 +41,13 @@ from delineate.scans.preparation import Habits
 from delineate.segmenter import Segmenter
 from delineate.storage.shipped import house_folder
 from delineate.systems import SYSTEMS
-from delineate.systems.diffusion.progidiff import ProGiDiff
+from delineate.systems.diffusion.spread import SpreadSystem, build
 from delineate.training.engine import Engine
 from delineate.training.judging import HeldOut, mean_score
 from delineate.training.loop import Budget, Hyperparameters, Run, polite_stop, train_phases
 from delineate.training.planning import APART_MM
 
-SYSTEM, PRESET = "encoder", "small"
+SYSTEM, PRESET = "spread", "small"
 SIZE = SYSTEMS[SYSTEM].presets[PRESET]
 LICENCES = {
     "btcv_ct": "BTCV (Synapse syn3193805), usually quoted CC BY 4.0",
@@ -75,6 +75,7 @@ SHARES = {
 PATIENTS_LIDC = {"train": 383, "val": 54, "test": 30}
 PHANTOMS = 12
 FALSE_ALARMS = 0.2  # fewer would cost half of the targets: breast ultrasound without a lesion misleads it
+NEAR = 0.003  # of val Dice: what differs by less is as good, and the later one has learnt more of how masks spread
 GOING_ON = Hyperparameters(learning_rate=6e-4, average_halflife_images=6000)
 
 
@@ -99,7 +100,7 @@ def main() -> None:
     datasets = gather(args.data, args.work)
     if args.minutes > 0:
         shares = [SHARES[dataset.name] for dataset in datasets]
-        bank = read_bank(datasets, SIZE, Lines(), shares=shares, apart_mm=APART_MM)
+        bank = read_bank(datasets, SIZE, Lines(), shares=shares, apart_mm=APART_MM, rating="random")
         held_out = held_out_slices(datasets, bank, Lines())
         print(f"{len(bank)} slices, {len(bank.vocabulary.concepts)} targets", flush=True)
         assert held_out is not None
@@ -125,10 +126,10 @@ def learn(args: argparse.Namespace, bank: SliceBank, held_out: HeldOut) -> None:
             system = shipped.to(args.device)
             score_before = mean_score(held_out.dice(system.labels, args.device))
             run = replace(run, seed=args.seed + 1 + len(before["runs"]))
-            train_phases([replace(phase, hyper=GOING_ON) for phase in system.phases(bank)], run)
+            train_phases([replace(system.phases(bank)[-1], hyper=GOING_ON)], run)
     score_after = mean_score(held_out.dice(system.labels, args.device))
     print(f"val: {score_before:.4f} before, {score_after:.4f} after", flush=True)
-    if score_after <= score_before:
+    if score_after < score_before - NEAR:
         print("the model that ships stays", flush=True)
         return
     told = {stage: {k: log[-1][k] for k in ("images", "seconds")} for stage, log in logs.items() if log}
@@ -137,17 +138,21 @@ def learn(args: argparse.Namespace, bank: SliceBank, held_out: HeldOut) -> None:
     training_curves(logs, Path("docs/lab/house-curves.png"))
 
 
-def last_state(bank: SliceBank) -> tuple[ProGiDiff | None, dict[str, Any]]:
-    """The model that ships, if it is one of these and knows the same names; and what it tells of its training."""
+def last_state(bank: SliceBank) -> tuple[SpreadSystem | None, dict[str, Any]]:
+    """The model that ships, if it knows the same names; one without a spread gets one that has learnt nothing."""
     folder, config = check_model(None)
-    same = config["system"] == SYSTEM and config["system_config"]["size"] == SIZE
+    same = config["system"] in ("encoder", SYSTEM) and config["system_config"]["size"] == SIZE
     segmenter = Segmenter.load(folder) if same else None
     if segmenter is None or segmenter.vocabulary.names != bank.vocabulary.names:
         return None, {}
-    return segmenter.system, config["training"]  # type: ignore[return-value]
+    system: Any = segmenter.system
+    if config["system"] != SYSTEM:
+        before, system = system, build(system.config, system.foundation, system.vocabulary)
+        system.control.load_state_dict(before.control.state_dict(), strict=False)
+    return system, config["training"]
 
 
-def ship(system: ProGiDiff, bank: SliceBank, training: dict[str, Any]) -> None:
+def ship(system: SpreadSystem, bank: SliceBank, training: dict[str, Any]) -> None:
     """Save in half precision as the package's own model."""
     for module in (*system.foundation.modules.values(), system.control):
         module.half()
@@ -262,14 +267,14 @@ def card(training: dict[str, Any]) -> str:
         [
             "# The house model",
             "",
-            f"A prompted encoder (`encoder`, preset {PRESET}) on a grid of {SIZE}x{SIZE}, trained by",
+            f"A prompted encoder with its spread (`spread`, preset {PRESET}) on a grid of {SIZE}x{SIZE}, trained by",
             f"`recipes/house.py` on {training['slices']} slices in these runs",
             "(val: mean Dice of all names on slices of the val subjects):",
             "",
             *runs,
             "",
-            "Its text encoder was taught by captions alone and saw nothing but these sets. It has no generator:",
-            "proposals are drawn from the encoder's probabilities and noise. Weights are stored in half precision.",
+            "Its text encoder was taught by captions alone and saw nothing but these sets. Proposals are points on a",
+            "curve through masks, told by the image and taught by the energy score. Weights are in half precision.",
             "",
             "**Not a medical device.** It is small: a start for trying things, not for patients.",
             "It is calibrated on the val subjects of the sets below.",
