@@ -2,7 +2,8 @@
 
     python benchmarks/adapt.py --ct runs/btcv --lesions runs/lesions/seed0
 
-Needs the models that benchmarks/btcv.py and benchmarks/lesions.py trained. Three questions, a phase each:
+Needs a folder with progidiff/ and unet/, trained on BTCV CT for half an hour each (`delineate train`), and the models
+that benchmarks/lesions.py trained. Three questions, a phase each:
 
 mr      BTCV CT to CHAOS MR (liver, both kidneys, spleen): every kind of adapter, fine-tuning and training from scratch,
         for ProGiDiff and the U-Net, on 1, 3, 5 and all 8 training patients, three draws; and CT with the adapter on.
