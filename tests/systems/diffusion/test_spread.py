@@ -34,6 +34,16 @@ def test_draws_are_those_of_the_whole_curve_though_only_doubtful_pixels_are_work
     assert ((drawn == 0) | (drawn == 1)).float().mean() > 0.5
 
 
+def test_frequencies_are_what_is_said():
+    """The mean of proposals is what is said of a pixel: as often is it in one, and in many as in more."""
+    starts = [start_of(2)]
+    many, more = (drawn_from(starts, smooth_fields(SIZE, n, seed)) for n, seed in ((64, 0), (512, 1)))
+    apart = ((many >= 0.5).float().mean(0) - many.mean(0)).abs()
+    assert apart.mean() < 0.01
+    assert apart.max() < 0.2  # where a curve lingers at the border
+    assert (many.mean(0) - more.mean(0)).abs().max() < 0.1  # evenly spread: nearer than 64 coins would be
+
+
 def test_levels_of_training_are_spread_evenly_and_normal():
     levels = even_levels(500, 16, torch.Generator().manual_seed(0))
     ranked = torch.special.ndtr(levels).sort(dim=1).values * 16
