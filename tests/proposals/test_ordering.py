@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -87,6 +89,30 @@ def test_what_are_no_masks_is_refused(masks, message):
 
 
 # distinct
+
+
+@pytest.mark.parametrize(
+    ("ranges", "share"),
+    [
+        ([(0, 50), (10, 40), (12, 30)], 1.0),
+        ([(0, 50), (40, 60)], 0.5),
+        ([(0, 50), (0, 0)], None),
+        ([(0, 50)], None),
+        ([(0, 50), (10, 40), (0, 0)], 1.0),
+    ],
+)
+def test_masks_within_one_another_are_nested(ranges, share):
+    assert overlaps(line(*ranges)).nested() == share
+
+
+def test_nested_proposals_are_told_and_staple_makes_their_union():
+    masks = line((0, 50), (10, 40), (12, 30), (12, 31))
+    target = TargetProposals(Prompt("liver"), "liver", Outcome.FOUND, 1.0, masks[:, None, None].astype(np.float16))
+    assert target.nested()
+    assert target.consensus("staple").sum() >= 40
+    assert target.consensus().sum() == 30
+    torn = line((0, 50), (40, 90))
+    assert not replace(target, drawn=torn[:, None, None].astype(np.float16)).nested()
 
 
 def test_two_groups_are_told_apart_with_their_medoids_and_weights():

@@ -155,6 +155,11 @@ def segment(
                     f"delineate: {case['case']}: {left_out[0]} in small pieces apart from '{told['target']}' are left "
                     "out of the consensus, as held-out subjects advise; the proposals keep them"
                 )
+            if consensus == "staple" and told.get("nested"):
+                say(
+                    f"delineate: {case['case']}: the proposals of '{told['target']}' lie within one another, so STAPLE "
+                    "is nearly their union; --consensus mean is what held-out subjects were asked about"
+                )
     failed = [c for c in report["cases"] if c["status"] == "failed"]
     for case in failed:
         say(f"delineate: {case['reason']}")

@@ -59,8 +59,9 @@ def seen_first(target: TargetProposals, how: str, scan: Scan, key: str, volumes:
     """What a person looks at first, as JSON: `quality` of the consensus, the `distinct` proposals, `doubtful_slices`.
 
     `quality` is the Dice that a mask can expect, `weight` the share of all proposals that one stands for, `spread` how
-    far those lie from one another (mean 1 - IoU); see `delineate.proposals.ordering`. Slices are those of the file,
-    counted from 0 along its own array `axis`, each with its share of all doubt; flat images have none.
+    far those lie from one another (mean 1 - IoU); see `delineate.proposals.ordering`. `nested`: whether all proposals
+    lie within one another, as level sets do. Slices are those of the file, counted from 0 along its own array `axis`,
+    each with its share of all doubt; flat images have none.
 
     Args:
         target: a known one.
@@ -70,7 +71,7 @@ def seen_first(target: TargetProposals, how: str, scan: Scan, key: str, volumes:
         volumes: of each proposal.
     """
     quality = target.quality()
-    entry: dict[str, Any] = {"quality": round(target.expected_dice(how), 4), "distinct": []}
+    entry: dict[str, Any] = {"quality": round(target.expected_dice(how), 4), "nested": target.nested(), "distinct": []}
     for one in target.distinct():
         told = {"proposal": one.k, "weight": round(one.weight, 4), "quality": round(float(quality[one.k]), 4)}
         entry["distinct"].append({**told, "spread": round(one.spread, 4), key: round(volumes[one.k], 3)})

@@ -42,6 +42,15 @@ class Overlaps:
         """Voxels of each mask."""
         return self.shared.diagonal()
 
+    def nested(self) -> float | None:
+        """How far each of two masks lies in the other, the smaller in the larger: the least share over all pairs.
+
+        1 for level sets of one map, of which STAPLE makes the union, or nearly; None without two that are not empty.
+        """
+        sizes = self.sizes
+        pairs = [(i, j) for i in range(len(self)) for j in range(i) if min(sizes[i], sizes[j]) > 0]
+        return min((self.shared[i, j] / min(sizes[i], sizes[j]) for i, j in pairs), default=None)
+
     def iou(self) -> Float[np.ndarray, "N N"]:
         """|A and B| / |A or B| of every two masks, in [0, 1]; 1 if both are empty."""
         return _ratio(self.shared, self.sizes[:, None] + self.sizes - self.shared)

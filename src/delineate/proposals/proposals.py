@@ -21,6 +21,7 @@ from delineate.scans.sparse import Sparse
 from delineate.scans.writing import write_labels, write_map
 from delineate.storage.files import safe_name
 
+NESTED = 0.98
 FILES_AT_ONCE = 2  # that are written; each holds one array as large as the scan
 
 
@@ -135,6 +136,11 @@ class TargetProposals:
     def sizes(self) -> np.ndarray:
         """How many voxels each proposal has, float64 (N,) of whole numbers."""
         return self._overlaps.sizes
+
+    def nested(self) -> bool:
+        """Whether proposals lie within one another, but for a fiftieth: STAPLE makes nearly the union of such."""
+        share = self._overlaps.nested()
+        return share is not None and bool(share >= NESTED)
 
     def disagreement(self) -> np.ndarray:
         """Doubt, float32 (I, J, K) in [0, 1]: the entropy of the mean probability in bits."""
