@@ -158,7 +158,7 @@ def segment(
             if consensus == "staple" and told.get("nested"):
                 say(
                     f"delineate: {case['case']}: the proposals of '{told['target']}' lie within one another, so STAPLE "
-                    "is nearly their union; --consensus mean is what held-out subjects were asked about"
+                    "leans to their union; --consensus mean is what held-out subjects were asked about"
                 )
     failed = [c for c in report["cases"] if c["status"] == "failed"]
     for case in failed:

@@ -45,7 +45,7 @@ class Overlaps:
     def nested(self) -> float | None:
         """How far each of two masks lies in the other, the smaller in the larger: the least share over all pairs.
 
-        1 for level sets of one map, of which STAPLE makes the union, or nearly; None without two that are not empty.
+        1 for level sets of one map, of which STAPLE leans to the union; None without two that are not empty.
         """
         sizes = self.sizes
         pairs = [(i, j) for i in range(len(self)) for j in range(i) if min(sizes[i], sizes[j]) > 0]

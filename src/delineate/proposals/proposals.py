@@ -138,7 +138,7 @@ class TargetProposals:
         return self._overlaps.sizes
 
     def nested(self) -> bool:
-        """Whether proposals lie within one another, but for a fiftieth: STAPLE makes nearly the union of such."""
+        """Whether proposals lie within one another, but for a fiftieth: STAPLE leans to the union of such."""
         share = self._overlaps.nested()
         return share is not None and bool(share >= NESTED)
 
