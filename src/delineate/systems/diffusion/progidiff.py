@@ -135,7 +135,8 @@ class ProGiDiff(Prompted):
     def _generator(self) -> nn.ModuleDict:
         """What learns to draw, once the encoder is frozen: with a foundation that is new, its U-Net too."""
         learns = {n: m for n, m in self.control.named_children() if n not in self._looks}
-        return nn.ModuleDict(learns | ({"unet": self.foundation.unet} if self.teaches_unet else {}))
+        teaches = self.teaches_unet or self.foundation.is_untrained
+        return nn.ModuleDict(learns | ({"unet": self.foundation.unet} if teaches else {}))
 
     def phases(self, bank: SliceBank) -> list[Phase]:
         """The encoder learns to segment; then, frozen, the control learns to draw by the score."""
