@@ -72,6 +72,10 @@ SHARES = {
     "chase": 0.03,
     "phantom_mr": 0.04,
 }
+DRAWN = {
+    "encoder": "the encoder's calibrated probabilities and noise: it has no generator.",
+    "spread": "curves through masks, told by the image and taught by the energy score.",
+}
 PATIENTS_LIDC = {"train": 383, "val": 54, "test": 30}
 PHANTOMS = 12
 FALSE_ALARMS = 0.2  # fewer would cost half of the targets: breast ultrasound without a lesion misleads it
@@ -182,7 +186,7 @@ def score(datasets: list[Dataset]) -> None:
     training = {**config["training"], "figures": figures}
     for module in (*segmenter.system.foundation.modules.values(), segmenter.system.control):  # type: ignore[attr-defined]
         module.half()
-    save_model(folder, segmenter, SYSTEM, training=training, card=card(training))
+    save_model(folder, segmenter, config["system"], training=training, card=card(training, config["system"]))
     assert segmenter.calibration is not None
     save_calibration(folder, segmenter.calibration)
 
@@ -238,7 +242,7 @@ def figures_of(target: dict[str, Any]) -> list[float]:
     return [*own, *(target["beside"][name] for name in beside)]
 
 
-def card(training: dict[str, Any]) -> str:
+def card(training: dict[str, Any], system: str = SYSTEM) -> str:
     """What it is, what it was trained on under which terms, how good it is."""
     figures = training.get("figures", {})
     rows = [
@@ -267,14 +271,15 @@ def card(training: dict[str, Any]) -> str:
         [
             "# The house model",
             "",
-            f"A prompted encoder with its spread (`spread`, preset {PRESET}) on a grid of {SIZE}x{SIZE}, trained by",
+            f"A prompted encoder (`{system}`, preset {PRESET}) on a grid of {SIZE}x{SIZE}, trained by",
             f"`recipes/house.py` on {training['slices']} slices in these runs",
             "(val: mean Dice of all names on slices of the val subjects):",
             "",
             *runs,
             "",
-            "Its text encoder was taught by captions alone and saw nothing but these sets. Proposals are points on a",
-            "curve through masks, told by the image and taught by the energy score. Weights are in half precision.",
+            "Its text encoder was taught by captions alone and saw nothing but these sets. Proposals are drawn from",
+            DRAWN[system],
+            "Weights are stored in half precision.",
             "",
             "**Not a medical device.** It is small: a start for trying things, not for patients.",
             "It is calibrated on the val subjects of the sets below.",
