@@ -42,7 +42,7 @@ fix: $(READY)
 bench: $(READY)
 	$(BIN)/python benchmarks/cost.py
 
-# An hour or two on two cores: five lesion sets, every system; then UniSegDiff's ablations and its paths.
+# Hours on two cores: findings of seven kinds, every system; then UniSegDiff's ablations and its paths.
 lesions: $(READY)
 	$(BIN)/python benchmarks/lesions.py --data $(DATA)
 	$(BIN)/python benchmarks/unisegdiff.py --data $(DATA)
@@ -52,13 +52,14 @@ lesions: $(READY)
 diffboost: $(READY)
 	$(BIN)/python benchmarks/diffboost.py --data $(DATA)
 
-# Two hours on two cores: CT to MR by 1, 3, 5 and 8 scans, polyps under a bad lens, bias fields. Wants the models of
-# benchmarks/btcv.py and benchmarks/lesions.py.
+# Two hours on two cores: CT to MR by 1, 3, 5 and 8 scans, polyps under a bad lens, bias fields. Wants models of CT and
+# those of benchmarks/lesions.py.
 adapt: $(READY)
 	$(BIN)/python benchmarks/adapt.py --data $(DATA)
 
-# An hour on two cores: six systems on nodules of four raters, coverage of guarantees, calibration on CT.
+# Hours on two cores: generators on nodules of four raters; then guarantees and calibration on CT.
 doubt: $(READY)
+	$(BIN)/python benchmarks/plural.py --data $(DATA) --seeds 0 1 2 --workers 2
 	$(BIN)/python benchmarks/doubt.py --data $(DATA)
 
 # Half an hour on two cores: clicks and scribbles, waiting times on the review page, a DICOM series there and back.
