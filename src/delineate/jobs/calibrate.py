@@ -255,15 +255,13 @@ def thresholds_of(dice: Mapping[str, np.ndarray]) -> dict[str, float]:
 def one_piece_of(tidied: Mapping[str, np.ndarray]) -> dict[str, bool]:
     """Of `Evidence.tidied` by target, (subjects,), whether small pieces are better left out.
 
-    From enough subjects on (`ENOUGH`) a target speaks for itself. Of fewer it can only object: what they say together
-    decides, and stands under "".
+    From enough subjects on (`ENOUGH`) a target speaks for itself. Of fewer it can only object: what most of them say
+    (the median of their means, so that vessels do not speak for organs) decides, and stands under "".
     """
-    few = {target: gains for target, gains in tidied.items() if len(gains) < ENOUGH}
-    together = bool(few) and bool(np.concatenate(list(few.values())).mean() > 0)
-    said = {
-        t: bool(gains.mean() >= 0) and together if t in few else bool(gains.mean() > 0) for t, gains in tidied.items()
-    }
-    return {"": together} | {target: one for target, one in said.items() if target not in few or one != together}
+    few = {target: float(gains.mean()) for target, gains in tidied.items() if len(gains) < ENOUGH}
+    together = bool(few) and bool(np.median(list(few.values())) > 0)
+    found = {"": together} | {t: bool(gains.mean() > 0) for t, gains in tidied.items() if len(gains) >= ENOUGH}
+    return found | {target: False for target, gain in few.items() if together and gain < 0}
 
 
 def volume_error(size: float) -> float:
