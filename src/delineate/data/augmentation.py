@@ -384,7 +384,7 @@ AUGMENTATIONS = {
     "default": Augmentation(
         _default_place,
         _one_after_another(_sometimes(0.3, _curve(0.0)), _default_shade),
-        _contrast_agent(0.35, 0.08),
+        _contrast_agent(0.5, 0.1),
     ),
     # What DiffBoost's own diffusion model is trained with (and flips): a generator must not learn changed greys.
     "diffboost": Augmentation(_placed(degrees=20, upright=20, zoom=_zoom(0.75, 1.05), mirror=1.0)),
