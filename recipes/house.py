@@ -87,7 +87,7 @@ CHASE = {
 PHANTOMS = 12
 FALSE_ALARMS = 0.2  # fewer would cost half of the targets: breast ultrasound without a lesion misleads it
 NEAR = 0.003  # of val Dice: what differs by less is as good, and the later one has learnt more of how masks spread
-GOING_ON = Hyperparameters(learning_rate=6e-4, average_halflife_images=6000)
+GOING_ON = Hyperparameters(learning_rate=3e-4, average_halflife_images=6000)
 
 
 def main() -> None:
