@@ -389,7 +389,7 @@ def test_structures_of_a_volume_get_a_contrast_of_their_own_and_nothing_else_doe
     changed = augmented.enhanced(image, labels, flat(400, False), seeded()) - image
     inside, apart = labels == 3, torch.nn.functional.max_pool2d((labels == 3).float(), 3, stride=1, padding=1) == 0
     shifts = torch.stack([changed[k, 0][inside[k]].median() for k in range(400)])
-    assert 0.25 < (shifts.abs() > 1e-6).float().mean() < 0.45  # of the slices
+    assert 0.4 < (shifts.abs() > 1e-6).float().mean() < 0.6  # of the slices
     assert shifts.std() > 0.05
     assert abs(shifts.mean()) < 0.03  # as often brighter as darker
     assert all(changed[k, :, apart[k]].abs().max() < 1e-6 for k in range(400))
