@@ -137,7 +137,7 @@ def learn(args: argparse.Namespace, bank: SliceBank, held_out: HeldOut) -> None:
             system = shipped.to(args.device)
             score_before = mean_score(held_out.dice(system.labels, args.device))
             run = replace(run, seed=args.seed + 1 + len(before["runs"]))
-            train_phases([replace(system.phases(bank)[-1], hyper=GOING_ON)], run)
+            train_phases([replace(system.phases(bank)[-1], share=1.0, hyper=GOING_ON)], run)
     score_after = mean_score(held_out.dice(system.labels, args.device))
     print(f"val: {score_before:.4f} before, {score_after:.4f} after", flush=True)
     if score_after < score_before - NEAR:
