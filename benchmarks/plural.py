@@ -211,7 +211,7 @@ def line(answered: Any, n: int) -> dict[str, Any]:
     figures["matched"], figures["matched_not_empty"] = matched(some, theirs)
     mean = masks[:OF].mean(axis=0)
     figures["agreement"] = dice_soft(mean[None], readings)
-    figures["crps"] = float(np.mean([crps_ensemble(some.sum(1) / 1.0, float(r.sum())) for r in theirs]))
+    figures["crps"] = float(np.mean([crps_ensemble(some.sum(axis=1), float(r.sum())) for r in theirs]))
     figures["empty"] = float((~some.any(axis=1)).mean())
     parts = [histogram(mean[marked], drawn[marked]) for drawn in readings]
     p, y, w = (np.concatenate([part[i] for part in parts]) for i in range(3))

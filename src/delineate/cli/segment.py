@@ -1,5 +1,6 @@
 """`delineate segment`."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -149,17 +150,8 @@ def segment(
                 f"was usual when the adapter was checked ({told['usual_doubt']:.2f}); look at this one"
             )
     for case in report["cases"]:
-        for told in case.get("targets", ()):
-            if left_out := [f"{told[key]:g} {unit}" for key, unit in ISLANDS.items() if key in told]:
-                say(
-                    f"delineate: {case['case']}: {left_out[0]} in small pieces apart from '{told['target']}' are left "
-                    "out of the consensus, as held-out subjects advise; the proposals keep them"
-                )
-            if consensus == "staple" and told.get("nested"):
-                say(
-                    f"delineate: {case['case']}: the proposals of '{told['target']}' lie within one another, so STAPLE "
-                    "leans to their union; --consensus mean is what held-out subjects were asked about"
-                )
+        for line in of_consensus(case.get("targets", ()), consensus):
+            say(f"delineate: {case['case']}: {line}")
     failed = [c for c in report["cases"] if c["status"] == "failed"]
     for case in failed:
         say(f"delineate: {case['reason']}")
@@ -174,3 +166,20 @@ def segment(
         raise typer.Exit(PromptError.exit_code)
     if refused:
         raise typer.Exit(GuaranteeError.exit_code)
+
+
+def of_consensus(targets: Sequence[Mapping[str, Any]], how: str) -> list[str]:
+    """What a person should know of the consensus masks of a case, by its targets in `run.json`: at most two lines."""
+    lines = []
+    left_out = [f"{t['target']} {t[key]:g} {unit}" for t in targets for key, unit in ISLANDS.items() if key in t]
+    if left_out:
+        lines.append(
+            "small pieces apart from the rest are left out of the consensus, as held-out subjects advise, and kept in "
+            f"the proposals: {', '.join(left_out)}"
+        )
+    if how == "staple" and (nested := [str(t["target"]) for t in targets if t.get("nested")]):
+        lines.append(
+            "proposals lie within one another, so STAPLE leans to their union; held-out subjects were asked about "
+            f"--consensus mean: {', '.join(nested)}"
+        )
+    return lines
