@@ -9,8 +9,8 @@ that is made here learns along.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Self
+from functools import partial
+from typing import Self
 
 import torch
 from torch import Generator, Tensor, nn
@@ -28,7 +28,7 @@ from delineate.prompts.vocabulary import Vocabulary
 from delineate.systems.diffusion import prompted
 from delineate.systems.diffusion.encoding import Captioned, looked_at
 from delineate.systems.diffusion.fields import random_fields, smooth_fields
-from delineate.systems.diffusion.prompted import Prompted, PromptedConfig, base_of, filled, save
+from delineate.systems.diffusion.prompted import Prompted, PromptedConfig, save
 from delineate.systems.diffusion.scoring import PROMPTS_DRAWN, SHARP, one_of, pairs_of, score
 from delineate.systems.drawing import draw_pairs
 from delineate.systems.system import Clues, OnShare
@@ -60,6 +60,18 @@ class ProGiDiff(Prompted):
     draws_estimate = False
     levels_kept = len(max(ENCODER_WIDTHS.values(), key=len))
     teaches_unet = False  # in training, of a foundation that is made here
+    configured = ProGiDiffConfig
+
+    @classmethod
+    def control_for(cls, widths: tuple[int, ...], foundation: Foundation) -> MaskControl:
+        """Encoder, head, hint and ControlNet."""
+        text_width = int(foundation.text_encoder.config.hidden_size)
+        return MaskControl(foundation.unet, widths, foundation.codec.channels, text_width)
+
+    @classmethod
+    def made_for(cls, preset: str) -> str:
+        """One whose U-Net takes part."""
+        return {"small": "tiny"}.get(preset, preset)
 
     def _draw(
         self,
@@ -165,33 +177,6 @@ def generator_loss(system: ProGiDiff, drawn: Captioned, step: Step) -> Loss:
     return score(drawn_of, pairs.raters, pairs.present).mean(), {}
 
 
-def build(config: ProGiDiffConfig, foundation: Foundation, vocabulary: Vocabulary, *, seed: int = 0) -> ProGiDiff:
-    """A system whose control is untrained; its foundation is as given."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        control = MaskControl(
-            foundation.unet,
-            ENCODER_WIDTHS[config.encoder],
-            foundation.codec.channels,
-            int(foundation.text_encoder.config.hidden_size),
-        )
-    return ProGiDiff(config, foundation, control, vocabulary)
-
-
-def make(
-    preset: str,
-    size: int,
-    vocabulary: Vocabulary,
-    *,
-    seed: int = 0,
-    foundation: Path | None = None,
-    modalities: tuple[str | None, ...] = (None,),
-) -> ProGiDiff:
-    """A system with an untrained control, on a foundation from a folder, or else on an untrained one."""
-    base = base_of(foundation, {"small": "tiny"}.get(preset, preset), vocabulary, modalities, seed)
-    return build(ProGiDiffConfig(size=size, encoder=preset), base, vocabulary, seed=seed)
-
-
 def train(system: ProGiDiff, bank: SliceBank, run: Run) -> ProGiDiff:
     """As `prompted.train`; the U-Net of a foundation made here learns along, one from a folder is not touched."""
     system.teaches_unet = system.foundation.is_untrained
@@ -205,6 +190,4 @@ def train(system: ProGiDiff, bank: SliceBank, run: Run) -> ProGiDiff:
     return system
 
 
-def load(folder: Path, config: Mapping[str, Any], vocabulary: Vocabulary) -> ProGiDiff:
-    """What `save` wrote."""
-    return filled(build(ProGiDiffConfig(**config), Foundation.load(folder / "foundation"), vocabulary), folder)
+build, make, load = (partial(one, kind=ProGiDiff) for one in (prompted.build, prompted.make, prompted.load))

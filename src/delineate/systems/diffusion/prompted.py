@@ -60,6 +60,7 @@ class Prompted:
     decoder = r"\b(grow|up|head|bring|told|mix|out|spread|decoders)\b"  # on the way from features to answers
     draws_estimate = True
     levels_kept = 1  # of the features, finest first: what is needed once a slice was looked at
+    configured: type[PromptedConfig] = PromptedConfig
 
     def __init__(self, config: Any, foundation: Foundation, control: PromptedEncoder, vocabulary: Vocabulary):
         """`control` is the image encoder, its head, and what else a subclass needs."""
@@ -67,6 +68,16 @@ class Prompted:
         self.foundation = foundation
         self.control: Any = control.eval()
         self.vocabulary = vocabulary
+
+    @classmethod
+    def control_for(cls, widths: tuple[int, ...], foundation: Foundation) -> PromptedEncoder:
+        """Networks that have learnt nothing, for an encoder of `widths`."""
+        return PromptedEncoder(widths, int(foundation.text_encoder.config.hidden_size))
+
+    @classmethod
+    def made_for(cls, preset: str) -> str:
+        """How large a foundation is made where none is given: one that reads words is enough here."""
+        return "words"
 
     @property
     def size(self) -> int:
@@ -234,21 +245,19 @@ def train(system: Prompted, bank: SliceBank, run: Run) -> Prompted:
     return system
 
 
-def base_of(
-    foundation: Path | None, made: str, vocabulary: Vocabulary, modalities: tuple[str | None, ...], seed: int
-) -> Foundation:
-    """The foundation from a folder, or an untrained one of the size `made`."""
-    if foundation is not None:
-        return Foundation.load(foundation)
-    return Foundation.make(made, "unshuffle", caption_corpus(vocabulary, modalities), seed=seed)
-
-
-def build(config: PromptedConfig, foundation: Foundation, vocabulary: Vocabulary, *, seed: int = 0) -> Prompted:
-    """A system that has learnt nothing; its foundation is as given."""
+def build(
+    config: PromptedConfig,
+    foundation: Foundation,
+    vocabulary: Vocabulary,
+    *,
+    seed: int = 0,
+    kind: type[Prompted] = Prompted,
+) -> Any:
+    """A system of a kind that has learnt nothing; its foundation is as given."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        control = PromptedEncoder(ENCODER_WIDTHS[config.encoder], int(foundation.text_encoder.config.hidden_size))
-    return Prompted(config, foundation, control, vocabulary)
+        control = kind.control_for(ENCODER_WIDTHS[config.encoder], foundation)
+    return kind(config, foundation, control, vocabulary)
 
 
 def make(
@@ -259,10 +268,14 @@ def make(
     seed: int = 0,
     foundation: Path | None = None,
     modalities: tuple[str | None, ...] = (None,),
-) -> Prompted:
-    """A system that has learnt nothing, on the words of a foundation from a folder or of an untrained one."""
-    base = base_of(foundation, "words", vocabulary, modalities, seed)
-    return build(PromptedConfig(size=size, encoder=preset), base, vocabulary, seed=seed)
+    kind: type[Prompted] = Prompted,
+) -> Any:
+    """A system of a kind that has learnt nothing, on a foundation from a folder or else on an untrained one."""
+    if foundation is None:
+        base = Foundation.make(kind.made_for(preset), "unshuffle", caption_corpus(vocabulary, modalities), seed=seed)
+    else:
+        base = Foundation.load(foundation)
+    return build(kind.configured(size=size, encoder=preset), base, vocabulary, seed=seed, kind=kind)
 
 
 def save(system: Prompted, folder: Path) -> dict[str, Any]:
@@ -272,12 +285,8 @@ def save(system: Prompted, folder: Path) -> dict[str, Any]:
     return asdict(system.config)
 
 
-def load(folder: Path, config: Mapping[str, Any], vocabulary: Vocabulary) -> Prompted:
-    """What `save` wrote."""
-    return filled(build(PromptedConfig(**config), Foundation.load(folder / "foundation"), vocabulary), folder)
-
-
-def filled(system: Any, folder: Path) -> Any:
-    """A system with the weights of a model folder."""
+def load(folder: Path, config: Mapping[str, Any], vocabulary: Vocabulary, *, kind: type[Prompted] = Prompted) -> Any:
+    """What `save` wrote of a system of a kind."""
+    system = build(kind.configured(**config), Foundation.load(folder / "foundation"), vocabulary, kind=kind)
     load_weights(system.control, folder / WEIGHTS)
     return system

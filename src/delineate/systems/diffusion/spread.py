@@ -4,10 +4,8 @@ The generator of this project's own: after one look at a slice and a small netwo
 costs a sum. Taught by the energy score (`scoring`).
 """
 
-from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
+from functools import partial
 
 import numpy as np
 import torch
@@ -19,10 +17,10 @@ from delineate.foundation.foundation import Foundation
 from delineate.foundation.text import Encoded
 from delineate.networks.encoder import ENCODER_WIDTHS, Features, PromptedEncoder
 from delineate.networks.spread import Spread, Start, log_odds, waves
-from delineate.prompts.vocabulary import Vocabulary
+from delineate.systems.diffusion import prompted
 from delineate.systems.diffusion.encoding import Captioned, looked_at
 from delineate.systems.diffusion.fields import LEVEL, even_fields, smooth_fields
-from delineate.systems.diffusion.prompted import Prompted, PromptedConfig, base_of, filled, save, train
+from delineate.systems.diffusion.prompted import Prompted, save, train
 from delineate.systems.diffusion.scoring import SHARP, pairs_of, score
 from delineate.systems.diffusion.thresholds import SURE
 from delineate.systems.system import Clues, OnShare
@@ -52,6 +50,11 @@ class SpreadSystem(Prompted):
 
     draws_estimate = False
     levels_kept = len(max(ENCODER_WIDTHS.values(), key=len))
+
+    @classmethod
+    def control_for(cls, widths: tuple[int, ...], foundation: Foundation) -> SpreadControl:
+        """Encoder, head and spread."""
+        return SpreadControl(widths, int(foundation.text_encoder.config.hidden_size))
 
     def phases(self, bank: SliceBank) -> list[Phase]:
         """The encoder learns to segment; then all of it to draw as well, by the score."""
@@ -117,28 +120,4 @@ def drawn_from(starts: list[Start], fields: Tensor, on_step: OnShare = lambda sh
     return out
 
 
-def build(config: PromptedConfig, foundation: Foundation, vocabulary: Vocabulary, *, seed: int = 0) -> SpreadSystem:
-    """A system that has learnt nothing; its foundation is as given."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        control = SpreadControl(ENCODER_WIDTHS[config.encoder], int(foundation.text_encoder.config.hidden_size))
-    return SpreadSystem(config, foundation, control, vocabulary)
-
-
-def make(
-    preset: str,
-    size: int,
-    vocabulary: Vocabulary,
-    *,
-    seed: int = 0,
-    foundation: Path | None = None,
-    modalities: tuple[str | None, ...] = (None,),
-) -> SpreadSystem:
-    """As `prompted.make`."""
-    base = base_of(foundation, "words", vocabulary, modalities, seed)
-    return build(PromptedConfig(size=size, encoder=preset), base, vocabulary, seed=seed)
-
-
-def load(folder: Path, config: Mapping[str, Any], vocabulary: Vocabulary) -> SpreadSystem:
-    """What `save` wrote."""
-    return filled(build(PromptedConfig(**config), Foundation.load(folder / "foundation"), vocabulary), folder)
+build, make, load = (partial(one, kind=SpreadSystem) for one in (prompted.build, prompted.make, prompted.load))
