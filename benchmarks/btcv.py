@@ -5,7 +5,8 @@
 Dice in 3-D of 13 organs, of the model that ships or of a folder (`--model`), N = 20 proposals: the consensus, the
 encoder alone, the *floor* (the encoder's calibrated estimate against noise, no generator), and the best of N, chosen
 with the truth for every organ and patient: of the model's proposals, of the floor's, and of 20 level sets of the
-encoder's probability. Single proposals by their shape: pieces and holes in 3-D, and NSD at 2 mm, beside level sets.
+encoder's probability. Of a model that tells how masks spread also with its curve straight, and with another organ's
+words told to it. Single proposals by their shape: pieces and holes in 3-D, and NSD at 2 mm, beside level sets.
 Differences are paired by patient, with 95 % intervals by Student's t.
 
 Writes benchmarks/results/btcv.json for the test split. How a U-Net does in the same time: `benchmarks/company.py`.
@@ -20,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from plural import halves
+from plural import halves, without_bends
 from scipy import ndimage
 
 from delineate import open_dataset
@@ -32,6 +33,7 @@ from delineate.metrics.overlap import dice, mean_interval, nsd, paired_interval
 from delineate.segmenter import Segmenter
 from delineate.storage.files import write_json
 from delineate.storage.shipped import house_folder
+from delineate.systems.diffusion.spread import SpreadSystem
 
 RESULT = Path(__file__).parent / "results" / "btcv.json"
 LEVELS = np.linspace(0.025, 0.975, 20)
@@ -58,11 +60,13 @@ def main() -> None:
         return Segmenter(system, segmenter.modalities, habits=segmenter.habits)
 
     rows: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
-    for name, own, n, crossed in (
-        ("model", segmenter, args.proposals, False),
-        ("encoder alone", of(alone), 1, False),
-        ("floor", of(floor), args.proposals, True),
-    ):
+    tried = [("model", segmenter, args.proposals, False), ("encoder alone", of(alone), 1, False)]
+    tried.append(("floor", of(floor), args.proposals, True))
+    if isinstance(segmenter.system, SpreadSystem):
+        for name, change in (("straight", without_bends), ("words of others", with_words_of_others)):
+            changed = change(Segmenter.load(args.model or house_folder()))
+            tried.append((name, changed, args.proposals, False))
+    for name, own, n, crossed in tried:
         rows[name] = {}
         for known, scored in halves(dataset, args.split) if crossed else [(None, dataset)]:
             ready = own if known is None else own.calibrated(calibrate(own, [known], n=8))
@@ -75,6 +79,9 @@ def main() -> None:
         "best of N, model minus floor": (("model", "best"), ("floor", "best")),
         "best of N, model minus level sets": (("model", "best"), ("encoder alone", "best level set")),
     }
+    for name in [name for name, *_ in tried[3:]]:
+        pairs[f"best of N, model minus {name}"] = ("model", "best"), (name, "best")
+        pairs[f"consensus, model minus {name}"] = ("model", "consensus"), (name, "consensus")
     result = {
         "command": " ".join(["python", *sys.argv]),
         "split": args.split,
@@ -90,6 +97,21 @@ def main() -> None:
     print(json.dumps(result["differences"], indent=1))
     if args.split == "test" or args.out:
         write_json(args.out or RESULT, result)
+
+
+def with_words_of_others(segmenter: Segmenter) -> Segmenter:
+    """Spread that is told the words of another name of the vocabulary; its encoder is told the right ones."""
+    system: Any = segmenter.system
+    names = list(system.vocabulary.names)
+    plain = system.foundation.encode_text(names).pooled
+    told = system.control.spread.forward
+
+    def other(features: Any, odds: Any, pooled: torch.Tensor) -> Any:
+        own = torch.cosine_similarity(pooled[:, None], plain[None], dim=2).argmax(dim=1)
+        return told(features, odds, plain[(own + len(names) // 2) % len(names)])
+
+    system.control.spread.forward = other
+    return segmenter
 
 
 def gather(

@@ -90,6 +90,14 @@ def without_spread(segmenter: Any) -> Any:
     return segmenter
 
 
+def without_noise(segmenter: Any) -> Any:
+    """A generator whose noise is at its mean: all draws are one."""
+    own = sys.modules[type(segmenter.system).__module__]
+    fields = own.smooth_fields
+    own.smooth_fields = lambda *asked: torch.zeros_like(fields(*asked))  # a scoring has a process of its own
+    return segmenter
+
+
 def of_estimate(segmenter: Any) -> Any:
     """The floor of a system's own encoder."""
     return Segmenter(Floor(segmenter.system), segmenter.modalities, habits=segmenter.habits)
@@ -98,8 +106,10 @@ def of_estimate(segmenter: Any) -> Any:
 IDLE: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "spread: straight": ("spread", without_bends),
     "spread: nothing looked up": ("spread", without_spread),
+    "spread: noise at its mean": ("spread", without_noise),
     "spread: its encoder's floor": ("spread", of_estimate),
     "progidiff: U-Net off": ("progidiff", without_unet),
+    "progidiff: noise at its mean": ("progidiff", without_noise),
     "progidiff: its encoder's floor": ("progidiff", of_estimate),
     "unisegdiff: its condition network's floor": ("unisegdiff", of_estimate),
 }

@@ -3,6 +3,7 @@
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
+os.environ["DELINEATE_PRECISION"] = "float32"  # the same rounding on every processor
 
 from collections.abc import Callable
 from pathlib import Path

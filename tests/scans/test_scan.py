@@ -15,6 +15,7 @@ from tests.scans.test_geometry import ALL_48, affine_with
 from delineate.errors import ScanError
 from delineate.scans.finding import Found, Kind, digest_of
 from delineate.scans.geometry import FLAT_AFFINE, orientation_of, to_canonical
+from delineate.scans.nifti import write_nifti
 from delineate.scans.reading import read_labels, read_scan
 from delineate.scans.scan import SCAN_SUFFIXES, Scan, is_scan_file, stem_of
 from delineate.scans.writing import write_labels, write_map, write_scan
@@ -276,28 +277,27 @@ def test_a_failing_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = write_labels(tmp_path / "a.nii.gz", LABELS, volume())
     before = path.read_bytes()
 
-    def full_disk(image, target):
+    def full_disk(target, array, affine, code):
         Path(target).write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    def flipped_bit(image, target):
-        save(nibabel.Nifti1Image(np.asarray(image.dataobj) ^ 1, image.affine), target)
+    def flipped_bit(target, array, affine, code):
+        write_nifti(target, np.asarray(array) ^ 1, affine, code)
 
-    def moved(image, target):
-        save(nibabel.Nifti1Image(np.asarray(image.dataobj), image.affine + np.eye(4)), target)
+    def moved(target, array, affine, code):
+        write_nifti(target, array, affine + np.eye(4), code)
 
-    def cut(image, target):
-        save(image, target)
+    def cut(target, *stored):
+        write_nifti(target, *stored)
         os.truncate(target, 60)
 
-    save = nibabel.save
     for failing, message in [
         (full_disk, "No space left on device.*untouched"),
         (flipped_bit, "does not read back the same"),
         (moved, "does not read back the same"),
         (cut, "cannot be read"),
     ]:
-        monkeypatch.setattr(nibabel, "save", failing)
+        monkeypatch.setattr("delineate.scans.writing.write_nifti", failing)
         with pytest.raises(ScanError, match=f"a\\.nii\\.gz.*{message}") as caught:
             write_labels(path, LABELS + np.uint8(1), volume())
         assert "\n" not in str(caught.value)

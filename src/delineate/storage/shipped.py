@@ -2,15 +2,8 @@
 
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
-
 
 HOUSE = "house"
-
-
 HOUSE_SYNTHESIS = "house_synthesis"  # a foundation with an edge control, for `delineate synthesize`
 
 

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Generator, nn
 
+from delineate.networks.precision import has_bfloat16
+
 PRECISIONS = ("auto", "float32", "bfloat16")
 GIB_FOR_MORE = 12  # of free GPU memory, from where batches are four times as large as on a CPU
 
@@ -36,7 +38,7 @@ class Engine:
         """The context of a forward pass on `device`."""
         half = self.precision == "bfloat16"
         if self.precision == "auto":
-            half = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+            half = device.type == "cuda" and has_bfloat16(device.type)
         return torch.autocast(device.type, torch.bfloat16, enabled=half)
 
     def prepare(self, module: nn.Module, device: torch.device) -> None:

@@ -20,6 +20,7 @@ from delineate.foundation.foundation import Foundation
 from delineate.foundation.pretraining import caption_corpus, draw_captions, pretrain_words
 from delineate.foundation.text import Encoded
 from delineate.networks.encoder import ENCODER_WIDTHS, Features, PromptedEncoder
+from delineate.networks.precision import halves
 from delineate.prompts.captions import captions
 from delineate.prompts.vocabulary import Vocabulary
 from delineate.scans.grid import View
@@ -92,11 +93,11 @@ class Prompted:
 
     @torch.no_grad()
     def see(self, view: View) -> Features:
-        """Encode slices once, for any number of prompts."""
+        """Encode slices once, for any number of prompts; in half precision where the machine is made for it."""
         stack = view.stack.to(self.foundation.device)
-        parts = [self.control.encoder(chunk) for chunk in stack.split(16)]
-        levels = [part.levels[: self.levels_kept] for part in parts]
-        return Features(tuple(torch.cat(level) for level in zip(*levels, strict=True)))
+        with halves(stack.device):
+            parts = [self.control.encoder(chunk).levels[: self.levels_kept] for chunk in stack.split(16)]
+        return Features(tuple(torch.cat(level).float() for level in zip(*parts, strict=True)))
 
     @torch.no_grad()
     def estimate(self, seen: Features, asked: Asked, slices: Tensor | None = None) -> Tensor:
