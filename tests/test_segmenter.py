@@ -4,13 +4,11 @@ import torch
 
 from delineate.data.dataset import open_dataset
 from delineate.errors import PromptError, ScanError
-from delineate.prompts.concept import Concept
-from delineate.prompts.prompt import Prompt
 from delineate.prompts.vocabulary import Vocabulary
 from delineate.proposals.proposals import Outcome
 from delineate.scans.geometry import FLAT_AFFINE
 from delineate.scans.scan import Scan
-from delineate.segmenter import Segmenter, caption_for
+from delineate.segmenter import Segmenter
 from delineate.systems import SYSTEMS
 from delineate.systems.system import Drawn
 
@@ -155,19 +153,14 @@ def test_a_scan_without_voxels_is_refused(certain):
         certain.look(Scan(np.zeros((0, 4, 4), np.float32), np.eye(4)))
 
 
-def test_the_modality_of_the_scan_is_named_and_else_the_only_one_learnt(certain):
-    liver = certain.vocabulary.concepts[certain.vocabulary.index("liver")]
-    grey = np.zeros((1, 8, 8), np.float32)
-    assert certain.modality_of(Scan(grey, np.eye(4), "MR"), liver) == "MR"
-    assert certain.modality_of(Scan(grey, np.eye(4)), liver) == "CT"
-    assert certain.modality_of(Scan(grey, np.eye(4)), Concept("liver", (), ("CT", "MR"))) is None
+@pytest.mark.parametrize("words", ["the LIVER", "hepar", "please mark the liver in this CT image for me"])
+def test_however_a_target_is_named_the_answer_is_the_same_to_the_bit(certain, case, words):
+    plain, other = (certain(case[0], [text], n=2).targets[0] for text in ("liver", words))
+    assert other.name == "liver"
+    assert np.array_equal(plain.probabilities, other.probabilities)
 
 
-def test_a_name_or_synonym_is_encoded_as_the_plain_caption_and_a_sentence_as_it_stands():
-    liver = Vocabulary.from_names(["liver"], "CT").concepts[0]
-    plain = caption_for(Prompt("liver"), liver, "CT")
-    assert plain == "liver"
-    assert caption_for(Prompt("the LIVER"), liver, "CT") == plain
-    assert caption_for(Prompt(liver.synonyms[0]), liver, "CT") == plain
-    sentence = "please mark the liver in this CT image for me"
-    assert caption_for(Prompt(sentence), liver, "CT") == sentence
+def test_several_names_in_one_prompt_are_so_many_targets_and_what_was_understood_is_said(certain, case):
+    answers = certain(case[0], ["liver and spleen"], n=1)
+    assert [target.name for target in answers] == ["liver", "spleen"]
+    assert answers["spleen"].said == "'liver and spleen' was taken for liver and spleen"

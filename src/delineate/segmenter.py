@@ -15,6 +15,7 @@ from delineate.model_folder import read_model
 from delineate.prompts.captions import captions
 from delineate.prompts.concept import Concept
 from delineate.prompts.prompt import Prompt
+from delineate.prompts.understanding import Understood, understood
 from delineate.prompts.vocabulary import Vocabulary
 from delineate.proposals.fusion import fuse_mean
 from delineate.proposals.proposals import Outcome, Proposals, TargetProposals, presence
@@ -142,7 +143,8 @@ class Segmenter:
 
         Args:
             scan: a scan, or one that was looked at.
-            prompts: targets in words. An unknown one is answered with the outcome *unknown prompt*.
+            prompts: targets in words (`understood`): "kidneys" and "liver and spleen" are two each. An unknown one is
+                answered with the outcome *unknown prompt*.
             n: proposals a target. Fewer come from a system that has no more: one from a plain U-Net.
             seed: proposal k depends on (model, scan, prompt, seed, k) and on nothing else: not on `n`, nor on what else
                 is asked, but for rounding (`System.propose`).
@@ -157,12 +159,13 @@ class Segmenter:
         if n < 1:
             raise ValueError(f"n, the proposals a target, must be 1 or more; got {n}")
         seen = scan if isinstance(scan, Seen) else self.look(scan)
-        asked = [p if isinstance(p, Prompt) else Prompt(p) for p in prompts]
+        taken = [one for p in prompts for one in self.taken(p if isinstance(p, Prompt) else Prompt(p), seen.scan)]
+        asked = [prompt for prompt, _ in taken]
         for prompt in asked:
             prompt.check(seen.scan.shape)
             refuse_what_it_does_not_take(prompt, self.system)
         answers = []
-        for done, prompt in enumerate(asked):
+        for done, (prompt, said) in enumerate(taken):
 
             def report(share: float, done: int = done) -> None:
                 on_step((done + share) / len(asked))
@@ -173,24 +176,39 @@ class Segmenter:
             plain = next((t for t in known if t.prompt == words), None)
             before = next((t for t in known if t.prompt.marks), None)
             answer = self._answer(seen, words, n, seed, report) if plain is None else plain
+            answer = replace(answer, said=said)
             answers.append(self._marked(seen, prompt, answer, before, n, seed) if prompt.marks else answer)
             report(1.0)
         return Proposals(seen.scan, tuple(answers))
 
+    def understood(self, text: str, scan: Scan | None = None) -> Understood:
+        """What words ask of this model (`prompts.understanding`), in a scan of this kind where one is given."""
+        modality = scan.modality if scan is not None else None
+        return understood(text, self.vocabulary, modality or self.habits.modality)
+
+    def taken(self, prompt: Prompt, scan: Scan) -> list[tuple[Prompt, str]]:
+        """The prompts that one stands for, "kidneys" for two, each with how its words were taken ("" if plainly)."""
+        if self.system.open_words:
+            return [(prompt, "")]
+        meant = self.understood(prompt.text, scan)
+        if len(meant.targets) < 2:
+            return [(prompt, meant.said)]
+        return [(replace(prompt, text=name), f"'{prompt.text}' was taken for {meant.said}") for name in meant.targets]
+
     def _answer(
         self, seen: Seen, prompt: Prompt, n: int, seed: int, on_step: Callable[[float], None]
     ) -> TargetProposals:
-        match = self.vocabulary.match(prompt.text)
         asked = self._asked(seen, prompt)
         if asked is None:
-            return TargetProposals(prompt, None, Outcome.UNKNOWN_PROMPT, nearest=match.nearest)
+            nearest = self.understood(prompt.text, seen.scan).nearest
+            return TargetProposals(prompt, None, Outcome.UNKNOWN_PROMPT, nearest=nearest)
         drawn = self.system.propose(seen.features, asked, n, seed, on_step)
         maps = to_scan_voxels(drawn.probabilities, seen.scan)
         if prompt.box is not None:
             maps = maps.only(voxels_of(prompt.box, seen.scan))
         score = presence(fuse_mean(maps.values[: self.calibration.proposals if self.calibration else n]))
         outcome = Outcome.FOUND if score >= self.found_from else Outcome.LIKELY_ABSENT
-        name = match.concept.name if match.concept else " ".join(prompt.text.split())
+        name = asked.concept.name if asked.concept else " ".join(prompt.text.split())
         scores = None if drawn.scores is None else drawn.scores.numpy()
         calibration = self.calibration if words_alone(prompt) else None
         return TargetProposals(prompt, name, outcome, score, maps, calibration=calibration, scores=scores)
@@ -205,32 +223,20 @@ class Segmenter:
 
     def _asked(self, seen: Seen, prompt: Prompt) -> Asked | None:
         """What the system is asked; None where nobody knows the words."""
-        concept = self.vocabulary.match(prompt.text).concept
+        concept = self._concept(prompt, seen.scan)
         if concept is None and not self.system.open_words:
             return None
-        modality = None if concept is None else self.modality_of(seen.scan, concept)
-        caption = prompt.text if concept is None else caption_for(prompt, concept, modality)
+        caption = prompt.text if concept is None else captions(concept)[0]
         speaks = concept is not None and self.calibration is not None and words_alone(prompt)
         calibrator = self.calibration.of_estimate(concept.name) if speaks else None  # type: ignore[union-attr]
         return Asked(concept, caption, prompt.text, clues_of(prompt, seen.scan, self.system), calibrator)
 
-    def modality_of(self, scan: Scan, concept: Concept) -> str | None:
-        """The modality to name in a caption: the scan's, an adapter's, or the only one the concept was learnt in."""
-        if scan.modality is not None:
-            return scan.modality
-        if self.habits.modality is not None:
-            return self.habits.modality
-        return concept.modalities[0] if len(concept.modalities) == 1 else None
+    def _concept(self, prompt: Prompt, scan: Scan) -> Concept | None:
+        """The one that the words name."""
+        targets = self.understood(prompt.text, scan).targets
+        return self.vocabulary.concepts[self.vocabulary.index(targets[0])] if len(targets) == 1 else None
 
 
 def words_alone(prompt: Prompt) -> bool:
     """Whether there are no clues but marks: of answers to others held-out subjects taught nothing."""
     return replace(prompt, box=None, mask=None, examples=(), style=None) == prompt
-
-
-def caption_for(prompt: Prompt, concept: Concept, modality: str | None) -> str:
-    """The words that are encoded: the concept's plain caption for a name or synonym, a free sentence as it stands."""
-    words = prompt.text.lower().replace("_", " ").split()
-    if len(words) > 1 + max(len(s.split()) for s in (concept.name, *concept.synonyms)):
-        return prompt.text
-    return captions(concept, modality)[0]

@@ -2,8 +2,9 @@
 
 import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
@@ -35,8 +36,11 @@ from delineate.cli.options import (
     say,
 )
 from delineate.cli.progress import progress_bar
-from delineate.errors import DelineateError
+from delineate.errors import DelineateError, PromptError
 from delineate.systems import SYSTEMS
+
+if TYPE_CHECKING:
+    from delineate.prompts.vocabulary import Vocabulary
 
 EXIT_CODES = """Exit codes: 0 done; 1 some cases failed, or `check` found errors; 2 wrong usage; 3 unreadable scan;
 4 unknown prompt; 5 dataset not as it should be; 6 model missing or damaged; 7 training cannot go on;
@@ -88,11 +92,21 @@ app.command()(cli_segment.segment)
 
 
 @app.command()
-def prompts(model: ModelOption = None, as_json: JsonOption = False) -> None:
-    """List what a model can be asked for: names, synonyms and modalities."""
+def prompts(
+    words: Annotated[
+        list[str] | None, typer.Argument(help="Say what these mean to the model; nothing is outlined.")
+    ] = None,
+    model: ModelOption = None,
+    modality: ModalityOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List what a model can be asked for, names, synonyms and modalities; or say what your words would ask for."""
     from delineate.model_folder import read_vocabulary
 
     vocabulary = read_vocabulary(model)
+    if words:
+        _meanings(words, vocabulary, modality, as_json)
+        return
     if as_json:
         print_json(vocabulary.to_json())
         return
@@ -100,6 +114,29 @@ def prompts(model: ModelOption = None, as_json: JsonOption = False) -> None:
     for concept in vocabulary.concepts:
         table.add_row(concept.name, ", ".join(concept.modalities), ", ".join(concept.synonyms))
     out.print(table)
+
+
+def _meanings(words: list[str], vocabulary: "Vocabulary", modality: str | None, as_json: bool) -> None:
+    """Each of several prompts: its names, how sure the reader is, or the nearest."""
+    from delineate.prompts.prompt import Prompt
+    from delineate.prompts.understanding import in_words, understood
+
+    meant = {text: understood(Prompt(text).text, vocabulary, modality) for text in words}
+    if as_json:
+        print_json({text: asdict(one) for text, one in meant.items()})
+    else:
+        table = Table("words", "what they ask for", "sure", box=None, pad_edge=False)
+        for text, one in meant.items():
+            if one.by_scan:
+                told = f"by the kind of picture, one of: {in_words(one.by_scan)}; tell it with --modality"
+            else:
+                told = one.said or ", ".join(one.targets)
+            if not told:
+                told = f"unknown; nearest: {', '.join(one.nearest)}" if one.nearest else "unknown"
+            table.add_row(text, told, f"{one.share:.2f}" if one.targets else "")
+        out.print(table)
+    if not any(one.targets or one.by_scan for one in meant.values()):
+        raise typer.Exit(PromptError.exit_code)
 
 
 @app.command()

@@ -80,6 +80,7 @@ def segment(
     from delineate.evaluation.report import print_run
     from delineate.model_folder import calibration_hash, check_model, fingerprint, read_vocabulary
     from delineate.prompts.prompt import Prompt
+    from delineate.prompts.understanding import understood
     from delineate.prompts.vocabulary import unknown_prompt_message
     from delineate.proposals.fusion import FUSIONS
     from delineate.scans.finding import Found, Kind, find_scans
@@ -99,10 +100,14 @@ def segment(
 
         read_adapter(adapter)
         vocabulary, adapter_hash, where = read_vocabulary(adapter), adapter_fingerprint(adapter), f"--model {adapter}"
-    matches = {p: vocabulary.match(Prompt(p).text) for p in prompt}
-    unknown = [unknown_prompt_message(p, m.nearest, where) for p, m in matches.items() if m.concept is None]
-    if len(unknown) == len(matches):
+    meant = {p: understood(Prompt(p).text, vocabulary, modality) for p in prompt}
+    lost = {p: one for p, one in meant.items() if not one.targets and not one.by_scan}
+    unknown = [unknown_prompt_message(p, one.nearest, where) for p, one in lost.items()]
+    if len(unknown) == len(meant):
         raise PromptError(" ".join(unknown))
+    for words, one in meant.items():
+        if one.said:
+            say(f"delineate: '{words}' was taken for {one.said}")
 
     from delineate.calibration.guarantees import GuaranteeError, refused_guarantees
     from delineate.jobs.segment import SegmentRequest, run_cohort
@@ -110,7 +115,7 @@ def segment(
 
     chosen = compute(threads, device)
     shares: dict[str, Any] = {"missed_at_most": missed_at_most, "false_at_most": false_at_most}  # floats by `fraction`
-    names = [match.concept.name for match in matches.values() if match.concept is not None]
+    names = [name for one in meant.values() for name in one.targets]
     refused = refused_guarantees(folder, names, proposals, adapter is not None, **shares)
     shares |= {"series": series, "fill_gaps": fill_gaps, "seg": SEGS[seg]}
     request = SegmentRequest(tuple(prompt), proposals, seed, consensus, maps, modality, volume, pictures, **shares)

@@ -113,9 +113,36 @@ FINDINGS: frozenset[str] = frozenset(
     }
 )
 
+# What a word for findings of many kinds may mean, in plain form; the model's names and the kind of picture decide.
+GENERIC_FINDINGS: dict[str, frozenset[str]] = {
+    "lesion": FINDINGS - {"nuclei"},
+    "finding": FINDINGS - {"nuclei"},
+    "abnormality": FINDINGS - {"nuclei"},
+    "tumor": FINDINGS - {"nuclei", "polyp"},
+    "tumour": FINDINGS - {"nuclei", "polyp"},
+    "neoplasm": FINDINGS - {"nuclei", "polyp"},
+    "mass": FINDINGS - {"nuclei", "polyp", "skin lesion"},
+    "cancer": FINDINGS - {"nuclei", "polyp", "lung nodule"},
+    "nodule": frozenset({"lung nodule", "breast lesion"}),
+    "growth": FINDINGS - {"nuclei"},
+}
+
+# What a part of a thing is called; none of these is a finding in it, or a thing beside it.
+PIECE_WORDS = _words(
+    "lobe lobule segment head neck body tail tip pole cortex medulla wall capsule dome border edge margin surface rim "
+    "core part piece half portion quadrant zone parenchyma cavity lumen fundus antrum pylorus cardia hilum isthmus "
+    "arch root bulb apex base valve ventricle atrium septum chamber myocardium parenchymal uncinate process limb"
+)
+
 # A word that stands for another one wherever it appears, so that "right renal" is "right kidney".
 WORD_ALIASES: dict[str, str] = {
     "r": "right",
+    "rigth": "right",
+    "rihgt": "right",
+    "rght": "right",
+    "lefft": "left",
+    "lfet": "left",
+    "lft": "left",
     "rt": "right",
     "l": "left",
     "lt": "left",

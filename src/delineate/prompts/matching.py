@@ -124,6 +124,16 @@ _UNSAID = _FUNCTION_WORDS | _HARMLESS | _EXCLUDING_WORDS
 _ORDINARY = _UNSAID | _RELATION_WORDS | _SIDES | anatomy.REAL_WORDS
 
 
+def is_unsaid(word: str) -> bool:
+    """Whether a word asks for nothing by itself: "please", "the", "organ", "image", "CT"."""
+    return word in _FUNCTION_WORDS | _HARMLESS or _plain(word) in _FUNCTION_WORDS | _HARMLESS
+
+
+def is_relation(word: str) -> bool:
+    """Whether a word places one thing by another: "above", "next"."""
+    return word in _RELATION_WORDS
+
+
 def aliased(words: Iterable[str]) -> list[str]:
     """`words` with adjectives and short forms replaced by the nouns they stand for."""
     return [_ALIASES.get(word, word) for word in words]

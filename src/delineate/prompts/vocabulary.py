@@ -158,6 +158,18 @@ class Vocabulary:
         near = dict.fromkeys((*found, *nearest_names(words, self._phrases)))
         return Match(None, tuple(near)[:NEAREST])
 
+    def named(self, text: str) -> tuple[tuple[str, ...], list[str]]:
+        """The names that stand somewhere in `text`, and the words beside them, in plain form; it need not ask for them.
+
+        >>> Vocabulary.from_names(["liver"]).named("hepatic dome, please")
+        (('liver',), ['dome', 'please'])
+        """
+        words = aliased(mended(word, self._words) for word in raw_words(text))
+        spans = spans_in(words, self._phrases)
+        inside = {i for span in spans for i in range(span.start, span.stop)}
+        found = dict.fromkeys(span.concept.name for span in spans)
+        return tuple(found), [word for i, word in enumerate(words) if i not in inside]
+
     def _targets(self, words: Sequence[str]) -> tuple[list[Span], set[int]]:
         """What is named, and the places of the words that only say what the image is."""
         spans, context = spans_in(words, self._phrases), context_of(words)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -13,9 +13,6 @@ from delineate.proposals.ordering import most_doubtful
 from delineate.proposals.proposals import Outcome, Proposals, TargetProposals
 from delineate.scans.geometry import orientation_of
 from delineate.scans.scan import Scan
-
-if TYPE_CHECKING:  # which imports torch
-    pass
 
 
 def describe(
@@ -35,6 +32,8 @@ def describe(
     out = []
     for target in proposals:
         entry: dict[str, Any] = {"prompt": target.prompt.text, "target": target.name, "outcome": target.outcome.value}
+        if target.said:
+            entry["understood"] = target.said
         if target.outcome is Outcome.UNKNOWN_PROMPT:
             entry["nearest"] = list(target.nearest)
             entry["message"] = unknown_prompt_message(target.prompt.text, target.nearest)

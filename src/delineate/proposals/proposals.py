@@ -50,6 +50,7 @@ class TargetProposals:
         weights: float64 (N,) that sum to 1, how far each proposal agreed with the marks before it was made to; None
             without marks, or with one proposal.
         scores: (N,), how good the system itself holds each proposal to be; None where it does not say.
+        said: how the words were taken where they do not plainly name the target.
     """
 
     prompt: Prompt
@@ -61,6 +62,7 @@ class TargetProposals:
     calibration: Calibration | None = None
     weights: np.ndarray | None = None
     scores: np.ndarray | None = None
+    said: str = ""
 
     def __post_init__(self):
         if isinstance(self.drawn, np.ndarray):

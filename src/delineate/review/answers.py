@@ -153,7 +153,9 @@ def info_of(entry: Mapping[str, Any], id_: str, **more: Any) -> AnswerInfo:
         {name: one[name] for name in ("proposal", "weight", "quality", "spread")} | {"volume": one[unit]}
         for one in entry.get("distinct", ())
     ]
-    told = {name: entry.get(name) for name in ("prompt", "target", "outcome", "message", "quality", "doubt")}
+    told = {
+        name: entry.get(name) for name in ("prompt", "target", "outcome", "understood", "message", "quality", "doubt")
+    }
     return AnswerInfo(
         id=id_,
         **told,  # type: ignore[arg-type]  # checked by the model

@@ -7,7 +7,8 @@ from functools import cached_property
 from threading import Lock, RLock
 
 from delineate import __version__
-from delineate.errors import DelineateError
+from delineate.errors import DelineateError, PromptError
+from delineate.prompts.understanding import in_words, understood
 from delineate.review import schema
 from delineate.review.actions import event_of
 from delineate.review.answers import ANSWER, Answer, read_answer
@@ -128,14 +129,21 @@ class Place:
                 changed = [about]
             return schema.Changed(**dict(self.told()), changed=changed)
 
+    def meant(self, words: str) -> schema.Meant:
+        """What words ask the model for, in a scan of this kind."""
+        found = understood(words, self.answering.vocabulary, self.info.modality)
+        return schema.Meant(targets=list(found.targets), said=found.said, nearest=list(found.nearest))
+
     def ask(self, request: schema.AskRequest) -> Asking:
         """Begin to answer a question.
 
         Raises:
             Busy: another one is being answered.
             NotHere: the answer that it refines is not here.
-            PromptError: marks outside of the scan, or of both signs.
+            PromptError: marks outside of the scan, or of both signs; or several targets.
         """
+        if len(several := self.meant(request.prompt).targets) > 1:
+            raise PromptError(f"'{request.prompt}' is {in_words(several)}; ask for one after another")
         with self.lock:
             if self.running is not None:
                 raise Busy(f"'{self.running.request.prompt}' is being answered; wait for it, or cancel it")

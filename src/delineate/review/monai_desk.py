@@ -21,6 +21,7 @@ from delineate import __version__
 from delineate.errors import DelineateError, PromptError, ScanError
 from delineate.prompts.marks import Marks
 from delineate.prompts.prompt import LONGEST_PROMPT, Prompt
+from delineate.prompts.understanding import understood
 from delineate.prompts.vocabulary import unknown_prompt_message
 from delineate.review import schema
 from delineate.review.desk import Busy, Desk, Place
@@ -147,7 +148,9 @@ class MonaiDesk:
         if model != WORDS:
             raise NotHere(f"no such model here; there are {WORDS} and {CLICKS}")
         if asked := list(dict.fromkeys(word.strip() for word in params.prompt.split(",") if word.strip())):
-            return [Prompt(word) for word in asked]
+            meant = {word: understood(word, self.desk.answering.vocabulary, scan.modality).targets for word in asked}
+            named = {name: None for word in asked for name in (meant[word] if len(meant[word]) > 1 else (word,))}
+            return [Prompt(name) for name in named]
         concepts = self.desk.answering.vocabulary.concepts
         fitting = [c for c in concepts if scan.modality is None or not c.modalities or scan.modality in c.modalities]
         if not fitting:

@@ -132,6 +132,12 @@ def save(place: At, request: schema.SaveRequest) -> schema.Saved:
     return place.save(request)
 
 
+@router.get("/cases/{case}/meant")
+def meant(place: At, prompt: schema.Words) -> schema.Meant:
+    """What words ask for; "kidneys" are two questions."""
+    return place.meant(prompt)
+
+
 @router.post("/cases/{case}/asks", status_code=202)
 def ask(place: At, request: schema.AskRequest) -> schema.Ask:
     """Ask for a target; one question at a time."""

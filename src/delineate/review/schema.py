@@ -19,6 +19,9 @@ Unit = Literal["ml", "pixels"]
 Format = Literal["nifti", "png", "seg"]
 
 
+Words = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=LONGEST_PROMPT)]
+
+
 class Exact(BaseModel):
     """A model that knows all its fields."""
 
@@ -144,6 +147,7 @@ class AnswerInfo(Exact):
     outcome: Literal["found", "likely absent", "unknown prompt"]
     score: float
     nearest: list[str]
+    understood: str | None = None  # of answers of before there is none
     message: str | None
     quality: float | None
     doubt: float | None
@@ -157,6 +161,14 @@ class AnswerInfo(Exact):
     marks: list[Mark]
     refines: str | None
     seconds: float
+
+
+class Meant(Exact):
+    """What words ask for: names to ask one by one, how they were taken, and names that resemble unknown words."""
+
+    targets: list[str]
+    said: str
+    nearest: list[str]
 
 
 class Ask(Exact):
@@ -208,7 +220,7 @@ class Conflict(Problem):
 class AskRequest(Exact):
     """A question. A correction is a new one, with `marks`, that `refines` an earlier answer."""
 
-    prompt: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=LONGEST_PROMPT)]
+    prompt: Words
     proposals: Annotated[int, Field(ge=1, le=64, strict=True)] = 8
     seed: Annotated[int, Field(ge=0, le=2**31 - 1, strict=True)] = 0
     marks: Annotated[list[Mark], Field(max_length=MOST_MARKS)] = []

@@ -194,6 +194,10 @@ export class Desk {
 
   // --- asking
 
+  async meant(prompt) {
+    return api.get(this.path(`/meant?prompt=${encodeURIComponent(prompt)}`))
+  }
+
   async ask(prompt, { proposals = 8, marks = [], refines = null } = {}) {
     this.running = { prompt, share: 0 }
     this.tell('running')

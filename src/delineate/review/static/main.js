@@ -113,11 +113,21 @@ const on = {
 }
 
 async function ask(prompt) {
+  const meant = await desk.meant(prompt)
+  if (meant.targets.length < 2) return askOne(prompt)
+  notice(`'${prompt}' was taken for ${meant.said}`)
+  for (const name of meant.targets) if ((await askOne(name)) === 'cancelled') return
+}
+
+async function askOne(prompt) {
   byId('prompt').value = prompt
   desk.marks = []
   markedMeanwhile = false
   const end = await desk.ask(prompt, { proposals: Number(byId('proposals').value) || 8 })
-  if (end.state === 'cancelled') return notice('cancelled; nothing was changed')
+  if (end.state === 'cancelled') {
+    notice('cancelled; nothing was changed')
+    return end.state
+  }
   const answer = desk.answerOf(end.answer)
   if (answer?.outcome === 'found') largestSlice()
   await showDoubt(desk.doubt && answer?.proposals > 0)

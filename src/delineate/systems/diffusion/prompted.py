@@ -106,7 +106,7 @@ class Prompted:
         Of M `slices`, by their indices, where they are given: (M, size, size).
         """
         seen = seen if slices is None else seen[slices.to(self.foundation.device)]
-        return self._probability(seen, self.foundation.encode_text([asked.caption]), asked).cpu()
+        return self._probability(seen, asked).cpu()
 
     @torch.no_grad()
     def propose(self, seen: Features, asked: Asked, n: int, seed: int, on_step: OnShare = lambda share: None) -> Drawn:
@@ -120,7 +120,7 @@ class Prompted:
         if clues.mask is not None and clues.slices is not None:
             chosen = seen[clues.slices.to(self.foundation.device)]
             return Drawn(self._draw(chosen, text, clues.mask.to(self.foundation.device), n, seed, on_step, clues))
-        probability = self._probability(seen, text, asked)
+        probability = self._probability(seen, asked)
         drawn = probability.flatten(1).max(1).values >= self.config.skip_below
         if self.draws_estimate:
             probability = asked.mended(probability) * drawn[:, None, None]
@@ -143,27 +143,18 @@ class Prompted:
         """(n, S, size, size) on the CPU, of slices with the `probability` (S, size, size) to start from."""
         return thresholds(probability, n, seed, clues.known, on_step)
 
-    def _probability(self, seen: Features, text: Encoded, asked: Asked) -> Tensor:
-        """(S, size, size): the prompt's words against its rivals by their plain names, and background."""
-        index, head = self.vocabulary.index(asked.name), self.control.head
-        pooled = self.foundation.encode_text(list(self.vocabulary.names)).pooled
-        likeness = F.cosine_similarity(text.pooled, pooled)
-        if likeness.argmax() == index and asked.caption != asked.name:
-            pooled[index] = text.pooled[0]
-        # Else the words are the plain name, or unlike any caption that was learnt: then the plain name serves too.
-        against = {asked.name, *self.config.rivals.get(asked.name, self.vocabulary.names)}
-        rivals = [i for i, name in enumerate(self.vocabulary.names) if name in against]
-
-        def total() -> Tensor:
-            """The logarithm of what all shares are divided by, (S, size, size)."""
-            return torch.cat([head.total(chunk.fine, pooled[rivals]) for chunk in seen.split(16)])
-
-        plain = asked.caption == asked.name or likeness.argmax() != index
+    def _probability(self, seen: Features, asked: Asked) -> Tensor:
+        """(S, size, size): the name against its rivals, and background."""
+        head, names = self.control.head, self.vocabulary.names
+        pooled = self.foundation.encode_text(list(names)).pooled
+        against = {asked.name, *self.config.rivals.get(asked.name, names)}
+        rivals = [i for i, name in enumerate(names) if name in against]
         key = ("total", *rivals)
-        if plain and key not in seen.memo:
-            seen.memo[key] = total()
-        own = torch.cat([head(chunk.fine, pooled[[index]])[:, 0] for chunk in seen.split(16)])
-        return (own - (seen.memo[key] if plain else total())).exp().clamp(max=1)  # rounding may exceed it
+        if key not in seen.memo:  # the logarithm of what all shares are divided by, (S, size, size)
+            seen.memo[key] = torch.cat([head.total(chunk.fine, pooled[rivals]) for chunk in seen.split(16)])
+        own = pooled[[names.index(asked.name)]]
+        logit = torch.cat([head(chunk.fine, own)[:, 0] for chunk in seen.split(16)])
+        return (logit - seen.memo[key]).exp().clamp(max=1)  # rounding may exceed it
 
     @torch.no_grad()
     def labels(self, image: Tensor, possible: Tensor) -> Tensor:

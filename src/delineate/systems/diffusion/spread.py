@@ -16,6 +16,7 @@ from delineate.data.slices import SliceBank
 from delineate.foundation.foundation import Foundation
 from delineate.foundation.text import Encoded
 from delineate.networks.encoder import ENCODER_WIDTHS, Features, PromptedEncoder
+from delineate.networks.precision import halves
 from delineate.networks.spread import Spread, Start, log_odds, waves
 from delineate.systems.diffusion import prompted
 from delineate.systems.diffusion.encoding import Captioned, looked_at
@@ -76,7 +77,8 @@ class SpreadSystem(Prompted):
         odds = log_odds(probability[:, None])
         pooled = text.pooled.expand(len(odds), -1)
         parts = torch.arange(len(odds)).split(PAIRS_AT_ONCE)
-        starts = [self.control.spread(seen[some], odds[some], pooled[some]) for some in parts]
+        with halves(odds.device):
+            starts = [self.control.spread(seen[some], odds[some], pooled[some]) for some in parts]
         out = drawn_from(starts, smooth_fields(self.size, n, seed), on_step)
         if clues.known is not None:
             value, where = (pixels[:, 0].cpu() for pixels in clues.known)

@@ -1,0 +1,143 @@
+"""What a prompt asks of a model: several names, generic words, all but some, parts; and what is refused."""
+
+import pytest
+
+from delineate.prompts.understanding import in_words, understood
+from delineate.prompts.vocabulary import Vocabulary
+
+ABDOMEN = Vocabulary.from_names(
+    [
+        "spleen",
+        "right kidney",
+        "left kidney",
+        "gallbladder",
+        "esophagus",
+        "liver",
+        "stomach",
+        "aorta",
+        "inferior vena cava",
+        "portal and splenic vein",
+        "pancreas",
+        "right adrenal gland",
+        "left adrenal gland",
+    ],
+    "CT",
+)
+KIDNEYS = ("right kidney", "left kidney")
+HOUSE = ABDOMEN.merged(Vocabulary.from_names(["lung nodule"], "CT")).merged(
+    Vocabulary.from_names(["breast lesion", "fetal head"], "US").merged(
+        Vocabulary.from_names(["skin lesion"], "dermoscopy")
+    )
+)
+
+
+def names(text, vocabulary=ABDOMEN, modality=None):
+    return understood(text, vocabulary, modality).targets
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("liver", ("liver",)),
+        ("kidneys", KIDNEYS),
+        ("both kidneys", KIDNEYS),
+        ("Kidney", KIDNEYS),
+        ("please segment the kidneys", KIDNEYS),
+        ("adrenals", ("right adrenal gland", "left adrenal gland")),
+        ("suprarenal glands", ("right adrenal gland", "left adrenal gland")),
+        ("liver and spleen", ("liver", "spleen")),
+        ("liver, spleen, aorta", ("liver", "spleen", "aorta")),
+        ("liver/spleen & pancreas", ("liver", "spleen", "pancreas")),
+        ("left and right kidney", ("left kidney", "right kidney")),
+        ("kidneys and the liver", (*KIDNEYS, "liver")),
+        ("portal and splenic vein, liver", ("portal and splenic vein", "liver")),
+        ("liver, hepatic organ", ("liver",)),
+        ("kidney on the left", ("left kidney",)),
+        ("everything", ABDOMEN.names),
+        ("all organs", ABDOMEN.names),
+        ("all organs in this CT, please", ABDOMEN.names),
+    ],
+)
+def test_names_several_and_generic(text, expected):
+    assert names(text) == expected
+
+
+@pytest.mark.parametrize(
+    "but", ["everything but", "all organs except", "all except for", "the organs without", "all, minus"]
+)
+def test_all_but_some(but):
+    left = names(f"{but} the liver and the kidneys")
+    assert set(left) == set(ABDOMEN.names) - {"liver", *KIDNEYS}
+    assert names(f"{but} the flux capacitor") == ()
+
+
+def test_all_organs_are_no_findings():
+    assert names("all organs", HOUSE) == (*ABDOMEN.names, "fetal head")
+    assert names("everything", HOUSE) == HOUSE.names
+
+
+@pytest.mark.parametrize("word", ["lesion", "the tumour", "mass", "nodule", "Tumor?"])
+def test_a_finding_is_what_the_picture_can_show(word):
+    assert names(word, HOUSE, "US") == ("breast lesion",)
+    told = understood(word, HOUSE)
+    assert told.targets == ()
+    assert "breast lesion" in told.by_scan
+    assert names(word, ABDOMEN) == ()
+
+
+def test_a_word_for_findings_of_one_kind_needs_no_picture():
+    assert understood("lesion", Vocabulary.from_names(["liver", "skin lesion"])).said == "skin lesion"
+
+
+@pytest.mark.parametrize("text", ["left lobe of the liver", "the tail of the pancreas", "wall of gallbladder"])
+def test_of_a_part_the_whole_is_answered_and_said_so(text):
+    told = understood(text, ABDOMEN)
+    assert len(told.targets) == 1
+    assert told.said.startswith(f"all of the {told.targets[0]}: a part of it is not known apart")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "tumour in the liver",
+        "hepatic artery",
+        "liver without vessels",
+        "not the liver",
+        "liver and banana",
+        "flux capacitor",
+        "thyroid",
+        "spinal cord",
+        "DROP TABLE users",
+        "🙂",
+        "hello",
+    ],
+)
+def test_what_is_not_known_is_refused(text):
+    assert names(text) == ()
+
+
+def test_a_side_that_was_said_is_never_the_other():
+    for vocabulary in (
+        Vocabulary.from_names(["right kidney"]),
+        Vocabulary.from_names(["right adrenal gland", "liver"]),
+    ):
+        assert names("the left kidney", vocabulary) == names("left suprarenal", vocabulary) == ()
+
+
+def test_names_of_a_model_alone_are_known_to_its_reader():
+    femurs = Vocabulary.from_names(["left femur", "right femur"])
+    assert names("femurs", femurs) == ("left femur", "right femur")
+    assert names("femur on the left", femurs) == ("left femur",)
+    assert names("liver", femurs) == ()
+
+
+def test_what_was_understood_is_said():
+    assert understood("kidneys", ABDOMEN).said == "right kidney and left kidney"
+    assert understood("liver", ABDOMEN).said == ""
+    assert in_words(["a"]) == "a"
+    assert in_words(["a", "b", "c"]) == "a, b and c"
+
+
+def test_of_unknown_words_the_nearest_names_are_told():
+    assert understood("livr3x", ABDOMEN).nearest[0] == "liver"
+    assert set(understood("renal artery", ABDOMEN).nearest) & set(KIDNEYS)
