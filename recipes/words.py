@@ -43,7 +43,7 @@ HYPER = Hyperparameters(BATCH, learning_rate=2e-3, warm_up_images=20 * BATCH, av
 KEPT_BACK = 12  # one phrase in so many
 SHARES = {"concept": 0.5, "part": 0.14, "near": 0.14, "other": 0.22}
 KINDS = {"names": 0.42, "descriptions": 0.33, "phrases": 0.15, "foreign": 0.1}
-TEMPLATED, SLIPPED, SHORTENED = 0.45, 0.15, 0.3
+TEMPLATED, SLIPPED, SHORTENED = 0.45, 0.22, 0.3
 COMPOSED = 24_000  # phrases of two halves, for the teacher alone
 KEYS = ["qwertyuiop", "asdfghjkl", "zxcvbnm"]
 
@@ -180,7 +180,7 @@ def with_words_left_out(text: str, rng: random.Random) -> str:
 def with_slip(text: str, rng: random.Random) -> str:
     """One of the longer words with a letter left out, doubled, swapped with the next, or a neighbour's on the keys."""
     words = text.split(" ")
-    long = [i for i, word in enumerate(words) if len(word) >= 5 and word.isalpha()]
+    long = [i for i, word in enumerate(words) if len(word) >= 4 and word.isalpha()]
     if not long:
         return text
     i = rng.choice(long)

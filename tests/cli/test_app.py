@@ -471,6 +471,24 @@ def test_4_an_unknown_prompt_beside_a_known_one_hinders_it_not(delineate, pictur
     assert (tmp_path / "out" / "case0" / "liver.png").exists()
 
 
+def test_what_words_ask_for_is_said_without_a_scan_and_before_the_masks_of_one(delineate, pictures, model, tmp_path):
+    words = "everything but the liver"
+    code, out, err = delineate("prompts", "left lobe of the liver", "flux capacitor", "--model", model)
+    assert (code, err) == (0, "")
+    assert "all of the liver: a part of it is not known apart" in " ".join(out.split())
+    assert "unknown" in out
+    told = json.loads(delineate("prompts", words, "--model", model, "--json")[1])[words]
+    assert "liver" not in told["targets"]
+    assert told["share"] == 1
+    assert delineate("prompts", "flux capacitor", "--model", model)[0] == 4
+    code, _, err = delineate(*segment(pictures, model, tmp_path / "out", "-p", words))
+    assert code == 0
+    assert f"'{words}' was taken for {told['said']}" in err
+    run = json.loads((tmp_path / "out" / "run.json").read_text())
+    answered = [target["target"] for target in run["cases"][0]["targets"]]
+    assert answered == told["targets"]
+
+
 def test_5_a_dataset_that_is_none(delineate, model, tmp_path):
     for arguments in (
         ["check", tmp_path],

@@ -312,6 +312,24 @@ def test_an_unknown_prompt_is_an_answer_with_the_nearest_names(ann):
     assert ann.act("pick", answer=answer["id"]).status_code == 404
 
 
+def test_several_names_are_told_before_they_are_asked_one_by_one(ann):
+    told = ann.get(f"{ann.path}/meant", params={"prompt": "liver and spleen"}).json()
+    assert told == {"targets": ["liver", "spleen"], "said": "liver and spleen", "nearest": []}
+    assert ann.get(f"{ann.path}/meant", params={"prompt": "liver"}).json()["said"] == ""
+    assert ann.get(f"{ann.path}/meant", params={"prompt": "mandible"}).json()["targets"] == []
+    assert ann.get(f"{ann.path}/meant", params={"prompt": " "}).status_code == 422
+    refused = ann.ask("liver and spleen")
+    assert refused.status_code == 422
+    assert refused.json()["detail"] == "'liver and spleen' is liver and spleen; ask for one after another"
+
+
+def test_how_words_were_taken_is_kept_with_the_answer(ann):
+    assert ann.answered("all of the hepatic organ")["target"] == "liver"
+    answer = ann.answered("left lobe of the liver")
+    assert (answer["target"], answer["outcome"]) == ("liver", "found")
+    assert answer["understood"] == "all of the liver: a part of it is not known apart"
+
+
 def test_progress_is_told_until_the_end(ann, system):
     system.gate.clear()
     ask = ann.ask("liver").json()

@@ -402,6 +402,8 @@ def test_names_of_another_modality_are_not_asked(tmp_path):
     with pytest.raises(Exception, match="no names for CT"):
         at.prompts(WORDS, Params(), scan)
     assert [p.text for p in at.prompts(WORDS, Params(prompt="liver, ,liver,"), scan)] == ["liver"]
+    assert [p.text for p in at.prompts(WORDS, Params(prompt="liver and spleen, liver"), scan)] == ["liver", "spleen"]
+    assert [p.text for p in at.prompts(WORDS, Params(prompt="all organs"), scan)] == ["liver", "spleen"]
 
 
 def test_cases_are_handed_out_in_turn(tmp_path):

@@ -127,6 +127,21 @@ GENERIC_FINDINGS: dict[str, frozenset[str]] = {
     "growth": FINDINGS - {"nuclei"},
 }
 
+# What a word for several structures may mean, in plain form, where the model has no such name itself.
+GENERIC_STRUCTURES: dict[str, frozenset[str]] = {
+    "bowel": frozenset({"colon", "small bowel"}),
+    "intestine": frozenset({"colon", "small bowel"}),
+    "gut": frozenset({"colon", "small bowel"}),
+    "head": frozenset({"fetal head"}),
+    "vessel": frozenset({"retinal vessels"}),
+}
+
+# Words one slip away from "left" and "right" that are words of their own.
+NO_SIDES = _words(
+    "light night sight tight might fight eight bright wright rite lift loft let lent felt deft heft weft cleft lefty "
+    "leet lest lets rights lefts fright"
+)
+
 # What a part of a thing is called; none of these is a finding in it, or a thing beside it.
 PIECE_WORDS = _words(
     "lobe lobule segment head neck body tail tip pole cortex medulla wall capsule dome border edge margin surface rim "
@@ -137,12 +152,16 @@ PIECE_WORDS = _words(
 # A word that stands for another one wherever it appears, so that "right renal" is "right kidney".
 WORD_ALIASES: dict[str, str] = {
     "r": "right",
-    "rigth": "right",
-    "rihgt": "right",
-    "rght": "right",
-    "lefft": "left",
-    "lfet": "left",
-    "lft": "left",
+    "dexter": "right",
+    "dextra": "right",
+    "dextrum": "right",
+    "sinister": "left",
+    "sinistra": "left",
+    "sinistrum": "left",
+    "ren": "kidney",
+    "pulmo": "lung",
+    "suprarenalis": "adrenal",
+    "glandula": "gland",
     "rt": "right",
     "l": "left",
     "lt": "left",

@@ -187,6 +187,10 @@ Phrases = Mapping[frozenset[str], tuple[Concept, bool]]
 def mended(raw: str, vocabulary_words: frozenset[str]) -> str:
     """`raw` in plain form, or the one known word that it is a slip of the pen from; known words stay."""
     word = _plain(raw)
+    if len(word) >= 3 and word not in anatomy.NO_SIDES and word not in _ORDINARY:
+        for side in ("left", "right"):
+            if OSA.distance(word, side, score_cutoff=1) == 1:
+                return side
     known = vocabulary_words | _anatomy_words()
     if len(word) < 5 or word in known or word in _ORDINARY or any(c.isdigit() for c in word):
         return word

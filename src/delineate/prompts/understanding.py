@@ -7,25 +7,33 @@ share on that phrases which it had not seen have told. What was understood is sa
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
+from functools import cached_property
 
 from delineate.prompts import anatomy
 from delineate.prompts.matching import aliased, is_relation, is_unsaid, key_of, plain_words, raw_words
 from delineate.prompts.reader import Reader, Reading, house_reader
 from delineate.prompts.vocabulary import NEAREST, Vocabulary
 
-BELIEVED_FROM = 0.6  # share of a reading
-BELIEVED_WITH_NAME = 0.45  # where the name itself, and no other, stands among words that the rules do not know
+BELIEVED_FROM = 0.6  # share of a reading: of phrases kept back at most 2 % were then taken for something else
 FEW_WORDS = 4  # of a piece between commas that is read; a description may hold "and"
 
 _BUT = re.compile(
     r"\b(?:except(?:ing)?(?: for)?|excluding|but(?: not)?|without|minus|apart from|other than|besides|leaving out"
-    r"|not)\b"
+    r"|leave(?: out)?|not)\b"
 )
 _AND = re.compile(
-    r"\s*(?:[,;/+&、，;]|\b(?:and|plus|as well as|along with|together with|und|et|y|e)\b|和|及|与)\s*(?:\band\b\s*)?"
+    r"\s*(?:[,;/+&、，;]|\b(?:and|plus|with|as well as|along with|together with|und|et|y|e)\b|和|及|与)"
+    r"\s*(?:\band\b\s*)?"
+)
+_COMMENT = re.compile(r"[,;]| - |\b(?:without|with|not|no)\b")
+_PURPOSE = re.compile(
+    r"\bfor (?:[\w-]+ ){0,3}(?:radiotherapy|planning|treatment|dosimetry|surgery|resection|biopsy|volumetry|study"
+    r"|project|thesis|research|rt|sbrt|transplant\w*|follow-?up)\b.*$",
+    re.IGNORECASE,
 )
 _ALL = frozenset(["all", "every", "everything", "complete", "whole", "full"])
+_KNOWN = frozenset(["other", "know", "known", "possible", "find", "is", "available"])  # "everything you know"
+_KINDS = frozenset(["large", "small", "upper", "lower"]) | anatomy.SIDES  # share a noun: "left and right kidney"
 
 
 @dataclass(frozen=True)
@@ -56,7 +64,7 @@ def understood(
     >>> understood("kidneys", organs).targets, understood("everything but the liver", organs).said
     (('right kidney', 'left kidney'), 'spleen, right kidney and left kidney')
     """
-    return _Asked(vocabulary, modality, reader or house_reader()).whole(text)
+    return _Asked(vocabulary, modality or _modality_in(text), reader or house_reader()).whole(text)
 
 
 @dataclass(frozen=True)
@@ -67,12 +75,12 @@ class _Asked:
 
     def whole(self, text: str) -> Understood:
         """Of all that was typed."""
-        generic = self._findings(text)
-        by_reading = [] if len(generic) > 1 or _BUT.search(text.lower()) else [self.by_reading]
-        for attempt in (self.plainly, self.all_but, self.several, *by_reading):
-            if found := attempt(text):
-                return found
-        match = self.vocabulary.match(text)
+        asked = _PURPOSE.sub("", text)
+        for words in dict.fromkeys((asked, asked.rsplit(":", 1)[-1])):  # "organs at risk: liver, kidneys"
+            for attempt in (self.several, self.plainly, self.all_but, self.stated, self.by_reading):
+                if found := attempt(words):
+                    return found
+        match, generic = self.vocabulary.match(text), self._findings(text)
         near = dict.fromkeys((*match.nearest, *self._nearest_read(text)))
         return Understood((), nearest=tuple(near)[:NEAREST], by_scan=generic if len(generic) > 1 else ())
 
@@ -83,16 +91,18 @@ class _Asked:
         return self.generic(text) or self.part(text)
 
     def all_but(self, text: str) -> Understood | None:
-        """Everything, or everything but some."""
-        whole, *rest = _BUT.split(text.lower().replace("’", "'"), maxsplit=1)
-        if not (everything := self._everything(whole, bool(rest))):
-            return None
-        if not rest:
-            return self._taken(everything)
-        without = self.plainly(rest[0]) or self.several(rest[0]) or self.by_reading(rest[0])
+        """Everything, or everything but some; one thing and not another that is known too."""
+        this, *that = _BUT.split(text.lower().replace("’", "'"), maxsplit=1)
+        everything = self._everything(this, bool(that))
+        if not that:
+            return self._taken(everything) if everything else None
+        without = self.several(that[0]) or self.plainly(that[0]) or self.by_reading(that[0])
         if without is None:
             return None
-        return self._taken([name for name in everything if name not in without.targets])
+        if everything:
+            return self._taken(name for name in everything if name not in without.targets)
+        one = self.plainly(re.sub(r"(,|\band)\s*$", "", this.strip()))
+        return one if one and not set(one.targets) & set(without.targets) else None
 
     def several(self, text: str) -> Understood | None:
         """Names beside each other; nothing where one of them is not known."""
@@ -102,12 +112,7 @@ class _Asked:
         found: list[Understood] = []
         while pieces:
             for count in range(len(pieces), 0, -1):
-                joined = " and ".join(pieces[:count])
-                one = self.plainly(joined)
-                if one is None and count == 1:
-                    first = self._with_head(pieces)
-                    one = self.plainly(first) or (self.by_reading(first, False) if _names_briefly(first) else None)
-                if one is not None:
+                if one := self._piece(pieces, count):
                     found.append(one)
                     pieces = pieces[count:]
                     break
@@ -115,19 +120,40 @@ class _Asked:
                 return None
         names = dict.fromkeys(name for one in found for name in one.targets)
         share = min(one.share for one in found)
-        if len(names) == 1:
-            return replace(found[0], share=share)
-        return replace(self._taken(names), share=share)
+        return replace(found[0] if len(names) == 1 else self._taken(names), share=share)
+
+    def _piece(self, pieces: Sequence[str], count: int) -> Understood | None:
+        """What the first `count` pieces mean together; more than one only where the vocabulary itself joins them."""
+        if count > 1:
+            joined = " and ".join(pieces[:count])
+            return self.plainly(joined) if self._said(joined) - {"and"} in self._keys else None
+        words = raw_words(pieces[0])
+        first = pieces[0]
+        if len(pieces) > 1 and words and words[-1] in _KINDS:
+            first = f"{first} {' '.join(word for word in raw_words(pieces[1]) if word not in _KINDS)}"
+        return self.plainly(first) or (self.by_reading(first) if _is_brief(first) else None)
+
+    def stated(self, text: str) -> Understood | None:
+        """A name, and what a report says of it: "gallbladder, not distended, no stones"."""
+        this, *rest = _COMMENT.split(text, maxsplit=1)
+        if not rest or not (one := self.plainly(this) or (self.by_reading(this) if _is_brief(this) else None)):
+            return None
+        if len(one.targets) > 1 or not set(self.vocabulary.named(rest[0])[0]) <= set(one.targets):
+            return None
+        return replace(one, said=f"{one.targets[0]}; the rest of the words changes nothing")
 
     def generic(self, text: str) -> Understood | None:
-        """A word for several names: the sides or parts of one thing, or the findings that a scan can show."""
+        """A word for several names: the sides of one thing, or the findings and structures that a scan can show."""
         said = self._said(text)
-        for base, names in self._groups().items():
+        for base, names in self._groups.items():
             if said and said in _keys_of(base) and len(names) > 1:
                 return self._taken(names)
         if len(found := self._findings(text)) == 1:
             return Understood(found, said=found[0])
-        return None
+        meant = anatomy.GENERIC_STRUCTURES.get(next(iter(said)), frozenset()) if len(said) == 1 else frozenset()
+        known = [concept for concept in self.vocabulary.concepts if concept.name in meant]
+        fitting = [c.name for c in known if len(meant) > 1 or (self.modality and self.modality in c.modalities)]
+        return self._taken(fitting) if fitting else None
 
     def part(self, text: str) -> Understood | None:
         """A part of a name, where the part is not known apart: the whole is answered, and said so."""
@@ -142,32 +168,32 @@ class _Asked:
                 return Understood((finer,), finer)
         return Understood(names, _the_whole(names[0]))
 
-    def by_reading(self, text: str, with_name: bool = True) -> Understood | None:
-        """What the reader makes of it, if it is sure, and if the sides are those that were said."""
+    def by_reading(self, text: str) -> Understood | None:
+        """What the reader makes of it, if it is sure, if the sides are those that were said, and nothing is denied."""
         readings = self.reader.read(text, self.vocabulary.names)
-        if not readings or not _same_side(text, readings[0]):
+        if not readings or readings[0].share < BELIEVED_FROM or not _same_side(text, readings[0]):
             return None
         thing, share = readings[0]
-        named = with_name and self.vocabulary.named(text)[0] == (thing.name,)
-        if share < (BELIEVED_WITH_NAME if named else BELIEVED_FROM) or thing.kind == "other":
+        if thing.kind == "other" or _BUT.search(text.lower()) or len(self._findings(text)) > 1:
             return None
         if thing.name in self.vocabulary.names:
             said = _the_whole(thing.name) if thing.kind == "part" else thing.name
             return Understood((thing.name,), said, share)
-        names = self._groups().get(thing.name, [])
+        names = self._groups.get(thing.name, [])
         if thing.kind == "concept" and len(names) > 1:
             return replace(self._taken(names), share=share)
         findings = self._findings(thing.name) if thing.kind == "concept" else ()
         return Understood(findings, findings[0], share) if len(findings) == 1 else None
 
     def _taken(self, names: Iterable[str]) -> Understood:
-        return Understood(tuple(names), in_words(names))
+        names = tuple(names)
+        return Understood(names, in_words(names))
 
     def _everything(self, text: str, excluding: bool) -> list[str]:
         """The names that "all organs" means here; none where the text says something else."""
         words = raw_words(text)
         asked = any(word in _ALL for word in words) or (excluding and "organs" in words)
-        if not asked or not all(word in _ALL or word == "other" or is_unsaid(word) for word in words):
+        if not asked or not all(word in _ALL | _KNOWN or is_unsaid(word) for word in words):
             return []
         organs = any(word.startswith("organ") for word in words)
         return [name for name in self.vocabulary.names if not (organs and name in anatomy.FINDINGS)]
@@ -177,6 +203,11 @@ class _Asked:
         words = aliased(plain_words(text))
         return frozenset(word for word in words if not is_unsaid(word)) - {"both", "bilateral"}
 
+    @cached_property
+    def _keys(self) -> set[frozenset[str]]:
+        return {self._said(name) - {"and"} for c in self.vocabulary.concepts for name in (c.name, *c.synonyms)}
+
+    @cached_property
     def _groups(self) -> dict[str, list[str]]:
         """Names that differ by side or place alone, by what they share: "kidney" -> right and left."""
         groups: dict[str, list[str]] = {}
@@ -195,21 +226,9 @@ class _Asked:
         shown = [c for c in known if self.modality is None or not c.modalities or self.modality in c.modalities]
         return tuple(concept.name for concept in shown)
 
-    def _with_head(self, pieces: Sequence[str]) -> str:
-        """The first piece; one that is but a side takes the rest from the next: "left and right kidney"."""
-        words = raw_words(pieces[0])
-        if len(pieces) > 1 and words and words[-1] in anatomy.SIDES:
-            return f"{pieces[0]} {' '.join(w for w in raw_words(pieces[1]) if w not in anatomy.SIDES)}"
-        return pieces[0]
-
     def _nearest_read(self, text: str) -> list[str]:
         names = [reading.thing.name for reading in self.reader.read(text, self.vocabulary.names)[:3]]
         return [name for name in names if name in self.vocabulary.names]
-
-
-def _names_briefly(text: str) -> bool:
-    words = plain_words(text)
-    return len(words) <= FEW_WORDS and not any(is_relation(word) for word in words)
 
 
 def in_words(names: Iterable[str]) -> str:
@@ -220,6 +239,20 @@ def in_words(names: Iterable[str]) -> str:
     """
     *first, last = names
     return f"{', '.join(first)} and {last}" if first else last
+
+
+def _modality_in(text: str) -> str | None:
+    """The one kind of picture that the words themselves name: "mass on ultrasound"."""
+    said = " ".join(plain_words(text))
+    written = {code: {" ".join(plain_words(name)) for name in names} for code, names in anatomy.MODALITIES.items()}
+    del written["photo"]  # every kind may be called a picture
+    found = [code for code, names in written.items() if any(re.search(rf"\b{re.escape(n)}\b", said) for n in names)]
+    return found[0] if len(found) == 1 else None
+
+
+def _is_brief(text: str) -> bool:
+    words = plain_words(text)
+    return len(words) <= FEW_WORDS and not any(is_relation(word) for word in words)
 
 
 def _the_whole(name: str) -> str:
@@ -234,6 +267,6 @@ def _keys_of(base: str) -> set[frozenset[str]]:
 
 def _same_side(text: str, reading: Reading) -> bool:
     """Whether a side that was said is that of the name."""
-    said = {side for side, _ in groupby(w for w in aliased(plain_words(text)) if w in ("left", "right"))}
+    said = {word for word in aliased(plain_words(text)) if word in ("left", "right")}
     named = {word for word in reading.thing.name.split() if word in ("left", "right")}
-    return reading.thing.kind == "part" or not named or said == named
+    return reading.thing.kind == "part" or not named or said <= named
