@@ -5,9 +5,9 @@
 Dice in 3-D of 13 organs, of the model that ships or of a folder (`--model`), N = 20 proposals: the consensus, the
 encoder alone, the *floor* (the encoder's calibrated estimate against noise, no generator), and the best of N, chosen
 with the truth for every organ and patient: of the model's proposals, of the floor's, and of 20 level sets of the
-encoder's probability. Of a model that tells how masks spread also with its curve straight, and with another organ's
-words told to it. Single proposals by their shape: pieces and holes in 3-D, and NSD at 2 mm, beside level sets.
-Differences are paired by patient, with 95 % intervals by Student's t.
+encoder's probability. Of a model that tells how masks spread also with another organ's words told to it. Single
+proposals by their shape: pieces and holes in 3-D, and NSD at 2 mm, beside level sets. Differences are paired by
+patient, with 95 % intervals by Student's t.
 
 Writes benchmarks/results/btcv.json for the test split. How a U-Net does in the same time: `benchmarks/company.py`.
 """
@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from plural import halves, without_bends
+from plural import halves
 from scipy import ndimage
 
 from delineate import open_dataset
@@ -63,9 +63,8 @@ def main() -> None:
     tried = [("model", segmenter, args.proposals, False), ("encoder alone", of(alone), 1, False)]
     tried.append(("floor", of(floor), args.proposals, True))
     if isinstance(segmenter.system, SpreadSystem):
-        for name, change in (("straight", without_bends), ("words of others", with_words_of_others)):
-            changed = change(Segmenter.load(args.model or house_folder()))
-            tried.append((name, changed, args.proposals, False))
+        changed = with_words_of_others(Segmenter.load(args.model or house_folder()))
+        tried.append(("words of others", changed, args.proposals, False))
     for name, own, n, crossed in tried:
         rows[name] = {}
         for known, scored in halves(dataset, args.split) if crossed else [(None, dataset)]:

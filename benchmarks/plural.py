@@ -76,13 +76,6 @@ def without_unet(segmenter: Any) -> Any:
     return segmenter
 
 
-def without_bends(segmenter: Any) -> Any:
-    """Spread whose curve is straight."""
-    segmenter.system.control.spread.out.weight.data[12:].zero_()
-    segmenter.system.control.spread.out.bias.data[12:].zero_()
-    return segmenter
-
-
 def without_spread(segmenter: Any) -> Any:
     """Spread that looks nothing up: one temperature and one gain for all pixels, as before it learnt."""
     for p in segmenter.system.control.spread.out.parameters():
@@ -104,7 +97,6 @@ def of_estimate(segmenter: Any) -> Any:
 
 
 IDLE: dict[str, tuple[str, Callable[[Any], Any]]] = {
-    "spread: straight": ("spread", without_bends),
     "spread: nothing looked up": ("spread", without_spread),
     "spread: noise at its mean": ("spread", without_noise),
     "spread: its encoder's floor": ("spread", of_estimate),

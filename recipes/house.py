@@ -75,7 +75,7 @@ SHARES = {
 }
 DRAWN = {
     "encoder": "the encoder's calibrated probabilities and noise: it has no generator.",
-    "spread": "curves through masks, told by the image and taught by the energy score.",
+    "spread": "level sets that open where the image says that people differ, taught by the energy score.",
 }
 PATIENTS_LIDC = {"train": 383, "val": 54, "test": 30}
 # Children whom no run ever learnt from are scored; drawn anew by another release, splits would not be these.

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from delineate.networks.encoder import Features, ImageEncoder
-from delineate.networks.spread import BENDS, COOL, FARTHEST, MOST, PROBIT, Spread, Start, cooled, log_odds, waves
+from delineate.networks.spread import COOL, MOST, PROBIT, Spread, Start, cooled, log_odds
 
 WIDTHS = (8, 16, 24)
 
@@ -26,7 +26,6 @@ def test_a_spread_that_has_learnt_nothing_draws_the_floor(spread):
     start, floor = spread(features, odds, pooled), cooled(odds)
     torch.testing.assert_close(start.odds, odds / COOL)
     torch.testing.assert_close(start.gain, torch.full_like(odds, PROBIT))
-    assert not start.bend.any()
     noise = torch.randn(2, 5, 1, 1).expand(-1, -1, 32, 32)
     torch.testing.assert_close(start.drawn(noise), floor.drawn(noise))
 
@@ -36,31 +35,13 @@ def test_it_is_looked_up_pixel_by_pixel_at_all_levels_and_told_the_text(spread):
     torch.nn.init.normal_(spread.out.weight, std=0.2)
     features, odds, pooled = looked_at()
     start = spread(features, odds, pooled)
-    assert start.bend.shape == (2, BENDS, 32, 32)
     assert (start.gain > 0).all()
-    for map_of in (start.odds - odds / COOL, start.gain, *start.bend.unbind(1)):
+    for map_of in (start.odds - odds / COOL, start.gain):
         assert map_of.std() > 0
     for i, level in enumerate(features.levels):
         changed = Features((*features.levels[:i], level.flip(-1), *features.levels[i + 1 :]))
         assert not torch.allclose(spread(changed, odds, pooled).gain, start.gain)
     assert not torch.allclose(spread(features, odds, pooled.flip(0)).gain, start.gain)
-
-
-@torch.no_grad()
-def test_what_bends_is_of_the_level_and_masks_need_not_be_nested():
-    flat = torch.zeros(1, 1, 4, 4)
-    bend = torch.zeros(1, BENDS, 4, 4)
-    bend[:, 0, :2], bend[:, 0, 2:] = 2.0, -2.0
-    start = Start(flat, flat + 0.1, bend)
-    strict, middle, generous = (start.drawn(flat + u)[0, 0] > 0 for u in (-2.0, 0.0, 2.0))
-    assert torch.equal(strict, generous)
-    assert torch.equal(middle, ~strict)
-
-
-def test_waves_have_no_mean_and_end():
-    u = torch.randn(200_000, generator=torch.Generator().manual_seed(0))
-    assert waves(u)[:, :3].mean(0).abs().max() < 0.03
-    assert torch.equal(waves(torch.tensor([FARTHEST])), waves(torch.tensor([2 * FARTHEST])))
 
 
 def test_with_signal_a_draw_is_bayes_rule():

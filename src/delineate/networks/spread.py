@@ -1,14 +1,13 @@
-"""How far masks of one thing spread: a small network that gives a curve through them, looked up in the image.
+"""How far masks of one thing spread: a small network that says where level sets open, looked up in the image.
 
 The floor (`systems.diffusion.thresholds`) draws level sets of an estimate: log-odds and one number for the whole
-picture, generous or strict. Here a draw is a point on a curve that the image itself tells,
+picture, generous or strict. Here the image tells pixel by pixel how strongly that number u speaks,
 
-    log-odds of the mask at u:  odds + gain u + Σ_j bend_j φ_j(u)
+    log-odds of the mask at u:  odds + gain u
 
-with u nearly one value for the whole picture and φ two Hermite polynomials and two waves: level sets that open where
-people differ and stay shut where they agree, and, as the bends allow, are not nested. One number a draw can be spread
-evenly over few draws; six further ones, each with a picture of its own (a low-rank covariance), stood for the raters
-less well (docs/lab).
+with u nearly one value for the whole picture: masks open where people differ and stay shut where they agree. One number
+a draw can be spread evenly over few draws; six further ones, each with a picture of its own (a low-rank covariance),
+stood for the raters less well, and bending the line into a curve changed nothing (docs/lab).
 """
 
 from dataclasses import dataclass
@@ -22,8 +21,6 @@ from delineate.networks.encoder import Features, ResidualBlock
 PROBIT = 1.7  # σ(1.7 z) is about Φ(z): noise of variance 1 against log-odds
 COOL = 2.0  # temperature of the encoder's log-odds at first: networks are surer than they are right
 MOST = 12.0  # log-odds beyond which a pixel is as sure as it can be
-FARTHEST = 3.0  # where the curve ends: u beyond it bends no further
-BENDS = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,36 +30,25 @@ class Start:
     Attributes:
         odds: (B, 1, S, S), log-odds without noise.
         gain: (B, 1, S, S), how strongly noise of variance 1 speaks, in log-odds; above 0.
-        bend: (B, `BENDS`, S, S), how far the curve bends; None for a straight one.
     """
 
     odds: Tensor
     gain: Tensor
-    bend: Tensor | None = None
 
     def __getitem__(self, index: Tensor | slice) -> "Start":
-        return Start(self.odds[index], self.gain[index], None if self.bend is None else self.bend[index])
+        return Start(self.odds[index], self.gain[index])
 
     def drawn(self, noise: Tensor) -> Tensor:
         """Log-odds (B, K, S, S) of K draws by noise of that shape, of variance 1 and nearly one value a picture."""
-        total = torch.addcmul(self.odds, self.gain, noise)
-        if self.bend is not None:
-            total = total + torch.einsum("bkj,bjhw->bkhw", waves(noise.mean((2, 3))), self.bend)
-        return total.clamp(-MOST, MOST)
+        return torch.addcmul(self.odds, self.gain, noise).clamp(-MOST, MOST)
 
     def heard(self, pixels: Tensor, signal: Tensor, noise: Tensor) -> Tensor:
-        """Log-odds (B, 1, S, S) of a straight curve where more is known: `pixels` are a m + σ z of a mask m = ±1.
+        """Log-odds (B, 1, S, S) where more is known: `pixels` are a m + σ z of a mask m = ±1.
 
         By Bayes' rule they add 2 a / σ² times themselves; and z, where there is no signal yet, makes draws differ.
         """
         loud = 2 * signal / noise.square().clamp(min=1e-3) + self.gain * noise
         return (self.odds + loud * pixels).clamp(-MOST, MOST)
-
-
-def waves(u: Tensor) -> Tensor:
-    """φ(u), (…, `BENDS`): what bends a curve. Their means under a normal u are 0, but for that of cos."""
-    u = u.clamp(-FARTHEST, FARTHEST)
-    return torch.stack([(u**2 - 1) / 2, (u**3 - 3 * u) / 6, (2 * u).sin(), (2 * u).cos()], dim=-1)
 
 
 def log_odds(probability: Tensor) -> Tensor:
@@ -88,7 +74,7 @@ class Spread(nn.Module):
         self.told = nn.Linear(text_width, 2 * width * len(widths))
         self.blocks = nn.ModuleList([ResidualBlock(width, width) for _ in widths])
         self.odds = nn.Conv2d(4, width, 1)
-        self.out = nn.Conv2d(width, 4 * (3 + BENDS), 3, padding=1)
+        self.out = nn.Conv2d(width, 4 * 3, 3, padding=1)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a quarter faster on CPU
@@ -105,5 +91,5 @@ class Spread(nn.Module):
                 level = level + self.odds(F.pixel_unshuffle(odds / 4, 2))
             x = self.blocks[i](level)
         out = F.pixel_shuffle(self.out(x), 2).float()  # type: ignore[arg-type]
-        scale, shift, gain, bend = out.split((1, 1, 1, BENDS), dim=1)
-        return Start(odds * scale.clamp(-2, 2).exp() / COOL + 4 * shift, PROBIT * gain.clamp(-2, 2).exp(), 2 * bend)
+        scale, shift, gain = out.split(1, dim=1)
+        return Start(odds * scale.clamp(-2, 2).exp() / COOL + 4 * shift, PROBIT * gain.clamp(-2, 2).exp())

@@ -161,7 +161,7 @@ SYSTEMS: dict[str, SystemRow] = {
     ),
     "spread": SystemRow(
         "diffusion.spread",
-        "prompted encoder that tells how far masks spread: a curve through them by pixel, taught by the energy score",
+        "prompted encoder that tells how far masks spread: a line through them by pixel, taught by the energy score",
         "built here; the energy score: Gneiting and Raftery 2007, JASA 102(477)",
         presets=SIZED,
     ),

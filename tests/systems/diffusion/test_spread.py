@@ -1,4 +1,4 @@
-"""The system whose generator is a curve through the masks that people would draw."""
+"""The system whose generator is a line through the masks that people would draw."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from delineate.networks.spread import BENDS, Start
+from delineate.networks.spread import Start
 from delineate.scans.grid import View
 from delineate.systems import SYSTEMS
 from delineate.systems.diffusion.fields import even_fields, even_levels, smooth_fields
@@ -22,10 +22,10 @@ def start_of(shape, seed=0):
     """Odds that are sure in most places, as a scan's are."""
     generator = torch.Generator().manual_seed(seed)
     odds = 12 * torch.randn(shape, 1, SIZE, SIZE, generator=generator).clamp(-1, 1)
-    return Start(odds, 0.5 + torch.rand(odds.shape, generator=generator), 0.3 * torch.randn(shape, BENDS, SIZE, SIZE))
+    return Start(odds, 0.5 + torch.rand(odds.shape, generator=generator))
 
 
-def test_draws_are_those_of_the_whole_curve_though_only_doubtful_pixels_are_worked_out():
+def test_draws_are_those_of_the_whole_line_though_only_doubtful_pixels_are_worked_out():
     starts, fields = [start_of(2), start_of(1, 1)], smooth_fields(SIZE, 6, 0)
     drawn = drawn_from(starts, fields)
     for k, field in enumerate(fields):
@@ -40,7 +40,7 @@ def test_frequencies_are_what_is_said():
     many, more = (drawn_from(starts, smooth_fields(SIZE, n, seed)) for n, seed in ((64, 0), (512, 1)))
     apart = ((many >= 0.5).float().mean(0) - many.mean(0)).abs()
     assert apart.mean() < 0.01
-    assert apart.max() < 0.2  # where a curve lingers at the border
+    assert apart.max() < 0.2  # where a line lingers at the border
     assert (many.mean(0) - more.mean(0)).abs().max() < 0.1  # evenly spread: nearer than 64 coins would be
 
 

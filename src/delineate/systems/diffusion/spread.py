@@ -17,7 +17,7 @@ from delineate.foundation.foundation import Foundation
 from delineate.foundation.text import Encoded
 from delineate.networks.encoder import ENCODER_WIDTHS, Features, PromptedEncoder
 from delineate.networks.precision import halves
-from delineate.networks.spread import Spread, Start, log_odds, waves
+from delineate.networks.spread import Spread, Start, log_odds
 from delineate.systems.diffusion import prompted
 from delineate.systems.diffusion.encoding import Captioned, looked_at
 from delineate.systems.diffusion.fields import LEVEL, even_fields, smooth_fields
@@ -102,20 +102,17 @@ def drawn_from(starts: list[Start], fields: Tensor, on_step: OnShare = lambda sh
     Worked out where noise can change anything; elsewhere a pixel is 0 or 1 in every proposal (`thresholds`).
     """
     odds, gain = (torch.cat([getattr(one, name) for one in starts]).flatten() for name in ("odds", "gain"))
-    bend = torch.cat([one.bend for one in starts if one.bend is not None]).transpose(0, 1).flatten(1)
-    most = waves(torch.linspace(-FAR, FAR, 33)).abs().amax(0).to(bend.device)
     sure = torch.logit(torch.tensor(1 - SURE)).item() / SHARP
-    unsure = odds.abs() < sure + FAR * gain + (most[:, None] * bend.abs()).sum(0)
+    unsure = odds.abs() < sure + FAR * gain
     where = unsure.nonzero()[:, 0]
-    odds_there, gain_there, bend_there = odds[where], gain[where], bend[:, where]
+    odds_there, gain_there = odds[where], gain[where]
     place, pixel = where.cpu(), where % fields[0].numel()
     always = ((odds > 0) & ~unsure).nonzero()[:, 0].cpu()
     shape = (len(fields), sum(len(one.odds) for one in starts), *fields.shape[1:])
     out = torch.from_numpy(np.zeros(shape, np.float32))  # NumPy's cost nothing where not touched
     for k, one in enumerate(out.flatten(1)):
         field = fields[k].to(odds.device)
-        bent = (waves(field.mean()[None])[0, :, None] * bend_there).sum(0)
-        logit = odds_there + gain_there * field.flatten()[pixel] + bent
+        logit = torch.addcmul(odds_there, gain_there, field.flatten()[pixel])
         one[place] = F.threshold((SHARP * logit).sigmoid(), SURE, 0.0).cpu()
         one[always] = 1.0
         on_step((k + 1) / len(fields))
