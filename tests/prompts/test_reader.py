@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from delineate.prompts.reader import Reader, house_reader, pieces
+from delineate.prompts.understanding import BELIEVED_FROM
 
 MIB = 2**20
 
@@ -32,7 +33,8 @@ def test_it_reads_what_nobody_listed(text, name):
     ["splenic artery", "femur", "spinal cord", "brain", "banana", "liver sausage", "heart-warming", "xkcd qwpzt"],
 )
 def test_what_lies_near_in_words_or_in_the_body_is_no_concept(text):
-    assert house_reader().read(text)[0].thing.kind == "other"
+    best = house_reader().read(text)[0]
+    assert best.thing.kind == "other" or best.share < BELIEVED_FROM
 
 
 def test_shares_are_of_all_that_is_known_and_names_of_a_model_can_be_added():

@@ -14,7 +14,7 @@ from delineate.prompts.matching import aliased, is_relation, is_unsaid, key_of, 
 from delineate.prompts.reader import Reader, Reading, house_reader
 from delineate.prompts.vocabulary import NEAREST, Vocabulary
 
-BELIEVED_FROM = 0.6  # share of a reading: of phrases kept back at most 2 % were then taken for something else
+BELIEVED_FROM = 0.5  # share of a reading: of phrases held out less than 2 % were then taken for something else
 FEW_WORDS = 4  # of a piece between commas that is read; a description may hold "and"
 
 _BUT = re.compile(
@@ -28,7 +28,7 @@ _AND = re.compile(
 _COMMENT = re.compile(r"[,;]| - |\b(?:without|with|not|no)\b")
 _PURPOSE = re.compile(
     r"\bfor (?:[\w-]+ ){0,3}(?:radiotherapy|planning|treatment|dosimetry|surgery|resection|biopsy|volumetry|study"
-    r"|project|thesis|research|rt|sbrt|transplant\w*|follow-?up)\b.*$",
+    r"|project|thesis|research|rt|sbrt|transplant\w*|follow-?up)\b[^:]*$",
     re.IGNORECASE,
 )
 _ALL = frozenset(["all", "every", "everything", "complete", "whole", "full"])
@@ -76,10 +76,13 @@ class _Asked:
     def whole(self, text: str) -> Understood:
         """Of all that was typed."""
         asked = _PURPOSE.sub("", text)
-        for words in dict.fromkeys((asked, asked.rsplit(":", 1)[-1])):  # "organs at risk: liver, kidneys"
-            for attempt in (self.several, self.plainly, self.all_but, self.stated, self.by_reading):
-                if found := attempt(words):
-                    return found
+        parts = dict.fromkeys((asked, asked.rsplit(":", 1)[-1]))  # "organs at risk: liver, kidneys"
+        rules = (
+            (attempt, words) for words in parts for attempt in (self.several, self.plainly, self.all_but, self.stated)
+        )
+        for attempt, words in (*rules, *((self.by_reading, words) for words in parts)):
+            if found := attempt(words):
+                return found
         match, generic = self.vocabulary.match(text), self._findings(text)
         near = dict.fromkeys((*match.nearest, *self._nearest_read(text)))
         return Understood((), nearest=tuple(near)[:NEAREST], by_scan=generic if len(generic) > 1 else ())
@@ -109,6 +112,9 @@ class _Asked:
         pieces = [piece for piece in _AND.split(text.strip(" .!?;,")) if piece]
         if len(pieces) < 2:
             return None
+        turned = self.vocabulary.match(" ".join(pieces[::-1])).concept  # "bowel, small"
+        if turned and len(pieces) == 2 and self.plainly(pieces[1]) is None:
+            return Understood((turned.name,))
         found: list[Understood] = []
         while pieces:
             for count in range(len(pieces), 0, -1):
@@ -126,7 +132,8 @@ class _Asked:
         """What the first `count` pieces mean together; more than one only where the vocabulary itself joins them."""
         if count > 1:
             joined = " and ".join(pieces[:count])
-            return self.plainly(joined) if self._said(joined) - {"and"} in self._keys else None
+            words = [word for word in self.vocabulary.words(joined) if not is_unsaid(word)]
+            return self.plainly(joined) if len(words) == len(set(words)) and set(words) in self._keys else None
         words = raw_words(pieces[0])
         first = pieces[0]
         if len(pieces) > 1 and words and words[-1] in _KINDS:
@@ -200,12 +207,11 @@ class _Asked:
 
     def _said(self, text: str) -> frozenset[str]:
         """The words that carry meaning, but for "both"."""
-        words = aliased(plain_words(text))
-        return frozenset(word for word in words if not is_unsaid(word)) - {"both", "bilateral"}
+        return frozenset(word for word in self.vocabulary.words(text) if not is_unsaid(word)) - {"both", "bilateral"}
 
     @cached_property
     def _keys(self) -> set[frozenset[str]]:
-        return {self._said(name) - {"and"} for c in self.vocabulary.concepts for name in (c.name, *c.synonyms)}
+        return {self._said(name) for c in self.vocabulary.concepts for name in (c.name, *c.synonyms)}
 
     @cached_property
     def _groups(self) -> dict[str, list[str]]:

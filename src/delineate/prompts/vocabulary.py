@@ -146,7 +146,7 @@ class Vocabulary:
         >>> vocabulary.match("kidney")
         Match(concept=None, nearest=('left kidney', 'right kidney'))
         """
-        words = aliased(mended(word, self._words) for word in raw_words(text))
+        words = self.words(text)
         spans, context = self._targets(words)
         found = tuple(dict.fromkeys(span.concept.name for span in spans))
         if len(found) == 1:
@@ -158,13 +158,17 @@ class Vocabulary:
         near = dict.fromkeys((*found, *nearest_names(words, self._phrases)))
         return Match(None, tuple(near)[:NEAREST])
 
+    def words(self, text: str) -> list[str]:
+        """The words of `text` in the one form in which names are compared, slips of the pen mended."""
+        return aliased(mended(word, self._words) for word in raw_words(text))
+
     def named(self, text: str) -> tuple[tuple[str, ...], list[str]]:
         """The names that stand somewhere in `text`, and the words beside them, in plain form; it need not ask for them.
 
         >>> Vocabulary.from_names(["liver"]).named("hepatic dome, please")
         (('liver',), ['dome', 'please'])
         """
-        words = aliased(mended(word, self._words) for word in raw_words(text))
+        words = self.words(text)
         spans = spans_in(words, self._phrases)
         inside = {i for span in spans for i in range(span.start, span.stop)}
         found = dict.fromkeys(span.concept.name for span in spans)

@@ -10,14 +10,14 @@ from typing import NamedTuple
 
 import nibabel
 import numpy as np
-from isal import igzip, isal_zlib
+from isal import igzip, igzip_lib
 from nibabel.volumeutils import array_from_file
 
 from delineate.errors import ScanError
 from delineate.scans.geometry import affine_of_header, check_size
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
-DAMAGE = (OSError, EOFError, ValueError, zlib.error, isal_zlib.error)
+DAMAGE: tuple[type[Exception], ...] = (OSError, EOFError, ValueError, zlib.error, igzip_lib.IsalError)
 """What reading a damaged file may raise. Not MemoryError: sizes are checked before."""
 
 _DEFLATE_LIMIT = 1032  # no deflate stream expands further: 258 bytes a 2 bits (zlib.net/zlib_tech.html)
