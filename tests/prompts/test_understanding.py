@@ -71,6 +71,25 @@ def test_all_but_some(but):
     assert names(f"{but} the flux capacitor") == ()
 
 
+def test_a_side_said_somewhere_is_that_of_the_name_where_the_model_tells_sides_apart():
+    lungs = Vocabulary.from_names(["lungs", "right lung", "left lung"], "CT")
+    assert names("lung (right)", lungs) == names("outline the lung on the patient's right", lungs) == ("right lung",)
+    assert names("lungs", lungs) == ("lungs",)
+    assert names("kidney (L)") == ("left kidney",)
+
+
+def test_not_these_but_those():
+    without = tuple(name for name in ABDOMEN.names if name not in KIDNEYS)
+    assert names("no kidneys, but everything else") == without
+    vessels = {"aorta", "inferior vena cava", "portal and splenic vein"}
+    for text in ("not the vessels, only the organs", "the organs without the vessels"):
+        assert set(names(text)) == set(ABDOMEN.names) - vessels
+
+
+def test_of_one_thing_nothing_is_cut_out_and_that_is_said():
+    assert understood("liver without vessels", ABDOMEN).said == "liver; nothing is cut out of it"
+
+
 def test_all_organs_are_no_findings():
     assert names("all organs", HOUSE) == (*ABDOMEN.names, "fetal head")
     assert names("everything", HOUSE) == HOUSE.names
@@ -119,7 +138,6 @@ def test_what_is_not_known_is_refused(text):
     ("text", "name"),
     [
         ("Gallbladder, not distended, no stones", "gallbladder"),
-        ("liver without vessels", "liver"),
         ("Spleen - no focal lesion", "spleen"),
         ("aorta, no aneurysm", "aorta"),
     ],
@@ -143,6 +161,17 @@ def test_what_a_report_says_of_a_name_changes_nothing_and_that_is_said(text, nam
         ("lef kidney", ("left kidney",)),
         ("ren sinister", ("left kidney",)),
         ("bowel, small", ()),
+        ("spleen pancreas liver", ("spleen", "pancreas", "liver")),
+        ("L and R kidney", KIDNEYS),
+        ("kidneys but not the left one", ("right kidney",)),
+        ("the pair of kidneys and the aorta", (*KIDNEYS, "aorta")),
+        ("aorta, liver (work-up)", ("aorta", "liver")),
+        ("the spleen and the liver, not the kidneys", ("spleen", "liver")),
+        ("all of them please", ABDOMEN.names),
+        ("full multi-organ segmentation", ABDOMEN.names),
+        ("all abdominal organs", ABDOMEN.names),
+        ("the veins", ("inferior vena cava", "portal and splenic vein")),
+        ("all blood vessels", ("aorta", "inferior vena cava", "portal and splenic vein")),
     ],
 )
 def test_ways_in_which_people_ask(text, expected):

@@ -133,7 +133,8 @@ GENERIC_STRUCTURES: dict[str, frozenset[str]] = {
     "intestine": frozenset({"colon", "small bowel"}),
     "gut": frozenset({"colon", "small bowel"}),
     "head": frozenset({"fetal head"}),
-    "vessel": frozenset({"retinal vessels"}),
+    "vessel": frozenset({"aorta", "inferior vena cava", "portal and splenic vein", "retinal vessels"}),
+    "vein": frozenset({"inferior vena cava", "portal and splenic vein"}),
 }
 
 # Words one slip away from "left" and "right" that are words of their own.

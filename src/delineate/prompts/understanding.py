@@ -5,7 +5,7 @@ share on that phrases which it had not seen have told. What was understood is sa
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -32,7 +32,13 @@ _PURPOSE = re.compile(
     re.IGNORECASE,
 )
 _ALL = frozenset(["all", "every", "everything", "complete", "whole", "full"])
-_KNOWN = frozenset(["other", "know", "known", "possible", "find", "is", "available"])  # "everything you know"
+_KNOWN = frozenset(  # "everything you know"
+    ["other", "else", "them", "lot", "multi", "do", "know", "known", "possible", "find", "is", "available"]
+) | {"abdomen", "body"}
+_BOTH = frozenset(["both", "bilateral", "pair", "blood"])  # of words that mean several anyway
+_NOT_THIS = re.compile(
+    r"^\s*(?:no|not|without)\b(.+?),?\s*\b(?:but|only|just)\b(.+)$"
+)  # "not the veins, only the organs"
 _KINDS = frozenset(["large", "small", "upper", "lower"]) | anatomy.SIDES  # share a noun: "left and right kidney"
 
 
@@ -76,10 +82,11 @@ class _Asked:
     def whole(self, text: str) -> Understood:
         """Of all that was typed."""
         asked = _PURPOSE.sub("", text)
-        parts = dict.fromkeys((asked, asked.rsplit(":", 1)[-1]))  # "organs at risk: liver, kidneys"
-        rules = (
-            (attempt, words) for words in parts for attempt in (self.several, self.plainly, self.all_but, self.stated)
-        )
+        asked = _NOT_THIS.sub(r"\2 except \1", asked.lower()) if _NOT_THIS.match(asked.lower()) else asked
+        parts = dict.fromkeys(
+            (asked, re.sub(r"\([^)]*\)", " ", asked), asked.rsplit(":", 1)[-1])
+        )  # "OARs: liver, aorta"
+        rules = ((attempt, words) for words in parts for attempt in self._rules)
         for attempt, words in (*rules, *((self.by_reading, words) for words in parts)):
             if found := attempt(words):
                 return found
@@ -87,10 +94,19 @@ class _Asked:
         near = dict.fromkeys((*match.nearest, *self._nearest_read(text)))
         return Understood((), nearest=tuple(near)[:NEAREST], by_scan=generic if len(generic) > 1 else ())
 
+    @property
+    def _rules(self) -> tuple[Callable[[str], Understood | None], ...]:
+        return self.several, self.plainly, self.in_a_row, self.all_but, self.stated
+
+    def in_a_row(self, text: str) -> Understood | None:
+        """Names in a row, with nothing between them: "spleen liver aorta"."""
+        names, beside = self.vocabulary.named(text)
+        return self._taken(names) if len(names) > 1 and all(is_unsaid(word) for word in beside) else None
+
     def plainly(self, text: str) -> Understood | None:
         """One name, by the rules; a generic word; a part of something."""
         if concept := self.vocabulary.match(text).concept:
-            return Understood((concept.name,))
+            return self._of_side(concept.name, text)
         return self.generic(text) or self.part(text)
 
     def all_but(self, text: str) -> Understood | None:
@@ -99,13 +115,31 @@ class _Asked:
         everything = self._everything(this, bool(that))
         if not that:
             return self._taken(everything) if everything else None
-        without = self.several(that[0]) or self.plainly(that[0]) or self.by_reading(that[0])
+        one = None if everything else self._some(re.sub(r"(,|\band)\s*$", "", this.strip()))
+        if (
+            one and (side := self._said(that[0]) - {"one"}) and side <= {"left", "right"}
+        ):  # "kidneys but not the left one"
+            return self._taken(name for name in one.targets if not side & set(name.split()))
+        without = self._some(that[0]) or self.by_reading(that[0])
         if without is None:
             return None
         if everything:
             return self._taken(name for name in everything if name not in without.targets)
-        one = self.plainly(re.sub(r"(,|\band)\s*$", "", this.strip()))
-        return one if one and not set(one.targets) & set(without.targets) else None
+        if one is None or set(one.targets) & set(without.targets):
+            return None
+        return replace(one, said=f"{in_words(one.targets)}; nothing is cut out of it")
+
+    def _of_side(self, name: str, text: str) -> Understood:
+        """A name; where a side is said, and the model tells the sides apart, that of the side: "lung on the right"."""
+        sides = {"left", "right"} & set(self.vocabulary.words(text)) - set(name.split())
+        for base, names in self._groups.items():
+            sided = [one for one in names if sides & set(one.split())]
+            if len(sides) == len(sided) == 1 and key_of(name) in _keys_of(base):
+                return Understood((sided[0],), sided[0])
+        return Understood((name,))
+
+    def _some(self, text: str) -> Understood | None:
+        return self.several(text) or self.plainly(text)
 
     def several(self, text: str) -> Understood | None:
         """Names beside each other; nothing where one of them is not known."""
@@ -134,8 +168,7 @@ class _Asked:
             joined = " and ".join(pieces[:count])
             words = [word for word in self.vocabulary.words(joined) if not is_unsaid(word)]
             return self.plainly(joined) if len(words) == len(set(words)) and set(words) in self._keys else None
-        words = raw_words(pieces[0])
-        first = pieces[0]
+        words, first = self.vocabulary.words(pieces[0]), pieces[0]
         if len(pieces) > 1 and words and words[-1] in _KINDS:
             first = f"{first} {' '.join(word for word in raw_words(pieces[1]) if word not in _KINDS)}"
         return self.plainly(first) or (self.by_reading(first) if _is_brief(first) else None)
@@ -199,15 +232,17 @@ class _Asked:
     def _everything(self, text: str, excluding: bool) -> list[str]:
         """The names that "all organs" means here; none where the text says something else."""
         words = raw_words(text)
-        asked = any(word in _ALL for word in words) or (excluding and "organs" in words)
-        if not asked or not all(word in _ALL | _KNOWN or is_unsaid(word) for word in words):
+        asked = any(word in _ALL for word in words) or ("organs" in words and (excluding or "multi" in words))
+        if not asked or not all(
+            word in _ALL | _KNOWN or is_unsaid(word) or word in anatomy.REGION_WORDS for word in words
+        ):
             return []
         organs = any(word.startswith("organ") for word in words)
         return [name for name in self.vocabulary.names if not (organs and name in anatomy.FINDINGS)]
 
     def _said(self, text: str) -> frozenset[str]:
         """The words that carry meaning, but for "both"."""
-        return frozenset(word for word in self.vocabulary.words(text) if not is_unsaid(word)) - {"both", "bilateral"}
+        return frozenset(word for word in self.vocabulary.words(text) if not is_unsaid(word)) - _BOTH
 
     @cached_property
     def _keys(self) -> set[frozenset[str]]:
