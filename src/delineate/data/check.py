@@ -9,12 +9,14 @@ import numpy as np
 
 from delineate.data.dataset import Dataset, grid_difference
 from delineate.data.layout import (
+    NNUNET_SPLITS,
     SPLITS,
     Files,
     choose_targets,
     declared_labels,
     declared_modality,
     find_files,
+    nnunet_splits_in_words,
     read_json,
     read_splits,
     read_subjects,
@@ -23,6 +25,7 @@ from delineate.data.layout import (
 )
 from delineate.data.likeness import groups_alike
 from delineate.errors import DatasetError, ScanError
+from delineate.prompts.modality import modality_code
 from delineate.scans.reading import read_labels, read_scan
 from delineate.scans.scan import Scan
 from delineate.storage.files import sha256_of
@@ -149,11 +152,11 @@ class _Checks:
         if declared is not None:
             chosen = self._try(source, choose_targets, declared, targets, self.root)
         labels, others = chosen or ({}, frozenset())
-        stated = self._try(source, declared_modality, described, self.root)
+        stated = self._try(source, declared_modality, described, self.root, self.files.images.values())
         subjects = self._try(self.root / "subjects.json", read_subjects, self.root, self.files.images) or {}
         self.subjects = {name: subjects.get(name, name) for name in self.files.images}
         splits = self._try(self.root / "splits.json", read_splits, self.root) or {}
-        return Dataset(self.root, self.root.name, modality or stated, labels, (), splits, others)
+        return Dataset(self.root, self.root.name, modality_code(modality) or stated, labels, (), splits, others)
 
     def _try(self, file: Path, read: Callable, *arguments):
         """What `read` returns, or None and a problem."""
@@ -232,7 +235,11 @@ class _Checks:
 
     def splits_and_duplicates(self, dataset: Dataset) -> None:
         """Faults of the splits; images with the same bytes, which are a leak where two splits hold them."""
-        source = self.root / "splits.json" if (self.root / "splits.json").exists() else self.root.parent / "splits.json"
+        own, parents = self.root / "splits.json", self.root.parent / "splits.json"
+        source = own if own.exists() else parents
+        if said := nnunet_splits_in_words(self.root):
+            source = self.root / NNUNET_SPLITS
+            self.add(source, said, "write splits.json if others are to be held out", "warning")
         home: dict[str, str] = {subject: name for name, members in dataset.splits.items() for subject in members}
         for fault in split_faults(dataset.splits, set(self.subjects.values())):
             self.add(source, fault, "name every subject once, in one split")

@@ -21,6 +21,7 @@ from delineate.data.layout import (
 from delineate.data.likeness import groups_alike, whole_groups
 from delineate.data.synthetic import Origin, read_origins
 from delineate.errors import DatasetError
+from delineate.prompts.modality import modality_code
 from delineate.prompts.vocabulary import Vocabulary
 from delineate.scans.reading import read_labels, read_scan
 from delineate.scans.scan import SCAN_SUFFIXES, Scan
@@ -210,7 +211,7 @@ def open_dataset(
     return Dataset(
         root=root,
         name=name if isinstance(name, str) and name.strip() else root.name,
-        modality=modality or declared_modality(description, root),
+        modality=modality_code(modality) or declared_modality(description, root, files.images.values()),
         labels=labels,
         cases=cases,
         splits=read_splits(root, splits),

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from delineate.errors import ScanError
-from delineate.prompts import anatomy
+from delineate.prompts.modality import modality_code
 from delineate.scans import flat_images, nifti
 from delineate.scans.dicom.source import DICOM_SUFFIXES
 from delineate.scans.finding import Found, Kind
@@ -74,9 +74,8 @@ def read_scan(
     stored = _read(path, volume, assume_spacing_mm, max_voxels)
     voxels, notes = _finite(path, _scaled(stored))
     notes = stored.notes + notes
-    if modality is not None:
-        modality = anatomy.MODALITY_CODES.get(modality.strip().lower(), modality.strip())
-    elif stored.has_spacing and voxels.min() <= AIR_HU:
+    modality = modality_code(modality)
+    if modality is None and stored.has_spacing and voxels.min() <= AIR_HU:
         modality = "CT"
         notes += (f"taken for CT: values go down to {voxels.min():g}",)
     return Scan(voxels, stored.affine, modality, path, stored.has_spacing, notes, stored.space_code)
