@@ -40,14 +40,17 @@ _PILLOW_LIMIT = threading.Lock()
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
 
-def read_flat(path: Path, max_voxels: int, as_labels: bool) -> tuple[np.ndarray, list[str]]:
+def read_flat(path: Path, max_voxels: int, as_labels: bool, measured: bool) -> tuple[np.ndarray, list[str]]:
     """The pixels (H, W) or (H, W, 3) of a picture, and notes; labels stay as stored, palette indices too.
+
+    Where 0 is white, grey values are turned round unless they were `measured` (CT, PET).
 
     Raises:
         ScanError: If it is too large, animated, of several pages, or of colours that cannot be read.
     """
-    read = _read_tiff if path.suffix.lower() in TIFF_SUFFIXES else _read_picture
-    return read(path, max_voxels, as_labels)
+    if path.suffix.lower() in TIFF_SUFFIXES:
+        return _read_tiff(path, max_voxels, as_labels, measured)
+    return _read_picture(path, max_voxels, as_labels)
 
 
 def write_flat(path: Path, pixels: np.ndarray) -> None:
@@ -130,7 +133,7 @@ def _png_depth(file: IO[bytes]) -> tuple[int, int]:
 # --- TIFF
 
 
-def _read_tiff(path: Path, max_voxels: int, as_labels: bool) -> tuple[np.ndarray, list[str]]:
+def _read_tiff(path: Path, max_voxels: int, as_labels: bool, measured: bool) -> tuple[np.ndarray, list[str]]:
     notes: list[str] = []
     with tifffile.TiffFile(path) as tiff:
         page = _only_page(path, tiff)
@@ -145,7 +148,7 @@ def _read_tiff(path: Path, max_voxels: int, as_labels: bool) -> tuple[np.ndarray
             pixels = (page.colormap.T[pixels] >> 8).astype(np.uint8)
     if pixels.dtype.kind not in "biuf":
         raise ScanError(f"{path}: pixels must be integers or floats, found {pixels.dtype}; save the magnitude")
-    if photometric == "MINISWHITE" and not as_labels and pixels.dtype.kind in "bu":
+    if photometric == "MINISWHITE" and not (as_labels or measured) and pixels.dtype.kind in "bu":
         pixels = ~pixels
         notes.append("0 is white in this TIFF: grey values inverted")
     return _plain_pixels(path, pixels, turn, notes, has_alpha)

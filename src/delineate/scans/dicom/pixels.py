@@ -12,12 +12,14 @@ from pydicom.pixels import apply_color_lut, apply_modality_lut, get_decoder, ite
 
 from delineate.errors import ScanError
 from delineate.scans.dicom.headers import Frame, Header, numbers, printable
+from delineate.scans.intensity import AIR_HU
 
 
-def read_frames(frames: Sequence[Frame | None], out: np.ndarray) -> list[str]:
+def read_frames(frames: Sequence[Frame | None], out: np.ndarray, measured: bool) -> list[str]:
     """Fill float32 `out` (K, rows, columns) with the frames, and return a note for every decision.
 
-    None is a slice between others that is filled in from its neighbours.
+    None is a slice between others that is filled in from its neighbours. MONOCHROME1 says how values are shown: it
+    turns round pictures, and neither values that were `measured` (CT, PET) nor those of CT that does not say so.
     """
     notes: list[str] = []
     scalings = {(f.slope, f.intercept) for f in frames if f is not None}
@@ -46,7 +48,7 @@ def read_frames(frames: Sequence[Frame | None], out: np.ndarray) -> list[str]:
                 padded += int(padding.sum())
     broken = int(sum((~np.isfinite(out[k])).sum() for k, _ in real)) - padded
     low, high = _ends(out, [k for k, _ in real], real[0][1].header)
-    if real[0][1].header.text("PhotometricInterpretation") == "MONOCHROME1":
+    if real[0][1].header.text("PhotometricInterpretation") == "MONOCHROME1" and not measured and low > AIR_HU:
         for k, _ in real:
             out[k] = low + high - out[k]
         notes.append("MONOCHROME1: turned round, so that large is bright")

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from delineate.errors import ScanError
+from delineate.prompts.anatomy import MODALITY_CODES
 from delineate.scans.dicom.headers import (
     NEEDED_BY_SEG,
     Frame,
@@ -23,6 +24,7 @@ from delineate.scans.dicom.headers import (
 )
 from delineate.scans.dicom.order import normal_of, stack
 from delineate.scans.dicom.pixels import read_colour, read_frames
+from delineate.scans.intensity import HAVE_UNITS
 
 PROJECTIONS = (
     ("PixelSpacing", ""),
@@ -35,7 +37,8 @@ def read(job: dict[str, Any], folder: Path, allow: Callable[[int], None]) -> dic
     """Write `folder/voxels.npy`, float32 (K, rows, columns) or (1, rows, columns, 3), and return what belongs to it.
 
     Args:
-        job: "name" (the path as the user gave it), "files", "alone", "series", "volume", "fill_gaps", "max_voxels".
+        job: "name" (the path as the user gave it), "files", "alone", "series", "volume", "fill_gaps",
+            "modality" (its code, if the user said one), "max_voxels".
         folder: for what is written.
         allow: told how many bytes the array takes, once that is known and found allowed.
     """
@@ -72,7 +75,11 @@ def read(job: dict[str, Any], folder: Path, allow: Callable[[int], None]) -> dic
     allow(4 * voxels + 40 * first.rows * first.columns * first.samples)
     out = np.lib.format.open_memmap(folder / "voxels.npy", "w+", np.float32, shape)
     one = chosen[0]
-    notes += read_frames(chosen, out) if first.is_grey or one is None else read_colour(one.header, one.number, out)
+    if first.is_grey or one is None:
+        stated = first.text("Modality")
+        notes += read_frames(chosen, out, (job["modality"] or MODALITY_CODES.get(stated.lower(), stated)) in HAVE_UNITS)
+    else:
+        notes += read_colour(one.header, one.number, out)
     out.flush()
     places = [None if f is None else (f.header.number, f.number) for f in chosen]
     return {**told, **geometry, "frames": places, "notes": notes}
