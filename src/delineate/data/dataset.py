@@ -259,7 +259,9 @@ def grid_difference(scan: Scan, labels: Scan) -> str:
     are compared only where both files state a spacing (a PNG has none).
     """
     if scan.shape != labels.shape:
-        return f"shape {_times(scan.shape)} against {_times(labels.shape)} voxels"
+        turned = [note for grid in (scan, labels) for note in grid.notes if note.startswith("EXIF")]
+        said = f" ({turned[0]}: turn both alike, or save both without EXIF)" if turned else ""
+        return f"shape {_times(scan.shape)} against {_times(labels.shape)} voxels{said}"
     if not (scan.has_spacing and labels.has_spacing):
         return ""
     corners = np.array([[i, j, k, 1.0] for i in (0, 1) for j in (0, 1) for k in (0, 1)])

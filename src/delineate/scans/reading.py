@@ -76,7 +76,7 @@ def read_scan(
     voxels, notes = _finite(path, _scaled(stored))
     voxels, modality, more = in_hounsfield_units(voxels, modality, stored.has_spacing)
     notes = (*stored.notes, *notes, *more)
-    return Scan(voxels, stored.affine, modality, path, stored.has_spacing, notes, stored.space_code)
+    return Scan(voxels, stored.affine, modality, path, stored.has_spacing, notes, stored.space_code, stored.forms)
 
 
 def read_labels(
@@ -116,7 +116,7 @@ def read_labels(
             )
         values = whole
     labels = np.asarray(values, label_dtype(path, values))
-    return Scan(labels, stored.affine, None, path, stored.has_spacing, notes, stored.space_code)
+    return Scan(labels, stored.affine, None, path, stored.has_spacing, notes, stored.space_code, stored.forms)
 
 
 def first_line(error: BaseException) -> str:

@@ -14,7 +14,7 @@ from delineate.prompts.anatomy import MODALITY_CODES
 from delineate.prompts.modality import modality_code
 from delineate.scans.dicom.limits import ask_child
 from delineate.scans.dicom.source import DicomSource, files_in, is_dicom, shifted, straight
-from delineate.scans.geometry import FLAT_AFFINE
+from delineate.scans.geometry import FLAT_AFFINE, implausible_notes, spacing_of
 from delineate.scans.intensity import in_hounsfield_units
 from delineate.scans.scan import MAX_VOXELS, Scan
 
@@ -104,7 +104,7 @@ def _scan(path: Path, files: list[Path], told: dict[str, Any], voxels: np.ndarra
     stated = told["modality"]
     named = modality or MODALITY_CODES.get(stated.lower(), stated if stated not in ("", "OT") else None)
     voxels, named, more = in_hounsfield_units(voxels, named, told["placed"])
-    notes += more
+    notes += (*more, *(implausible_notes(spacing_of(affine)) if told["has_spacing"] else ()))
     return Scan(voxels, affine, named, path, told["has_spacing"], tuple(notes), dicom=source)
 
 
