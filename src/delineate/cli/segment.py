@@ -63,7 +63,8 @@ def segment(
         str | None, typer.Option(metavar="NUMBER|UID", help="Which series of a DICOM folder that holds several.")
     ] = None,
     fill_gaps: Annotated[
-        bool, typer.Option("--fill-gaps", help="Make up missing DICOM slices from their neighbours.")
+        bool,
+        typer.Option("--fill-gaps", help="Make up missing DICOM slices, resample uneven ones."),
     ] = False,
     seg: Annotated[
         str, typer.Option(help="For DICOM, segmentation.dcm: binary (consensus), fractional (probabilities) or none.")

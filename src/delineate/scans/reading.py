@@ -53,7 +53,7 @@ def read_scan(
             where the file holds no geometry.
         max_voxels: The most voxels that are read; what a file asks for beyond it is refused.
         series: DICOM only: which series of a folder, by number or UID.
-        fill_gaps: DICOM only: make up missing slices from their neighbours instead of refusing them.
+        fill_gaps: DICOM only: make up missing slices from their neighbours, and resample uneven ones.
 
     Raises:
         ScanError: In one line, if the file is missing, a directory, empty or of another suffix; damaged, cut

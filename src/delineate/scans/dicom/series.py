@@ -48,7 +48,7 @@ def read_series(
     Args:
         path: a folder (files directly in it are read) or a file.
         series: number or UID, where a folder holds several.
-        fill_gaps: make up missing slices from their neighbours instead of refusing them.
+        fill_gaps: make up missing slices from their neighbours, and resample uneven ones, instead of refusing them.
         modality: in any usual spelling, in place of the one in the files.
         volume: which of several images at every position (echoes, time points), or which frame of a flat one.
         max_voxels: the most voxels that are read.
