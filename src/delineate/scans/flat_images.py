@@ -40,7 +40,7 @@ _PILLOW_LIMIT = threading.Lock()
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
 
-def read_flat(path: Path, max_voxels: int, as_labels: bool, measured: bool) -> tuple[np.ndarray, list[str]]:
+def read_flat(path: Path, max_voxels: int, as_labels: bool, measured: bool = False) -> tuple[np.ndarray, list[str]]:
     """The pixels (H, W) or (H, W, 3) of a picture, and notes; labels stay as stored, palette indices too.
 
     Where 0 is white, grey values are turned round unless they were `measured` (CT, PET).
