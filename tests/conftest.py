@@ -59,6 +59,15 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(scope="session")
+def shared_cases() -> Path:
+    """Where small inputs lie that once were read wrongly, a folder each; tests that need them are skipped elsewhere."""
+    folder = PROJECT.parent / "shared" / "cases"
+    if not folder.is_dir():
+        pytest.skip(f"no cases here: {folder} does not exist")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def rated(tmp_path_factory) -> Path:
     """The folder of four flat images: two raters drew a small and a large disc, a third nothing, in the first two alone."""
     root = tmp_path_factory.mktemp("rated")

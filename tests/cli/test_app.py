@@ -142,6 +142,21 @@ def test_the_json_of_segment_is_run_json(delineate, pictures, model, tmp_path):
     assert [case["status"] for case in json.loads(out)["cases"]] == ["skipped", "skipped"]
 
 
+def test_what_was_decided_in_reading_is_on_the_terminal_and_in_run_json(delineate, phantom_dataset, model, tmp_path):
+    source = nibabel.load(sorted((phantom_dataset / "imagesTr").iterdir())[0])
+    stored = (np.asanyarray(source.dataobj) + 1024).clip(0).astype(np.uint16)
+    nibabel.save(nibabel.Nifti1Image(stored, source.affine), tmp_path / "ct.nii.gz")
+    for modality, words in (("CTA", "taken off again"), ("PET", ""), ("PET/CT", "names CT and PET")):
+        arguments = segment(tmp_path / "ct.nii.gz", model, tmp_path / "out", "-p", "liver", "--modality", modality)
+        code, _, err = delineate(*arguments)
+        assert (code == 0) == (modality != "PET/CT")
+        assert words in " ".join(err.split())
+        if modality == "CTA":
+            notes = json.loads((tmp_path / "out" / "run.json").read_text())["cases"][0]["notes"]
+            assert "delineate: ct: CT stored with" in one_line(err)
+            assert notes[0] in " ".join(err.split())
+
+
 def test_a_modality_may_be_written_small(delineate, phantom_dataset, model, tmp_path):
     """Else CT in HU would silently be taken for an image of unknown kind, and not be windowed."""
     scan = sorted((phantom_dataset / "imagesTr").iterdir())[0]

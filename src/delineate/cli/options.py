@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from delineate.evaluation.protocols import PROTOCOLS
-from delineate.prompts.anatomy import MODALITY_CODES
+from delineate.prompts.modality import modality_code
 from delineate.systems import SYSTEMS
 
 if TYPE_CHECKING:
@@ -46,11 +46,6 @@ def fraction(text: str | None) -> float | None:
     if not 0 < value < 1:
         raise typer.BadParameter(f"a share is written as 5% or 0.05, above 0 and below 1; got '{text}'")
     return value
-
-
-def modality_code(text: str | None) -> str | None:
-    """The modality in the spelling that the code compares with: 'ct' is CT, 'mri' is MR."""
-    return text and MODALITY_CODES.get(text.strip().lower(), text)
 
 
 ModalityOption = Annotated[

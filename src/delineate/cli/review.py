@@ -61,7 +61,8 @@ def review(
         str | None, typer.Option(metavar="NUMBER|UID", help="Which series of a DICOM folder that holds several.")
     ] = None,
     fill_gaps: Annotated[
-        bool, typer.Option("--fill-gaps", help="Make up missing DICOM slices from their neighbours.")
+        bool,
+        typer.Option("--fill-gaps", help="Make up missing DICOM slices, resample uneven ones."),
     ] = False,
     port: Annotated[int, typer.Option(min=0, max=HIGHEST_PORT, help="0 takes one that is free.")] = 0,
     host: Annotated[

@@ -63,7 +63,8 @@ def segment(
         str | None, typer.Option(metavar="NUMBER|UID", help="Which series of a DICOM folder that holds several.")
     ] = None,
     fill_gaps: Annotated[
-        bool, typer.Option("--fill-gaps", help="Make up missing DICOM slices from their neighbours.")
+        bool,
+        typer.Option("--fill-gaps", help="Make up missing DICOM slices, resample uneven ones."),
     ] = False,
     seg: Annotated[
         str, typer.Option(help="For DICOM, segmentation.dcm: binary (consensus), fractional (probabilities) or none.")
@@ -160,9 +161,8 @@ def segment(
     failed = [c for c in report["cases"] if c["status"] == "failed"]
     for case in failed:
         say(f"delineate: {case['reason']}")
-    for case in report["cases"]:
-        for note in (note for note in case.get("notes", ()) if note.startswith("no DICOM SEG")):
-            say(f"delineate: {case['case']}: {note}")
+    for line in of_reading(report["cases"]):
+        say(f"delineate: {line}")
     for line in refused:
         say(f"delineate: {line}")
     if failed:
@@ -171,6 +171,18 @@ def segment(
         raise typer.Exit(PromptError.exit_code)
     if refused:
         raise typer.Exit(GuaranteeError.exit_code)
+
+
+def of_reading(cases: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What was decided in reading the scans, by the cases in `run.json`: a line a note, with the cases of it."""
+    sharing: dict[str, list[str]] = {}
+    for case in cases:
+        for note in case.get("notes", ()):
+            sharing.setdefault(note, []).append(case["case"])
+    return [
+        f"{', '.join(names[:3])}{f' and {len(names) - 3} more' * (len(names) > 3)}: {note}"
+        for note, names in sharing.items()
+    ]
 
 
 def of_consensus(targets: Sequence[Mapping[str, Any]], how: str) -> list[str]:

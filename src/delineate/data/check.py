@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,12 +10,14 @@ import numpy as np
 
 from delineate.data.dataset import Dataset, grid_difference
 from delineate.data.layout import (
+    NNUNET_SPLITS,
     SPLITS,
     Files,
     choose_targets,
     declared_labels,
     declared_modality,
     find_files,
+    nnunet_splits_in_words,
     read_json,
     read_splits,
     read_subjects,
@@ -23,11 +26,22 @@ from delineate.data.layout import (
 )
 from delineate.data.likeness import groups_alike
 from delineate.errors import DatasetError, ScanError
+from delineate.prompts.modality import modality_code
 from delineate.scans.reading import read_labels, read_scan
 from delineate.scans.scan import Scan
 from delineate.storage.files import sha256_of
 
 OUTLIER_FACTOR = 3.0  # a spacing this many times the median of its axis, or a third of it, is remarked on
+NEARLY_ALL, HARDLY_ANY = 0.98, 4  # of an image, and how many voxels: shares of labels that are remarked on
+TURNED = "EXIF orientation"
+REMARKS = {  # of notes that reading leaves: what to do
+    "NaN": "export the image without NaN if that is not intended",
+    TURNED: "see in a viewer that the mask lies on it: one drawn on pixels as stored does not; save both without EXIF",
+    "pixdim says": "find out which is right, and write it in both places",
+    "implausible": "correct the header's unit (xyzt_units) or its sizes",
+    "sform and qform differ": "find out which is right, and write it in both places",
+    "added to Hounsfield units: it": "state the modality in dataset.json, or export the scan in Hounsfield units",
+}
 
 
 @dataclass(frozen=True)
@@ -149,11 +163,11 @@ class _Checks:
         if declared is not None:
             chosen = self._try(source, choose_targets, declared, targets, self.root)
         labels, others = chosen or ({}, frozenset())
-        stated = self._try(source, declared_modality, described, self.root)
+        stated = self._try(source, declared_modality, described, self.root, self.files.images.values())
         subjects = self._try(self.root / "subjects.json", read_subjects, self.root, self.files.images) or {}
         self.subjects = {name: subjects.get(name, name) for name in self.files.images}
         splits = self._try(self.root / "splits.json", read_splits, self.root) or {}
-        return Dataset(self.root, self.root.name, modality or stated, labels, (), splits, others)
+        return Dataset(self.root, self.root.name, modality_code(modality) or stated, labels, (), splits, others)
 
     def _try(self, file: Path, read: Callable, *arguments):
         """What `read` returns, or None and a problem."""
@@ -172,11 +186,11 @@ class _Checks:
 
     def case(self, dataset: Dataset, image: Path, labels: Path | None, raters: Sequence[Path]) -> None:
         """One image, its labels, and what single raters drew."""
-        scan = self._read(image, read_scan, "replace the file by a good copy, or remove the case")
+        scan = self._read(
+            image, partial(read_scan, modality=dataset.modality), "replace the file by a good copy, or remove the case"
+        )
         if scan is not None:
-            for note in scan.notes:
-                if "NaN" in note or "finite" in note:
-                    self.add(image, note, "export the image without NaN if that is not intended", "warning")
+            self.remarks(image, scan)
             if scan.voxels.size and scan.voxels.min() == scan.voxels.max():
                 self.add(image, f"every voxel is {scan.voxels.flat[0]:g}", "export the image again, or remove it")
             if scan.has_spacing:
@@ -185,15 +199,29 @@ class _Checks:
             drawn = self._read(file, read_labels, "labels are whole numbers, one a voxel: export them as such")
             if drawn is None:
                 continue
+            self.remarks(file, drawn)
             if scan is not None and (difference := grid_difference(scan, drawn)):
                 self.add(file, f"not on the grid of its image: {difference}", "export the labels on the image's grid")
             self.values(dataset, file, drawn, single_rater=file != labels)
+
+    def remarks(self, file: Path, scan: Scan) -> None:
+        """What reading noted of a file and a person should see."""
+        for note in scan.notes:
+            for words, fix in REMARKS.items():
+                if words in note:
+                    self.add(file, note, fix, "warning")
 
     def values(self, dataset: Dataset, file: Path, drawn: Scan, *, single_rater: bool) -> None:
         """The ids in one label file; what single raters drew may well be empty, and is not counted."""
         values, voxels = np.unique(drawn.voxels, return_counts=True)
         if not single_rater and not (values != 0).any():
             self.add(file, "no voxel is labelled", "fine where the image shows no target; else label it", "warning")
+        drawn_on = int(voxels[values != 0].sum())
+        if not single_rater and 0 < drawn_on <= HARDLY_ANY:
+            self.add(file, f"only {drawn_on} voxels are labelled", "see that this is meant", "warning")
+        if drawn_on >= NEARLY_ALL * drawn.voxels.size:
+            what = f"{drawn_on / drawn.voxels.size:.0%} of the image is labelled"
+            self.add(file, what, "see that this is meant, and that the mask is not inverted", "warning")
         if not dataset.declared_ids:  # nobody could say what the ids mean: that is a problem already
             return
         ids, unknown = dataset.ids_of(drawn.voxels)
@@ -232,7 +260,11 @@ class _Checks:
 
     def splits_and_duplicates(self, dataset: Dataset) -> None:
         """Faults of the splits; images with the same bytes, which are a leak where two splits hold them."""
-        source = self.root / "splits.json" if (self.root / "splits.json").exists() else self.root.parent / "splits.json"
+        own, parents = self.root / "splits.json", self.root.parent / "splits.json"
+        source = own if own.exists() else parents
+        if said := nnunet_splits_in_words(self.root):
+            source = self.root / NNUNET_SPLITS
+            self.add(source, said, "write splits.json if others are to be held out", "warning")
         home: dict[str, str] = {subject: name for name, members in dataset.splits.items() for subject in members}
         for fault in split_faults(dataset.splits, set(self.subjects.values())):
             self.add(source, fault, "name every subject once, in one split")

@@ -21,6 +21,7 @@ from delineate.data.layout import (
 from delineate.data.likeness import groups_alike, whole_groups
 from delineate.data.synthetic import Origin, read_origins
 from delineate.errors import DatasetError
+from delineate.prompts.modality import modality_code
 from delineate.prompts.vocabulary import Vocabulary
 from delineate.scans.reading import read_labels, read_scan
 from delineate.scans.scan import SCAN_SUFFIXES, Scan
@@ -210,7 +211,7 @@ def open_dataset(
     return Dataset(
         root=root,
         name=name if isinstance(name, str) and name.strip() else root.name,
-        modality=modality or declared_modality(description, root),
+        modality=modality_code(modality) or declared_modality(description, root, files.images.values()),
         labels=labels,
         cases=cases,
         splits=read_splits(root, splits),
@@ -258,7 +259,9 @@ def grid_difference(scan: Scan, labels: Scan) -> str:
     are compared only where both files state a spacing (a PNG has none).
     """
     if scan.shape != labels.shape:
-        return f"shape {_times(scan.shape)} against {_times(labels.shape)} voxels"
+        turned = [note for grid in (scan, labels) for note in grid.notes if note.startswith("EXIF")]
+        said = f" ({turned[0]}: turn both alike, or save both without EXIF)" if turned else ""
+        return f"shape {_times(scan.shape)} against {_times(labels.shape)} voxels{said}"
     if not (scan.has_spacing and labels.has_spacing):
         return ""
     corners = np.array([[i, j, k, 1.0] for i in (0, 1) for j in (0, 1) for k in (0, 1)])

@@ -8,22 +8,24 @@ several raters drew. Files are found by listing the folders; no path comes from 
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from delineate.errors import DatasetError
+from delineate.errors import DatasetError, DelineateError
+from delineate.prompts.anatomy import MODALITIES
+from delineate.prompts.modality import modality_code
 from delineate.prompts.vocabulary import canonical_name
-from delineate.scans.scan import is_scan_file, stem_of
+from delineate.scans.nifti import NIFTI_SUFFIXES
+from delineate.scans.scan import is_scan_file, stem_of, suffix_of
 
 SPLITS = ("train", "val", "test")
 _LAYOUTS = (("imagesTr", "labelsTr"), ("images", "masks"))
 _MASK_SUFFIXES = ("_mask", "_segmentation")
 RATERS = "raters"
-_MR_SEQUENCE = re.compile(
-    r"(cine[- ]?)?mri?([- ].*)?|t[12]([- ]?(w|c|ce|gd|spir|star)\b.*)?|t1gd|t1ce|flair|adc|dwi|swi|pd"
-)
+NNUNET_SPLITS = "splits_final.json"
+_SECOND_CHANNEL = "a second channel; one is read: make a copy of the dataset with the files of one, named NAME_0000"
 _NO_MODALITY = {"", "r", "g", "b", "rgb", "zscore", "nonorm", "rescale_to_0_1", "rgb_to_0_1"}
 
 
@@ -50,13 +52,18 @@ def find_files(root: Path) -> Files:
         )
     faults: list[tuple[Path, str]] = []
     images, labels = (_by_stem(root / part, faults) for part in layout)
-    if layout == _LAYOUTS[0] and _is_numbered(root, images):
+    if layout == _LAYOUTS[0] and _is_numbered(root, images, labels):
         for stem, path in list(images.items()):
             if not re.search(r"_\d{4}$", stem):
                 faults.append((path, "an nnU-Net image must be named NAME_0000; rename it"))
             elif not stem.endswith("_0000"):
                 del images[stem]
-                faults.append((path, "a second channel; one is read: keep the _0000 files of one sequence"))
+                faults.append(
+                    (
+                        path,
+                        _SECOND_CHANNEL,
+                    )
+                )
         images = {stem.removesuffix("_0000"): path for stem, path in images.items()}
     if layout == _LAYOUTS[1]:
         for stem in [stem for stem in labels if stem not in images]:
@@ -93,8 +100,13 @@ def _by_stem(folder: Path, faults: list[tuple[Path, str]]) -> dict[str, Path]:
     return found
 
 
-def _is_numbered(root: Path, images: Mapping[str, Path]) -> bool:
-    """Whether image names end with a channel's number: nnU-Net v2 (`channel_names`), or v1, by the names."""
+def _is_numbered(root: Path, images: Mapping[str, Path], labels: Mapping[str, Path]) -> bool:
+    """Whether image names end with a channel's number: nnU-Net v2 (`channel_names`), or v1, by the names.
+
+    Labels have no such number, so where they are called as the images are, a number is part of the name.
+    """
+    if labels and labels.keys() <= images.keys():
+        return False
     try:
         if "channel_names" in read_json(root / "dataset.json"):
             return True
@@ -106,14 +118,22 @@ def _is_numbered(root: Path, images: Mapping[str, Path]) -> bool:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file; {} where there is no file."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = _parsed(path)
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, RecursionError) as problem:
-        raise DatasetError(f"{path} is not readable JSON: {problem}.") from problem
     if not isinstance(value, dict):
         raise DatasetError(f"{path} must hold a JSON object ({{…}}), not a {type(value).__name__}.")
     return value
+
+
+def _parsed(path: Path) -> Any:
+    """What a JSON file holds, whether or not it begins with a byte order mark, as Windows programs write it."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, RecursionError) as problem:
+        raise DatasetError(f"{path} is not readable JSON: {problem}.") from problem
 
 
 def declared_labels(description: Mapping[str, Any], root: Path) -> dict[str, int]:
@@ -133,7 +153,11 @@ def declared_labels(description: Mapping[str, Any], root: Path) -> dict[str, int
         if isinstance(number, bool) or not re.fullmatch(r"\d{1,9}", str(number)):
             raise DatasetError(f"{source}: the id of '{name}' must be a whole number ≥ 0, not {number!r}.")
         if (name := canonical_name(name)) == "ignore":
-            raise DatasetError(f"{source}: nnU-Net's 'ignore' label is not supported; set those voxels to 0.")
+            raise DatasetError(
+                f"{source}: 'ignore' = {number} marks voxels that nobody labelled, and none can be left out here. In a "
+                "copy of the dataset take the name out and give those voxels their label; given 0, they are learnt and "
+                "scored as background."
+            )
         if int(number) and (name in {"", "background"} or name in found or int(number) in found.values()):
             raise DatasetError(f"{source}: '{name}' = {number} must be a name and an id used once; background is 0.")
         if int(number):
@@ -170,20 +194,30 @@ def choose_targets(
     return chosen, frozenset(declared.values()) - set(chosen.values())
 
 
-def declared_modality(description: Mapping[str, Any], root: Path) -> str | None:
-    """The modality that `dataset.json` states: "CT", "MR" (for MRI, T2, FLAIR, …), another word, or None."""
-    stated = description.get("channel_names", description.get("modality"))
-    channels = [str(text) for text in (stated.values() if isinstance(stated, dict) else [stated or ""])]
-    if len(channels) > 1 and [text.lower() for text in channels] != ["r", "g", "b"]:
+def declared_modality(description: Mapping[str, Any], root: Path, images: Iterable[Path]) -> str | None:
+    """The modality that `dataset.json` states: "CT", "MR" (for MRI, T2, FLAIR, …), another word, or None.
+
+    Three or four channels of `images` that are pictures are the colours of one file, whatever they are called.
+    """
+    stated, source = description.get("channel_names", description.get("modality")), root / "dataset.json"
+    listed = stated.values() if isinstance(stated, dict) else stated if isinstance(stated, list) else [stated or ""]
+    channels = list(listed) or [""]
+    if not all(isinstance(text, str) for text in channels):
+        raise DatasetError(f'{source}: a channel has a name, as in "channel_names": {{"0": "CT"}}; found {stated!r}.')
+    try:
+        codes = [None if text.strip().lower() in _NO_MODALITY else modality_code(text) for text in channels]
+    except DelineateError as error:
+        raise DatasetError(f"{source}: {error}.") from error
+    if len(channels) == 1:
+        return codes[0]
+    pictures = not any(suffix_of(path) in NIFTI_SUFFIXES for path in images)
+    if not set(channels) <= set("RGBrgb") and not (pictures and len(channels) in (3, 4)):
         raise DatasetError(
-            f"{root / 'dataset.json'} has {len(channels)} channels ({', '.join(channels)}); one is read. "
-            f"Keep the _0000 files of one of them and only that one in 'channel_names'."
+            f"{source} has {len(channels)} channels ({', '.join(channels)}); one is read. Make a copy of the dataset "
+            "with the files of one channel, named NAME_0000, and only that one in 'channel_names'."
         )
-    text = (channels or [""])[0].strip()
-    word = text.lower().replace("_", "-")
-    if text.lower() in _NO_MODALITY:
-        return None
-    return "CT" if word == "ct" else "MR" if _MR_SEQUENCE.fullmatch(word) else text
+    known = {code for code in codes if code in MODALITIES}
+    return known.pop() if len(known) == 1 else None
 
 
 def read_subjects(root: Path, names: Mapping[str, Path]) -> dict[str, str]:
@@ -198,7 +232,27 @@ def read_subjects(root: Path, names: Mapping[str, Path]) -> dict[str, str]:
 
 
 def read_splits(root: Path, given: Path | None = None) -> dict[str, tuple[str, ...]]:
-    """The splits given, else the folder's, else its parent's entry under the folder's name; {} without."""
+    """The splits given, else the folder's, else its parent's entry under the folder's name; {} without.
+
+    Where there are none, fold 0 of nnU-Net's `splits_final.json`, which has train and val alone.
+    """
+    splits = _own_splits(root, given)
+    if splits or not (path := root / NNUNET_SPLITS).is_file():
+        return splits
+    folds = _parsed(path)
+    lists = folds[0].values() if isinstance(folds, list) and folds and isinstance(folds[0], dict) else [None]
+    _check_lists(path, lists, '[{"train": [cases], "val": [...]}, …] of strings, a fold each')
+    return {name: tuple(names) for name, names in folds[0].items()}
+
+
+def nnunet_splits_in_words(root: Path) -> str | None:
+    """One line where `read_splits` takes them from nnU-Net; else None."""
+    if not (root / NNUNET_SPLITS).is_file() or _own_splits(root):
+        return None
+    return f"{root.name}: no splits.json; fold 0 of {NNUNET_SPLITS} is followed, which holds out no 'test'"
+
+
+def _own_splits(root: Path, given: Path | None = None) -> dict[str, tuple[str, ...]]:
     if given is not None and not Path(given).is_file():
         raise DatasetError(f"{given} is not a splits file.")
     for path in [Path(given)] if given is not None else [root / "splits.json", root.parent / "splits.json"]:
@@ -209,11 +263,14 @@ def read_splits(root: Path, given: Path | None = None) -> dict[str, tuple[str, .
             continue
         if not value:
             continue
-        lists = value.values()
-        if not all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists):
-            raise DatasetError(f'{path} must hold {{"train": [subjects], "val": [...], "test": [...]}} of strings.')
+        _check_lists(path, value.values(), '{"train": [subjects], "val": [...], "test": [...]} of strings')
         return {name: tuple(names) for name, names in value.items()}
     return {}
+
+
+def _check_lists(path: Path, lists: Iterable[Any], form: str) -> None:
+    if not all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists):
+        raise DatasetError(f"{path} must hold {form}.")
 
 
 def split_faults(splits: Mapping[str, Sequence[str]], subjects: set[str]) -> list[str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from delineate.data.dataset import Dataset, open_dataset
 from delineate.errors import DelineateError
-from delineate.prompts.anatomy import MODALITY_CODES
+from delineate.prompts.modality import modality_code
 
 
 @dataclass(frozen=True)
@@ -63,4 +63,4 @@ def parse_named(text: str | Path, targets: Sequence[str] | None = None, modality
         raise DelineateError(f"{text}: its target is named twice, after = and by --target; give one of them")
     if marked and modality:
         raise DelineateError(f"{text}: its modality is named twice, after @ and by --modality; give one of them")
-    return NamedFolder(folder, named, MODALITY_CODES.get(picture.strip().lower(), picture.strip()) or modality)
+    return NamedFolder(folder, named, modality_code(picture) or modality)

@@ -7,6 +7,7 @@ from typing import Any
 
 from delineate.adapters.folder import read_adapter
 from delineate.data.folds import Fold, fold_of, refuse_seen, trained_on
+from delineate.data.layout import nnunet_splits_in_words
 from delineate.data.named import open_named
 from delineate.data.twins import twins_learnt_from
 from delineate.errors import DatasetError, DelineateError
@@ -65,6 +66,8 @@ def evaluate_model(
     dataset = open_named(request.dataset, request.target, request.modality)
     if fold is not None:
         dataset = fold_of(dataset, *fold)
+    elif line := nnunet_splits_in_words(dataset.root):
+        watch.say(line)
     training = check_model(model)[1]["training"]
     refuse_seen(trained_on(training), dataset, fold, "the model")
     if fold is None and (line := twins_learnt_from(trained_on(training), dataset, split)):

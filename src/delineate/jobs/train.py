@@ -10,6 +10,7 @@ from delineate.card import plain_card
 from delineate.data.augmentation import AUGMENTATIONS
 from delineate.data.dataset import Dataset, has_raters
 from delineate.data.folds import Fold, held_out
+from delineate.data.layout import nnunet_splits_in_words
 from delineate.data.named import NamedFolder, parse_named
 from delineate.data.slices import RATINGS, SliceBank
 from delineate.data.twins import twins_in_words
@@ -186,8 +187,9 @@ def _train_system(request: TrainRequest, output: Path, *, device: str, watch: Wa
     work = work_folder(output, request)
     datasets, fold = open_all(request.folders, request.fold), request.fold
     watch.start("comparing images across splits")
-    for line in filter(None, map(twins_in_words, datasets if fold is None else ())):  # a fold keeps them together
-        watch.say(line)
+    for dataset in datasets if fold is None else ():  # a fold has its own splits, and keeps twins together
+        for line in filter(None, (nnunet_splits_in_words(dataset.root), twins_in_words(dataset))):
+            watch.say(line)
     made, folders = any(dataset.origins for dataset in datasets), ", ".join(map(str, request.datasets))
     asked = [name for name in ("merge", "keep_real", "cell") if getattr(request, name) is not None]
     if asked and not made:

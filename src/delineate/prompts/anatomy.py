@@ -274,14 +274,14 @@ MODALITIES: dict[str, tuple[str, ...]] = {
 
 # What datasets write for a modality, lower-case -> the code above.
 MODALITY_CODES: dict[str, str] = {
-    "ct": "CT",
-    "mr": "MR",
-    "mri": "MR",
+    **dict.fromkeys(("ct", "cta", "cbct", "cect", "ncct", "ldct", "hrct"), "CT"),
+    **dict.fromkeys(("mr", "mri", "mra", "cmr", "fmri", "mrcp"), "MR"),
     "us": "US",
     "ultrasound": "US",
     "xr": "XR",
     "xray": "XR",
     "x-ray": "XR",
+    "dr": "XR",
     "cr": "XR",
     "dx": "XR",
     "pt": "PET",

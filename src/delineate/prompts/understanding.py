@@ -178,7 +178,7 @@ class _Asked:
         this, *rest = _COMMENT.split(text, maxsplit=1)
         if not rest or not (one := self.plainly(this) or (self.by_reading(this) if _is_brief(this) else None)):
             return None
-        if len(one.targets) > 1 or not set(self.vocabulary.named(rest[0])[0]) <= set(one.targets):
+        if len(one.targets) != 1 or not set(self.vocabulary.named(rest[0])[0]) <= set(one.targets):
             return None
         return replace(one, said=f"{one.targets[0]}; the rest of the words changes nothing")
 

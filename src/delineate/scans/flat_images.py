@@ -40,14 +40,17 @@ _PILLOW_LIMIT = threading.Lock()
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
 
-def read_flat(path: Path, max_voxels: int, as_labels: bool) -> tuple[np.ndarray, list[str]]:
+def read_flat(path: Path, max_voxels: int, as_labels: bool, measured: bool = False) -> tuple[np.ndarray, list[str]]:
     """The pixels (H, W) or (H, W, 3) of a picture, and notes; labels stay as stored, palette indices too.
+
+    Where 0 is white, grey values are turned round unless they were `measured` (CT, PET).
 
     Raises:
         ScanError: If it is too large, animated, of several pages, or of colours that cannot be read.
     """
-    read = _read_tiff if path.suffix.lower() in TIFF_SUFFIXES else _read_picture
-    return read(path, max_voxels, as_labels)
+    if path.suffix.lower() in TIFF_SUFFIXES:
+        return _read_tiff(path, max_voxels, as_labels, measured)
+    return _read_picture(path, max_voxels, as_labels)
 
 
 def write_flat(path: Path, pixels: np.ndarray) -> None:
@@ -61,12 +64,19 @@ def write_flat(path: Path, pixels: np.ndarray) -> None:
 
 
 def _plain_pixels(
-    path: Path, pixels: np.ndarray, turn: int, notes: list[str], has_alpha: bool
+    path: Path, pixels: np.ndarray, turn: int, notes: list[str], has_alpha: bool, as_labels: bool
 ) -> tuple[np.ndarray, list[str]]:
-    """(H, W) or (H, W, 3): alpha dropped, the camera's rotation applied."""
+    """(H, W) or (H, W, 3): alpha dropped, or taken where a mask is drawn in it; the camera's rotation applied."""
     if has_alpha:
-        pixels = pixels[..., :-1]
-        notes.append("alpha channel dropped")
+        colours, alpha = pixels[..., :-1], pixels[..., -1]
+        drawn_in_alpha = as_labels and alpha.min() < alpha.max() and bool((colours == colours[0, 0]).all())
+        if as_labels and not drawn_in_alpha and colours[(alpha == 0) & (alpha.max() > 0)].any():
+            raise ScanError(
+                f"{path}: a mask must be drawn in colour or in transparency, found both, and labels where it is "
+                "transparent; save it without an alpha channel, black where nothing is labelled"
+            )
+        pixels = alpha if drawn_in_alpha else colours
+        notes.append("mask taken from its alpha channel" if drawn_in_alpha else "alpha channel dropped")
     if pixels.ndim == 3 and pixels.shape[2] == 1:
         pixels = pixels[..., 0]
     if pixels.ndim not in (2, 3) or pixels.shape[2:] not in ((), (3,)):
@@ -82,7 +92,7 @@ def _plain_pixels(
 
 def _read_picture(path: Path, max_voxels: int, as_labels: bool) -> tuple[np.ndarray, list[str]]:
     notes: list[str] = []
-    with path.open("rb") as file, _open_picture(file) as image:
+    with path.open("rb") as file, _open_picture(file, "PNG", "JPEG") as image:
         check_size(path, image.size, max_voxels)
         if image.format == "PNG" and getattr(image, "n_frames", 1) > 1:
             raise ScanError(f"{path}: an image must be one frame, found an animation; save one frame of it")
@@ -103,10 +113,10 @@ def _read_picture(path: Path, max_voxels: int, as_labels: bool) -> tuple[np.ndar
         pixels = np.asarray(image)
     if colour == 0 and depth in (2, 4):  # Pillow stretches these to 0..255; a label must stay as stored
         pixels = pixels // (85 if depth == 2 else 17)
-    return _plain_pixels(path, pixels, turn, notes, has_alpha)
+    return _plain_pixels(path, pixels, turn, notes, has_alpha, as_labels)
 
 
-def _open_picture(file: IO[bytes]) -> Image.Image:
+def _open_picture(file: IO[bytes], *formats: str) -> Image.Image:
     """Pillow's picture, header only, without Pillow's own limit: `max_voxels` stands in for it.
 
     The limit is a global of Pillow's module, so it is lifted under a lock and put back.
@@ -114,7 +124,7 @@ def _open_picture(file: IO[bytes]) -> Image.Image:
     with _PILLOW_LIMIT:
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
-            return Image.open(file, formats=["PNG", "JPEG"])
+            return Image.open(file, formats=formats)
         finally:
             Image.MAX_IMAGE_PIXELS = limit
 
@@ -130,32 +140,32 @@ def _png_depth(file: IO[bytes]) -> tuple[int, int]:
 # --- TIFF
 
 
-def _read_tiff(path: Path, max_voxels: int, as_labels: bool) -> tuple[np.ndarray, list[str]]:
+def _read_tiff(path: Path, max_voxels: int, as_labels: bool, measured: bool) -> tuple[np.ndarray, list[str]]:
     notes: list[str] = []
-    with tifffile.TiffFile(path) as tiff:
+    with path.open("rb") as file, tifffile.TiffFile(path) as tiff:
         page = _only_page(path, tiff)
         photometric = _checked_page(path, page, max_voxels)
-        pixels = _decoded(path, page)
+        pixels = _decoded(path, page, file)
         turn = int(page.tags.valueof(274, 1))
         has_samples = "S" in page.axes
-        has_alpha = has_samples and (bool(page.extrasamples) or pixels.shape[page.axes.find("S")] == 4)
-        if has_samples:
-            pixels = np.moveaxis(pixels, page.axes.index("S"), -1)
+        has_alpha = has_samples and (bool(page.extrasamples) or pixels.shape[-1] == 4)
         if photometric == "PALETTE" and page.colormap is not None and not as_labels:
             pixels = (page.colormap.T[pixels] >> 8).astype(np.uint8)
     if pixels.dtype.kind not in "biuf":
         raise ScanError(f"{path}: pixels must be integers or floats, found {pixels.dtype}; save the magnitude")
-    if photometric == "MINISWHITE" and not as_labels and pixels.dtype.kind in "bu":
+    if photometric == "MINISWHITE" and not (as_labels or measured) and pixels.dtype.kind in "bu":
         pixels = ~pixels
         notes.append("0 is white in this TIFF: grey values inverted")
-    return _plain_pixels(path, pixels, turn, notes, has_alpha)
+    return _plain_pixels(path, pixels, turn, notes, has_alpha, as_labels)
 
 
 def _only_page(path: Path, tiff: tifffile.TiffFile) -> tifffile.TiffPage:
-    page = tiff.pages.first
-    if len(tiff.pages) > 1 or prod(tiff.series[0].shape) > prod(page.shape) or set(page.axes) - set("YXS"):
+    """The one page that is no smaller copy of another."""
+    pages = [page for page in tiff.pages if isinstance(page, tifffile.TiffPage) and not page.is_reduced]
+    page = pages[0] if pages else tiff.pages.first
+    if len(pages) > 1 or prod(tiff.series[0].shape) > prod(page.shape) or set(page.axes) - set("YXS"):
         raise ScanError(
-            f"{path}: a TIFF must hold one 2-D page, found {len(tiff.pages)} pages, series "
+            f"{path}: a TIFF must hold one 2-D page, found {len(pages)} pages, series "
             f"{tiff.series[0].shape}; save one page of it, or a volume as NIfTI"
         )
     return page
@@ -178,14 +188,25 @@ def _checked_page(path: Path, page: tifffile.TiffPage, max_voxels: int) -> str:
     return photometric
 
 
-def _decoded(path: Path, page: tifffile.TiffPage) -> np.ndarray:
+def _decoded(path: Path, page: tifffile.TiffPage, file: IO[bytes]) -> np.ndarray:
+    """The pixels as stored, samples last: by tifffile, which decodes little more than deflate, or else by Pillow."""
     try:
-        return page.asarray()
-    except (ImportError, ValueError) as error:  # tifffile itself decodes little more than deflate
-        if isinstance(error, ImportError) or "imagecodecs" in str(error):
-            codecs = [getattr(one, "name", str(one)) for one in (page.compression, page.predictor) if one != 1]
-            raise ScanError(
-                f"{path}: TIFF pixels stored as {', '.join(codecs) or 'packed bits'} need one more package; save the "
-                "image again with deflate or without compression, or pip install imagecodecs"
-            ) from error
-        raise
+        pixels = page.asarray()
+        return np.moveaxis(pixels, page.axes.index("S"), -1) if "S" in page.axes else pixels
+    except (ImportError, ValueError) as error:
+        if not (isinstance(error, ImportError) or "imagecodecs" in str(error)):
+            raise
+    try:
+        with _open_picture(file, "TIFF") as image:
+            image.seek(page.index)
+            pixels = np.asarray(image)
+    except DAMAGE:
+        pixels = None
+    if pixels is None or (page.bitspersample > 8 and pixels.dtype.itemsize == 1):
+        codecs = [getattr(one, "name", str(one)) for one in (page.compression, page.predictor) if one != 1]
+        raise ScanError(
+            f"{path}: TIFF pixels stored as {', '.join(codecs) or 'packed bits'} cannot be decoded here, or are "
+            "damaged; save the image again with deflate or without compression, or pip install imagecodecs"
+        )
+    white = page.photometric == tifffile.PHOTOMETRIC.MINISWHITE and pixels.dtype.itemsize == 1
+    return ~pixels if white else pixels  # which Pillow has turned round already

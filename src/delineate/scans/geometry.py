@@ -3,7 +3,7 @@
 World coordinates exist only here and where files are read; everything else counts voxels of a canonical array.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from math import prod
@@ -24,6 +24,9 @@ FLAT_AFFINE.setflags(write=False)
 
 SILENT_COSINE = 1e-3
 """Columns this near to orthogonal (0.06 degrees) are float32 rounding, not shear."""
+
+PLAUSIBLE_MM = (0.005, 200.0)
+"""Sides of a voxel: beyond these a metre or a micrometre was written where a millimetre was meant, as a rule."""
 
 MAX_SHEAR_DEGREES = 2.0
 """Beyond this a box of voxels is no box any more: spacings, distances and volumes would be wrong."""
@@ -102,6 +105,17 @@ def checked_spacing(spacing_mm: Sequence[float]) -> tuple[float, float, float]:
     return i, j, k
 
 
+def implausible_notes(spacing_mm: Sequence[float]) -> list[str]:
+    """A note where voxels are no size that scanners make."""
+    if PLAUSIBLE_MM[0] <= min(spacing_mm) and max(spacing_mm) <= PLAUSIBLE_MM[1]:
+        return []
+    return [f"voxels of {_sizes(spacing_mm)} mm are implausible: see that the header counts in the unit it names"]
+
+
+def _sizes(spacing_mm: Iterable[float]) -> str:
+    return " x ".join(f"{size:.4g}" for size in spacing_mm)
+
+
 def check_size(path: Path, shape: Sequence[int], max_voxels: int) -> None:
     """A `ScanError` if a grid of this shape has more than `max_voxels`."""
     if prod(shape) > max_voxels:
@@ -124,7 +138,8 @@ def affine_of_header(
     A, S, else refused. Where both forms are set and disagree, the sform holds and a note gives the size of
     the difference; they are refused if they differ by a voxel or more at some corner of the grid *and* name
     other axis codes or another handedness, because then left and right may be exchanged. `pixdim` counts only
-    for the qform. Columns up to `MAX_SHEAR_DEGREES` from orthogonal get a note, beyond it are refused;
+    for the qform; where it contradicts an sform, or voxels are no size that scanners make, a note says so. Columns up
+    to `MAX_SHEAR_DEGREES` from orthogonal get a note, beyond it are refused;
     oblique is fine. A header in metres or micrometres is brought to mm with a note; one that names no unit is
     taken as mm.
     """
@@ -133,7 +148,7 @@ def affine_of_header(
     if sform_code > 0:
         affine, code = _in_mm(header, np.asarray(header.get_sform())), sform_code
         _check_affine(path, affine, "sform")
-        notes += _shear_notes(path, affine)
+        notes += _shear_notes(path, affine) + _pixdim_notes(header, affine)
         if qform_code > 0:
             notes += _compare_forms(path, header, affine, shape)
     elif qform_code > 0:
@@ -147,22 +162,35 @@ def affine_of_header(
             f"{path}: the header must say where the voxels lie, but sform_code and qform_code are both 0; "
             "write the affine into the file, or give assume_spacing_mm if the axes are known to be R, A, S"
         )
-    unit, factor = _unit_of(header)
+    unit, factor = unit_of(header)
     if factor != 1:
         notes.append(f"the header counts in {unit}: brought to mm, times {factor:g}")
+    notes += implausible_notes(spacing_of(affine))
     if assume_spacing_mm is not None:
         notes.append(f"assumed spacing {tuple(assume_spacing_mm)} not used: the file has its own geometry")
     return affine, code, notes
 
 
-def _unit_of(header: nibabel.Nifti1Header) -> tuple[str, float]:
+def _pixdim_notes(header: nibabel.Nifti1Header, sform: np.ndarray) -> list[str]:
+    """A note where the sizes of voxels contradict the sform; sizes that are none say nothing."""
+    told, used = np.array(header["pixdim"][1:4], np.float64) * unit_of(header)[1], np.array(spacing_of(sform))
+    told = np.where((told > 0) & np.isfinite(told) & (np.arange(3) < int(header["dim"][0])), told, used)
+    if np.allclose(told, used, rtol=0.01):
+        return []
+    return [
+        f"pixdim says that voxels are {_sizes(told)} mm, the sform {_sizes(used)} mm: the sform is used; if it is "
+        "wrong, so are all volumes and distances"
+    ]
+
+
+def unit_of(header: nibabel.Nifti1Header) -> tuple[str, float]:
     """The header's unit of length, and how many mm it is (nifti1.h: the three lowest bits of xyzt_units)."""
     return {1: ("metres", 1e3), 3: ("micrometres", 1e-3)}.get(int(header["xyzt_units"]) & 7, ("mm", 1.0))
 
 
 def _in_mm(header: nibabel.Nifti1Header, affine: np.ndarray) -> np.ndarray:
     scaled = affine.astype(np.float64)
-    scaled[:3] *= _unit_of(header)[1]
+    scaled[:3] *= unit_of(header)[1]
     return scaled
 
 

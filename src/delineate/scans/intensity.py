@@ -1,14 +1,83 @@
-"""Which grey values count: windows of CT, percentiles of everything else. NumPy only."""
+"""What grey values mean and which of them count: windows of CT, percentiles of everything else. NumPy only."""
 
 import numpy as np
 
 CT_WINDOW_HU = (-125.0, 275.0)  # abdominal soft tissue, as in TransUNet's BTCV preparation and SDSeg
 PERCENTILES = (0.5, 99.5)  # clips hot vessels and padding in MR, ultrasound and photographs
 
+HAVE_UNITS = frozenset({"CT", "PET", "NM"})  # what a value says is measured, and is never turned round for the eye
+AIR_HU = -500  # no other modality stores such values as a rule; CT shows air near -1000
+LOWEST_TISSUE_HU = -150  # of a window: CT whose values all lie above may be anything
+
+
+def in_hounsfield_units(
+    voxels: np.ndarray, modality: str | None, is_volume: bool
+) -> tuple[np.ndarray, str | None, tuple[str, ...]]:
+    """The voxels, what kind of picture they are, and a note where they, or what was said of them, need one.
+
+    CT is brought to Hounsfield units where the file holds them with an offset; where they cannot be recognised, that is
+    said. A volume of no modality is taken for CT where it shows air in Hounsfield units.
+
+    Args:
+        voxels: float32, finite; changed in place.
+        modality: its code, None where nobody said.
+        is_volume: whether it has a place in the world; pictures of no modality are left alone.
+    """
+    low, high = float(voxels.min()), float(voxels.max())
+    if modality == "CT":
+        if low < LOWEST_TISSUE_HU:
+            return voxels, modality, ()
+        if added := _added_to_hu(voxels, low):
+            voxels -= added
+            return voxels, modality, (f"CT stored with {added} added to Hounsfield units: taken off again",)
+        told = "cannot be told to be Hounsfield units: scaled by their own percentiles, not by the window of CT"
+        return (
+            voxels,
+            modality,
+            (f"CT, but values from {low:g} to {high:g} {told}",),
+        )
+    if not is_volume:
+        return voxels, modality, ()
+    if modality is None and low <= AIR_HU:
+        return voxels, "CT", (f"taken for CT: values go down to {low:g}",)
+    say = "is scaled by its own percentiles; if it is CT, say so (--modality CT)"
+    if low <= AIR_HU or (modality is None and low < LOWEST_TISSUE_HU):
+        return (
+            voxels,
+            modality,
+            (f"values go down to {low:g}, as in CT, but {modality or 'no modality'} was told: it {say}",),
+        )
+    if modality is None and (added := _added_to_hu(voxels, low)) and low < added + AIR_HU:
+        return voxels, modality, (f"looks like CT stored with {added} added to Hounsfield units: it {say}",)
+    return voxels, modality, ()
+
+
+def _added_to_hu(voxels: np.ndarray, low: float) -> int:
+    """What was added to the Hounsfield units of a CT so that none is negative; 0 where there is no sign of it.
+
+    Of what is denser than lung, most of a body lies within 200 HU of water.
+    """
+    thinned = _thinned(voxels)
+    for added in (1024, 32768):
+        dense = thinned[thinned > added - 300]
+        if low < added - 1100 or dense.size < 0.02 * thinned.size:
+            continue
+        if (np.abs(dense - added) < 200).mean() < 0.5:
+            continue
+        air = thinned[thinned < 200]
+        noise = air[air > low]  # what was cut off or never scanned is all alike and says little
+        air = noise if noise.size > 0.01 * air.size else air
+        return 1000 if added == 1024 and air.size and np.median(air) < 12 else added  # air is -1000 HU
+    return 0
+
+
+def _thinned(voxels: np.ndarray) -> np.ndarray:
+    return np.asarray(voxels, dtype=np.float32).reshape(-1)[:: max(1, voxels.size // 2_000_000)]
+
 
 def is_in_hounsfield_units(voxels: np.ndarray, modality: str | None) -> bool:
     """Whether this is CT as scanners store it, rather than already windowed to grey levels."""
-    return modality == "CT" and float(voxels.min()) < -150
+    return modality == "CT" and float(voxels.min()) < LOWEST_TISSUE_HU
 
 
 def intensity_range(voxels: np.ndarray, modality: str | None) -> tuple[float, float]:
@@ -19,8 +88,7 @@ def intensity_range(voxels: np.ndarray, modality: str | None) -> tuple[float, fl
     """
     if is_in_hounsfield_units(voxels, modality):
         return CT_WINDOW_HU
-    thinned = np.asarray(voxels, dtype=np.float32).reshape(-1)[:: max(1, voxels.size // 2_000_000)]
-    low, high = (float(v) for v in np.percentile(thinned, PERCENTILES))
+    low, high = (float(v) for v in np.percentile(_thinned(voxels), PERCENTILES))
     return (low, high) if high > low else (float(voxels.min()), float(voxels.max()))
 
 

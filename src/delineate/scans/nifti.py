@@ -2,22 +2,23 @@
 
 import gzip
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from io import BufferedReader
 from math import prod
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import nibabel
 import numpy as np
-from isal import igzip, igzip_lib
+from isal import igzip
+from isal.igzip_lib import IsalError
 from nibabel.volumeutils import array_from_file
 
 from delineate.errors import ScanError
-from delineate.scans.geometry import affine_of_header, check_size
+from delineate.scans.geometry import affine_of_header, check_size, spacing_of, unit_of
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
-DAMAGE: tuple[type[Exception], ...] = (OSError, EOFError, ValueError, zlib.error, igzip_lib.IsalError)
+DAMAGE: tuple[type[Exception], ...] = (OSError, EOFError, ValueError, zlib.error, cast("type[Exception]", IsalError))
 """What reading a damaged file may raise. Not MemoryError: sizes are checked before."""
 
 _DEFLATE_LIMIT = 1032  # no deflate stream expands further: 258 bytes a 2 bits (zlib.net/zlib_tech.html)
@@ -42,6 +43,7 @@ class Stored(NamedTuple):
     space_code: int = 1
     slope: float = 1.0
     inter: float = 0.0
+    forms: Mapping[str, Any] | None = None
 
 
 def read_nifti(path: Path, volume: int | None, assume_spacing_mm: Sequence[float] | None, max_voxels: int) -> Stored:
@@ -61,11 +63,16 @@ def read_nifti(path: Path, volume: int | None, assume_spacing_mm: Sequence[float
     slope, inter = _scaling(path, header)
     affine, space_code, decisions = affine_of_header(path, header, shape, assume_spacing_mm)
     values = _voxels(path, header, shape, index, needed)
-    return Stored(values, affine, (*notes, *decisions), True, space_code, slope, inter)
+    return Stored(values, affine, (*notes, *decisions), True, space_code, slope, inter, _forms_of(header, affine))
 
 
-def write_nifti(path: Path, array: np.ndarray, affine: np.ndarray, space_code: int) -> None:
-    """Write `array` in mm with the same sform and qform; without a qform where the grid is sheared."""
+def write_nifti(
+    path: Path, array: np.ndarray, affine: np.ndarray, space_code: int, forms: Mapping[str, Any] | None = None
+) -> None:
+    """Write `array` in mm, with the forms of the scan that it belongs to, so that whoever opens that opens this.
+
+    Without forms, or with those of another affine: the same sform and qform; no qform where the grid is sheared.
+    """
     array = np.asfortranarray(array)  # as it is stored: nibabel is slow with others
     kind = nibabel.Nifti1Image if max(array.shape) <= np.iinfo(np.int16).max else nibabel.Nifti2Image
     image = kind(array, affine)
@@ -74,6 +81,12 @@ def write_nifti(path: Path, array: np.ndarray, affine: np.ndarray, space_code: i
     if not np.allclose(image.get_qform(), affine, rtol=1e-4, atol=1e-3):
         image.set_qform(None, 0)  # a qform holds no shear: better none than one that contradicts the sform
     image.header.set_xyzt_units("mm")
+    if forms is not None:
+        own = image.header.copy()
+        for name, value in forms.items():
+            own[name] = value
+        if np.allclose(own.get_best_affine(), affine, rtol=1e-5, atol=1e-4):  # type: ignore[arg-type]
+            image = kind(array, None, own)  # with an affine nibabel would write its own forms
     with path.open("wb") as file:
         if _is_zipped(path):  # by Intel's library: a tenth of zlib's time on a mask, at half of the size
             with igzip.IGzipFile("", "wb", 1, file, mtime=0) as zipped:
@@ -101,13 +114,28 @@ def same_nifti(path: Path, array: np.ndarray, affine: np.ndarray) -> bool:
     expected = np.asfortranarray(array).reshape(-1, order="F").view(np.uint8)
     offset = int(header["vox_offset"])
     piece, at = bytearray(2**20), 0
-    with igzip.open(path) if _is_zipped(path) else path.open("rb") as file:
+    with igzip.IGzipFile(path) if _is_zipped(path) else path.open("rb") as file:
         file.read(offset)
         while count := file.readinto(piece):
             if not np.array_equal(np.frombuffer(piece, np.uint8, count), expected[at : at + count]):
                 return False
             at += count
     return at == len(expected) and offset + at == needed
+
+
+def _forms_of(header: nibabel.Nifti1Header, affine: np.ndarray) -> dict[str, Any] | None:
+    """The fields of a header that say where its voxels lie, in mm; None where no form is set."""
+    if max(int(header["sform_code"]), int(header["qform_code"])) <= 0:
+        return None
+    factor = unit_of(header)[1]
+    lengths = ("qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z")
+    kept = ("sform_code", "qform_code", "quatern_b", "quatern_c", "quatern_d")
+    pixdim = np.array(header["pixdim"], np.float64)
+    sizes = pixdim[1:4] * factor
+    pixdim[1:4] = np.where((sizes > 0) & np.isfinite(sizes), sizes, spacing_of(affine))
+    forms: dict[str, Any] = {name: np.array(header[name]) for name in kept}
+    forms |= {name: np.asarray(header[name], np.float64) * factor for name in lengths}
+    return forms | {"pixdim": pixdim}
 
 
 def _is_zipped(path: Path) -> bool:

@@ -13,16 +13,15 @@ from typing import Any
 import numpy as np
 
 from delineate.errors import ScanError
-from delineate.prompts import anatomy
+from delineate.prompts.modality import modality_code
 from delineate.scans import flat_images, nifti
 from delineate.scans.dicom.source import DICOM_SUFFIXES
 from delineate.scans.finding import Found, Kind
 from delineate.scans.flat_images import read_flat
 from delineate.scans.geometry import FLAT_AFFINE, checked_spacing
+from delineate.scans.intensity import HAVE_UNITS, in_hounsfield_units
 from delineate.scans.nifti import NIFTI_SUFFIXES, Stored, read_nifti
 from delineate.scans.scan import MAX_VOXELS, SCAN_SUFFIXES, Scan, suffix_of
-
-AIR_HU = -500  # no other modality stores such values as a rule; CT shows air near -1000
 
 
 def read_scan(
@@ -46,14 +45,15 @@ def read_scan(
 
     Args:
         path: A file whose suffix is in `SCAN_SUFFIXES`, a DICOM file, or a folder with a DICOM series.
-        modality: CT, MR, US, ... in any usual spelling. None where it is not known: a volume with values down to
-            -500 or below is then taken for CT in Hounsfield units, with a note.
+        modality: CT, MR, US, ... in any usual spelling (`delineate.prompts.modality`). None where it is not known: a
+            volume with values down to -500 or below is then taken for CT, with a note. CT is brought to Hounsfield
+            units, or a note says that it is in none (`delineate.scans.intensity`).
         volume: Which volume of a 4-D file, from 0.
         assume_spacing_mm: Spacing along the array's axes (for 2-D images: slice, row, column), used only
             where the file holds no geometry.
         max_voxels: The most voxels that are read; what a file asks for beyond it is refused.
         series: DICOM only: which series of a folder, by number or UID.
-        fill_gaps: DICOM only: make up missing slices from their neighbours instead of refusing them.
+        fill_gaps: DICOM only: make up missing slices from their neighbours, and resample uneven ones.
 
     Raises:
         ScanError: In one line, if the file is missing, a directory, empty or of another suffix; damaged, cut
@@ -71,15 +71,12 @@ def read_scan(
         return read_series(path, modality=modality, **options)
     if series is not None or fill_gaps:
         raise ScanError(f"{path}: a series and the filling of gaps are for DICOM, this is none; leave them out")
-    stored = _read(path, volume, assume_spacing_mm, max_voxels)
+    modality = modality_code(modality)
+    stored = _read(path, volume, assume_spacing_mm, max_voxels, measured=modality in HAVE_UNITS)
     voxels, notes = _finite(path, _scaled(stored))
-    notes = stored.notes + notes
-    if modality is not None:
-        modality = anatomy.MODALITY_CODES.get(modality.strip().lower(), modality.strip())
-    elif stored.has_spacing and voxels.min() <= AIR_HU:
-        modality = "CT"
-        notes += (f"taken for CT: values go down to {voxels.min():g}",)
-    return Scan(voxels, stored.affine, modality, path, stored.has_spacing, notes, stored.space_code)
+    voxels, modality, more = in_hounsfield_units(voxels, modality, stored.has_spacing)
+    notes = (*stored.notes, *notes, *more)
+    return Scan(voxels, stored.affine, modality, path, stored.has_spacing, notes, stored.space_code, stored.forms)
 
 
 def read_labels(
@@ -119,7 +116,7 @@ def read_labels(
             )
         values = whole
     labels = np.asarray(values, label_dtype(path, values))
-    return Scan(labels, stored.affine, None, path, stored.has_spacing, notes, stored.space_code)
+    return Scan(labels, stored.affine, None, path, stored.has_spacing, notes, stored.space_code, stored.forms)
 
 
 def first_line(error: BaseException) -> str:
@@ -128,7 +125,13 @@ def first_line(error: BaseException) -> str:
 
 
 def _read(
-    path: Path, volume: int | None, spacing: Sequence[float] | None, max_voxels: int, as_labels: bool = False
+    path: Path,
+    volume: int | None,
+    spacing: Sequence[float] | None,
+    max_voxels: int,
+    *,
+    as_labels: bool = False,
+    measured: bool = False,
 ) -> Stored:
     suffix = suffix_of(path)
     if path.is_dir():
@@ -151,7 +154,7 @@ def _read(
     try:
         if is_nifti:
             return read_nifti(path, volume, spacing, max_voxels)
-        pixels, notes = read_flat(path, max_voxels, as_labels)
+        pixels, notes = read_flat(path, max_voxels, as_labels, measured)
     except damage as error:
         raise ScanError(
             f"{path}: a file must be readable to its end, but this one is damaged or not what its suffix says "

@@ -1,7 +1,9 @@
 """An image with its geometry, and which files are named like one."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -33,6 +35,7 @@ class Scan:
         has_spacing: False for PNG, JPEG and TIFF: a pixel is then 1 mm by convention only.
         notes: One line for every decision taken while reading.
         space_code: NIfTI's code of the world space (1 scanner, 2 aligned, 4 MNI), kept in what is written.
+        forms: Where voxels lie in the words of a NIfTI header, kept in what is written; only with its `affine`.
         dicom: The instances it was read from, if it comes from DICOM.
     """
 
@@ -43,6 +46,7 @@ class Scan:
     has_spacing: bool = True
     notes: tuple[str, ...] = ()
     space_code: int = 1
+    forms: Mapping[str, Any] | None = None
     dicom: DicomSource | None = None
 
     def __post_init__(self):

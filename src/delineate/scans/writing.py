@@ -119,7 +119,7 @@ def _write(path: Path, array: np.ndarray, like: Scan, read: Callable[..., Scan])
     try:
         with replacing(path, check) as temporary:
             if is_nifti:
-                write_nifti(temporary, array, like.affine, like.space_code)
+                write_nifti(temporary, array, like.affine, like.space_code, like.forms)
             else:
                 write_flat(temporary, array[0])
     except OSError as error:

@@ -149,7 +149,7 @@ def image_set(
     if which != "all":
         scans = _of_origin(scans, path, which)
     if modality is None and path.is_dir():
-        modality = declared_modality(read_json(path / "dataset.json"), path)
+        modality = declared_modality(read_json(path / "dataset.json"), path, [scan.path for scan in scans])
     scans = _evenly(scans, limit)
     share, more = divmod(limit, len(scans))
     images, names = [], []
@@ -339,7 +339,8 @@ def _evenly(items: Sequence[Any], most: int) -> list[Any]:
 def _is_second_channel(path: Path) -> bool:
     """Whether this is NAME_0001, NAME_0002, … beside a NAME_0000 of nnU-Net; one channel is read."""
     stem, _, number = path.name.partition(".")[0].rpartition("_")
-    if not (len(number) == 4 and number.startswith("000") and number != "0000"):
+    labelled = (path.parent.with_name("labelsTr") / path.name).exists()  # then the number is part of its name
+    if labelled or not (len(number) == 4 and number.startswith("000") and number != "0000"):
         return False
     return path.with_name(path.name.replace(f"{stem}_{number}", f"{stem}_0000", 1)).exists()
 

@@ -5,18 +5,19 @@ This runs in the child process of `delineate.scans.dicom.limits`; nothing here d
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pydicom
-from pydicom.dataset import Dataset
-from pydicom.filereader import read_file_meta_info
+from pydicom.dataset import Dataset, FileDataset
+from pydicom.filereader import read_dataset, read_file_meta_info
 from pydicom.multival import MultiValue
-from pydicom.uid import UID
+from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from delineate.errors import ScanError
 from delineate.scans.dicom.order import Plane
+from delineate.scans.dicom.source import begins_as_dicom
 
 DEFLATED = {"1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.4.95", "1.2.840.10008.1.2.4.205"}
 RLE = "1.2.840.10008.1.2.5"
@@ -60,6 +61,7 @@ class Header:
         number: its place in the list of files that was asked for.
         data: the elements of `TAGS`.
         syntax: the transfer syntax.
+        marked: whether it begins with a preamble and the mark DICM; the syntax of other files may be a guess.
         frames, rows, columns, samples: its size.
     """
 
@@ -67,6 +69,7 @@ class Header:
     number: int
     data: Dataset
     syntax: UID
+    marked: bool
     frames: int
     rows: int
     columns: int
@@ -104,7 +107,9 @@ def printable(value: Any, length: int = 64) -> str:
     """Text from a file, made safe to show: one line, no control characters, at most `length` characters."""
     if isinstance(value, MultiValue | list | tuple):
         value = "\\".join(str(v) for v in value)
-    return re.sub(r"\s+", " ", "".join(c if c.isprintable() else " " for c in str(value or ""))).strip()[:length]
+    return re.sub(
+        r"\s+", " ", "".join(c if c.isprintable() else " " for c in ("" if value is None else str(value)))
+    ).strip()[:length]
 
 
 def read_header(path: Path, number: int, max_voxels: int) -> Header:
@@ -115,27 +120,42 @@ def read_header(path: Path, number: int, max_voxels: int) -> Header:
         ScanError: deflated; without a transfer syntax; larger than allowed or than its bytes can hold; damaged.
     """
     with path.open("rb") as file:
-        if file.read(132)[128:] != b"DICM":
-            raise NotAnImage(
-                f"{path}: a DICOM file must have the mark DICM at byte 128, found none (no preamble, or no DICOM); "
-                "export it again with file meta information"
-            )
+        start = file.read(132)
+        if not begins_as_dicom(start):
+            raise NotAnImage(f"{path}: a DICOM file must begin as DICOM does, this one does not; name another file")
+        marked = start[128:] == b"DICM"
     try:
-        meta = read_file_meta_info(path)
+        meta = read_file_meta_info(path) if marked else _bare_meta(path)
         syntax = UID(str(meta.get("TransferSyntaxUID", "")))
         if syntax in DEFLATED:
             raise ScanError(
                 f"{path}: deflated DICOM is not read, since it can expand a thousandfold before any check; convert it, "
                 "for example with dcmconv +te"
             )
-        if not syntax:
+        if not syntax and marked:
             raise ScanError(f"{path}: a DICOM file must name its transfer syntax, this one does not; export it again")
-        data = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(TAGS))
-        return _checked(path, number, data, syntax, max_voxels)
+        data = read_whole(path, stop_before_pixels=True, specific_tags=list(TAGS))
+        return replace(_checked(path, number, data, data.file_meta.TransferSyntaxUID, max_voxels), marked=marked)
     except (ScanError, MemoryError):
         raise
     except Exception as error:  # damaged headers raise nearly anything
         raise ScanError(f"{path}: the DICOM header must be readable, this one is damaged ({_line(error)})") from error
+
+
+def read_whole(path: Path | str, **options: Any) -> FileDataset:
+    """A file's elements, also without a preamble; a transfer syntax that it does not name is guessed by pydicom."""
+    data = pydicom.dcmread(path, force=True, **options)
+    if "TransferSyntaxUID" not in data.file_meta:
+        implicit, little = data.original_encoding
+        plain = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+        data.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else plain
+    return data
+
+
+def _bare_meta(path: Path) -> Dataset:
+    """The file meta information at the very beginning of a file; none where it begins with something else."""
+    with path.open("rb") as file:
+        return read_dataset(file, False, True, stop_when=lambda tag, vr, size: tag.group != 2)
 
 
 def _checked(path: Path, number: int, data: Dataset, syntax: UID, max_voxels: int) -> Header:
@@ -149,7 +169,7 @@ def _checked(path: Path, number: int, data: Dataset, syntax: UID, max_voxels: in
     if rows < 1 or columns < 1:
         raise NotAnImage(f"{path}: a scan must be an image, found no rows ({printable(kind)})")
     frames, samples = whole(data, "NumberOfFrames", 1), whole(data, "SamplesPerPixel", 1)
-    header = Header(path, number, data, syntax, max(frames, 1), rows, columns, samples)
+    header = Header(path, number, data, syntax, True, max(frames, 1), rows, columns, samples)
     size, bits = path.stat().st_size, whole(data, "BitsAllocated", 16)
     voxels = header.frames * rows * columns * samples
     asked = f"{header.frames} x {rows} x {columns}" + (f" x {samples}" if samples > 1 else "")

@@ -11,6 +11,8 @@ from delineate.errors import ScanError
 
 SAME_PLANE = 2e-3  # direction cosines: 0.1 degree, a pixel over the width of 512
 REGULAR = 0.1  # of the spacing: how far a slice may lie from its place on a regular grid; beyond 1 % with a note
+WIDEST = 4  # steps: what is further apart is a hole and no spacing, if it makes up most of the slices
+PART = "Put the slices of each part into a folder of their own"
 STRAIGHT = 0.25  # pixels: how far a slice may be displaced from the line through the first and the last
 
 
@@ -30,12 +32,14 @@ class Stack(NamedTuple):
         origin: (3,) mm LPS, the first pixel of slice 0.
         step: (3,) mm LPS from slice to slice.
         notes: one line for every decision.
+        at: for every slice where its frame really lies, counted in slices, if all are to be resampled; () otherwise.
     """
 
     order: tuple[int | None, ...]
     origin: np.ndarray
     step: np.ndarray
     notes: tuple[str, ...]
+    at: tuple[float | None, ...] = ()
 
 
 def stack(
@@ -57,7 +61,7 @@ def stack(
         thickness: of a slice in mm, for a single one.
         pixel_mm: the smaller side of a pixel.
         volume: which of several frames at the same place.
-        fill_gaps: whether missing slices may be filled in from their neighbours.
+        fill_gaps: whether missing slices may be filled in from their neighbours, and uneven ones resampled.
 
     Raises:
         ScanError: frames in several planes, several at one place without `volume`, a gap without `fill_gaps`, a spacing
@@ -74,10 +78,10 @@ def stack(
         if thickness is None:
             notes.append("one slice without a thickness: taken as 1 mm thick")
         return Stack((order[0],), points[0], normal * (thickness or 1.0), tuple(notes))
-    slots, more = _slots(name, heights, fill_gaps)
+    slots, uneven, more = _slots(name, heights, fill_gaps)
     count = slots[-1] + 1
     step = (points[-1] - points[0]) / (count - 1)
-    line = points[0] + np.outer(slots, step)
+    line = points[0] + np.outer(uneven or slots, step)
     aside = points - line
     aside -= np.outer(aside @ normal, normal)
     if (worst := float(np.linalg.norm(aside, axis=1).max())) > max(STRAIGHT * pixel_mm, 0.01):
@@ -86,9 +90,10 @@ def stack(
             "belong together, or were positioned anew: export them as separate series"
         )
     filled: list[int | None] = [None] * count
-    for slot, frame in zip(slots, order, strict=True):
-        filled[slot] = frame
-    return Stack(tuple(filled), points[0], step, (*notes, *more))
+    at: list[float | None] = [None] * count
+    for slot, frame, place in zip(slots, order, uneven or slots, strict=True):
+        filled[slot], at[slot] = frame, place
+    return Stack(tuple(filled), points[0], step, (*notes, *more), tuple(at) if uneven else ())
 
 
 def normal_of(plane: Plane) -> np.ndarray:
@@ -165,33 +170,29 @@ def _chosen(name: str, places: list[list[int]], volume: int | None) -> tuple[lis
     return [place[volume] for place in places], [f"image {volume} of {most} at every position, by instance number"]
 
 
-def _slots(name: str, heights: np.ndarray, fill_gaps: bool) -> tuple[list[int], list[str]]:
-    """For every slice its number on a regular grid."""
+def _slots(name: str, heights: np.ndarray, fill_gaps: bool) -> tuple[list[int], list[float], list[str]]:
+    """For every slice its number on a regular grid; where it lies on it, if none fits all; notes."""
     gaps = np.diff(heights)
     even = heights[0] + np.arange(len(heights)) * (heights[-1] - heights[0]) / (len(heights) - 1)
     step = float((heights[-1] - heights[0]) / (len(heights) - 1))
     off = float(np.abs(heights - even).max() / step)
     if off <= REGULAR:
-        return list(range(len(heights))), (
-            [f"slices up to {off:.0%} of their spacing off a regular grid: taken as regular"] if off > 0.01 else []
-        )
+        said = f"slices up to {off:.0%} of their spacing off a regular grid: taken as regular"
+        return list(range(len(heights))), [], [said] if off > 0.01 else []
     step = float(gaps[gaps < 1.5 * gaps.min()].mean())
     times = np.rint(gaps / step)
     wide = [n for n in range(len(gaps)) if gaps[n] > 1.5 * step]
     whole = bool((np.abs(gaps - times * step) <= REGULAR * step * np.maximum(times, 1)).all()) and times.min() >= 1
     if not wide or not whole:
-        raise ScanError(
-            f"{name}: slices must be evenly spaced, found steps from {gaps.min():.3g} to {gaps.max():.3g} mm; slices "
-            "are missing, or two acquisitions are mixed: export the series again"
-        )
+        return _resampled(name, heights, fill_gaps)
     listed = [f"after {heights[n]:.2f} mm, {gaps[n]:.2f} mm wide" for n in wide]
     shown = "; ".join(listed[:8]) + (f"; and {len(listed) - 8} more" if len(listed) > 8 else "")
     absent = int(times.sum()) - len(gaps)
     found = f"{len(wide)} gap{'s' if len(wide) > 1 else ''} in slices {step:.2f} mm apart ({shown} along the normal)"
-    if absent >= len(heights):
+    if absent >= len(heights) and gaps.max() > WIDEST * step:
         raise ScanError(
             f"{name}: slices must follow one another, found {found}; {absent} slices are missing and {len(heights)} "
-            "there: too many to fill in. Export the series again"
+            f"there: too many to fill in. {PART}"
         )
     if not fill_gaps:
         raise ScanError(
@@ -199,4 +200,23 @@ def _slots(name: str, heights: np.ndarray, fill_gaps: bool) -> tuple[list[int], 
             f"slice{'s' if absent > 1 else ''} be made up from the neighbours with fill_gaps=True (--fill-gaps)"
         )
     slots = [0, *np.cumsum(times.astype(int)).tolist()]
-    return slots, [f"{absent} missing slices filled in from their neighbours: {found}"]
+    return slots, [], [f"{absent} missing slices filled in from their neighbours: {found}"]
+
+
+def _resampled(name: str, heights: np.ndarray, allowed: bool) -> tuple[list[int], list[float], list[str]]:
+    """As `_slots`, for slices on no regular grid: one as fine as the smallest step, each slice at its nearest place."""
+    gaps, span = np.diff(heights), float(heights[-1] - heights[0])
+    found = f"slices must be evenly spaced, found steps from {gaps.min():.3g} to {gaps.max():.3g} mm"
+    count = int(np.ceil(span / gaps.min() - 1e-6)) + 1
+    if count > 2 * len(heights) and gaps.max() > WIDEST * gaps.min():
+        raise ScanError(f"{name}: {found}; they do not belong together. {PART}")
+    step = span / (count - 1)
+    if not allowed:
+        raise ScanError(
+            f"{name}: {found}; let them be resampled to one every {step:.3g} mm with fill_gaps=True (--fill-gaps), or "
+            "put those of one spacing into a folder of their own"
+        )
+    at = (heights - heights[0]) / step
+    slots = [int(slot) for slot in np.floor(at + 0.5)]  # no two are the same: no gap is smaller than a step
+    made = f"resampled to {count} slices {step:.3g} mm apart"
+    return slots, at.tolist(), [f"{len(heights)} slices {gaps.min():.3g} to {gaps.max():.3g} mm apart {made}"]

@@ -7,17 +7,21 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby, pairwise
 
 import numpy as np
-import pydicom
 from pydicom.pixels import apply_color_lut, apply_modality_lut, get_decoder, iter_pixels
 
 from delineate.errors import ScanError
-from delineate.scans.dicom.headers import Frame, Header, numbers, printable
+from delineate.scans.dicom.headers import Frame, Header, numbers, printable, read_whole
+from delineate.scans.intensity import AIR_HU
 
 
-def read_frames(frames: Sequence[Frame | None], out: np.ndarray) -> list[str]:
+def read_frames(
+    frames: Sequence[Frame | None], out: np.ndarray, measured: bool, at: Sequence[float | None] = ()
+) -> list[str]:
     """Fill float32 `out` (K, rows, columns) with the frames, and return a note for every decision.
 
-    None is a slice between others that is filled in from its neighbours.
+    None is a slice between others that is filled in from its neighbours; where frames lie `at` places between slices,
+    all slices are. MONOCHROME1 says how values are shown: it turns round pictures, and neither values that were
+    `measured` (CT, PET) nor those of CT that does not say so.
     """
     notes: list[str] = []
     scalings = {(f.slope, f.intercept) for f in frames if f is not None}
@@ -46,7 +50,7 @@ def read_frames(frames: Sequence[Frame | None], out: np.ndarray) -> list[str]:
                 padded += int(padding.sum())
     broken = int(sum((~np.isfinite(out[k])).sum() for k, _ in real)) - padded
     low, high = _ends(out, [k for k, _ in real], real[0][1].header)
-    if real[0][1].header.text("PhotometricInterpretation") == "MONOCHROME1":
+    if real[0][1].header.text("PhotometricInterpretation") == "MONOCHROME1" and not measured and low > AIR_HU:
         for k, _ in real:
             out[k] = low + high - out[k]
         notes.append("MONOCHROME1: turned round, so that large is bright")
@@ -57,7 +61,7 @@ def read_frames(frames: Sequence[Frame | None], out: np.ndarray) -> list[str]:
         notes.append(f"{padded} padding voxels set to the smallest real value, {low:g}")
     if broken:
         notes.append(f"{broken} NaN or infinite voxels set to the smallest finite value, {low:g}")
-    _fill(out, [k for k, _ in real])
+    _fill(out, [k for k, _ in real], at)
     return notes
 
 
@@ -67,7 +71,7 @@ def read_colour(header: Header, number: int, out: np.ndarray) -> list[str]:
     (stored,) = decode(header, [number])
     notes = [f"colours: {kind} made RGB"] if kind != "RGB" else []
     if kind == "PALETTE COLOR":
-        stored = apply_color_lut(stored, pydicom.dcmread(header.path, stop_before_pixels=True))[..., :3]
+        stored = apply_color_lut(stored, read_whole(header.path, stop_before_pixels=True))[..., :3]
     if stored.shape != out.shape[1:]:
         raise ScanError(f"{header.path}: the pixels have the shape {stored.shape}, the header says {out.shape[1:]}")
     out[0] = stored
@@ -91,7 +95,7 @@ def decode(header: Header, wanted: Sequence[int]) -> Iterator[np.ndarray]:
             "decompress the file, for example with dcmdjpeg, or install pylibjpeg"
         )
     try:
-        yield from iter_pixels(header.path, indices=list(wanted))
+        yield from iter_pixels(header.path if header.marked else read_whole(header.path), indices=list(wanted))
     except MemoryError:
         raise
     except Exception as error:  # every decoder has errors of its own
@@ -128,8 +132,14 @@ def _ends(out: np.ndarray, slices: Sequence[int], header: Header) -> tuple[float
     return float(min(low for low, _ in ends)), float(max(high for _, high in ends))
 
 
-def _fill(out: np.ndarray, real: Sequence[int]) -> None:
-    """Fill the slices between those in `real` linearly from the two around them."""
+def _fill(out: np.ndarray, real: Sequence[int], at: Sequence[float | None]) -> None:
+    """Fill the slices between those in `real` linearly from the two around them; all where those lie `at` others."""
+    if at:
+        frames, places = out[list(real)], [at[k] or 0.0 for k in real]
+        for k, above in enumerate(np.searchsorted(places, range(len(out))).clip(1, len(places) - 1)):
+            part = (k - places[above - 1]) / (places[above] - places[above - 1])
+            out[k] = frames[above - 1] * (1 - part) + frames[above] * part
+        return
     for below, above in pairwise(real):
         for k in range(below + 1, above):
             part = (k - below) / (above - below)

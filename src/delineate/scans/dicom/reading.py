@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from delineate.errors import ScanError
+from delineate.prompts.anatomy import MODALITY_CODES
 from delineate.scans.dicom.headers import (
     NEEDED_BY_SEG,
     Frame,
@@ -23,6 +24,7 @@ from delineate.scans.dicom.headers import (
 )
 from delineate.scans.dicom.order import normal_of, stack
 from delineate.scans.dicom.pixels import read_colour, read_frames
+from delineate.scans.intensity import HAVE_UNITS
 
 PROJECTIONS = (
     ("PixelSpacing", ""),
@@ -35,7 +37,8 @@ def read(job: dict[str, Any], folder: Path, allow: Callable[[int], None]) -> dic
     """Write `folder/voxels.npy`, float32 (K, rows, columns) or (1, rows, columns, 3), and return what belongs to it.
 
     Args:
-        job: "name" (the path as the user gave it), "files", "alone", "series", "volume", "fill_gaps", "max_voxels".
+        job: "name" (the path as the user gave it), "files", "alone", "series", "volume", "fill_gaps",
+            "modality" (its code, if the user said one), "max_voxels".
         folder: for what is written.
         allow: told how many bytes the array takes, once that is known and found allowed.
     """
@@ -69,10 +72,17 @@ def read(job: dict[str, Any], folder: Path, allow: Callable[[int], None]) -> dic
         raise ScanError(
             f"{job['name']}: at most {job['max_voxels']} voxels are read, this takes {voxels}; crop it first"
         )
-    allow(4 * voxels + 40 * first.rows * first.columns * first.samples)
+    at = geometry.pop("at", ())
+    allow(4 * voxels * (2 if at else 1) + 40 * first.rows * first.columns * first.samples)
     out = np.lib.format.open_memmap(folder / "voxels.npy", "w+", np.float32, shape)
     one = chosen[0]
-    notes += read_frames(chosen, out) if first.is_grey or one is None else read_colour(one.header, one.number, out)
+    if first.is_grey or one is None:
+        stated = first.text("Modality")
+        notes += read_frames(
+            chosen, out, (job["modality"] or MODALITY_CODES.get(stated.lower(), stated)) in HAVE_UNITS, at
+        )
+    else:
+        notes += read_colour(one.header, one.number, out)
     out.flush()
     places = [None if f is None else (f.header.number, f.number) for f in chosen]
     return {**told, **geometry, "frames": places, "notes": notes}
@@ -89,11 +99,14 @@ def _headers(job: dict[str, Any]) -> tuple[list[Header], list[str]]:
             if job["alone"]:
                 raise
             text = str(error)
-            left["no DICOM" if "DICM" in text else text.rpartition("found ")[2].partition(";")[0]] += 1
+            left["no DICOM" if "as DICOM does" in text else text.rpartition("found ")[2].partition(";")[0]] += 1
     if not headers:
         listed = ", ".join(f"{count} x {what}" for what, count in left.most_common(5))
         raise ScanError(f"{job['name']}: a DICOM folder must hold images, found none ({listed}); name another folder")
     notes = [f"left out: {count} x {what}" for what, count in left.most_common(5)]
+    if bare := [header for header in headers if not header.marked]:
+        how = " and ".join(sorted({header.syntax.name for header in bare}))
+        notes.append(f"{len(bare)} files without the mark DICM are taken for DICOM in {how}")
     by_identifier: dict[str, Header] = {}
     for header in headers:  # the same instance twice is a copy
         by_identifier.setdefault(header.text("SOPInstanceUID") or str(header.number), header)
@@ -169,6 +182,7 @@ def _volume(job: dict[str, Any], frames: list[Frame]) -> tuple[list[Frame | None
         "row": [v * pixel[0] for v in planes[0].along_column],  # the step of one row runs down a column
         "column": [v * pixel[1] for v in planes[0].along_row],
     }
+    geometry["at"] = done.at
     return [None if n is None else frames[n] for n in done.order], geometry, list(done.notes)
 
 

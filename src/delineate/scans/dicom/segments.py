@@ -9,7 +9,6 @@ from typing import Any
 
 import highdicom
 import numpy as np
-import pydicom
 from highdicom.seg import SegmentationTypeValues, SegmentDescription
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
@@ -18,7 +17,7 @@ from pydicom.sr.coding import Code
 from delineate import __version__
 from delineate.errors import ScanError
 from delineate.scans.dicom.codes import ANATOMY, SCHEME, TERMS, private_code
-from delineate.scans.dicom.headers import numbers
+from delineate.scans.dicom.headers import numbers, read_whole
 
 EMPTY_IF_ABSENT = ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID")
 MAY_BE_EMPTY = (*EMPTY_IF_ABSENT, "StudyDate", "StudyTime", "ReferringPhysicianName")
@@ -36,7 +35,7 @@ def write(job: dict[str, Any], folder: Path, allow: Callable[[int], None]) -> di
     """
     packed = np.load(folder / "masks.npy", mmap_mode="r", allow_pickle=False)
     allow(20 * packed.size + 40 * packed[0, 0].size)  # highdicom holds floats and copies of them
-    sources = [pydicom.dcmread(path, stop_before_pixels=True) for path in job["files"]]
+    sources = [read_whole(path, stop_before_pixels=True) for path in job["files"]]
     for source in sources:
         for keyword in MAY_BE_EMPTY:
             if keyword not in source:

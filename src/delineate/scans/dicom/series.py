@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 
 from delineate.errors import ScanError
-from delineate.prompts import anatomy
+from delineate.prompts.anatomy import MODALITY_CODES
+from delineate.prompts.modality import modality_code
 from delineate.scans.dicom.limits import ask_child
 from delineate.scans.dicom.source import DicomSource, files_in, is_dicom, shifted, straight
-from delineate.scans.geometry import FLAT_AFFINE
+from delineate.scans.geometry import FLAT_AFFINE, implausible_notes, spacing_of
+from delineate.scans.intensity import in_hounsfield_units
 from delineate.scans.scan import MAX_VOXELS, Scan
 
 __all__ = ["is_dicom", "read_series"]
@@ -39,13 +41,14 @@ def read_series(
     orthogonal grid, with a note. Images without a place in the patient (radiographs, ultrasound, photographs) are
     flat, (1, rows, columns) or in colour (1, rows, columns, 3).
 
-    Values are rescaled (CT: Hounsfield units); padding gets the smallest real value; MONOCHROME1 is turned round so
-    that large is bright. Every decision is a note. `Scan.dicom` remembers the instances, for `seg.write_seg`.
+    Values are rescaled (CT: Hounsfield units, or a note says that they are none); padding gets the smallest real
+    value; MONOCHROME1 is turned round so that large is bright, CT and PET excepted. Every decision is a note.
+    `Scan.dicom` remembers the instances, for `seg.write_seg`.
 
     Args:
         path: a folder (files directly in it are read) or a file.
         series: number or UID, where a folder holds several.
-        fill_gaps: make up missing slices from their neighbours instead of refusing them.
+        fill_gaps: make up missing slices from their neighbours, and resample uneven ones, instead of refusing them.
         modality: in any usual spelling, in place of the one in the files.
         volume: which of several images at every position (echoes, time points), or which frame of a flat one.
         max_voxels: the most voxels that are read.
@@ -70,13 +73,14 @@ def read_series(
         "series": None if series is None else str(series).strip(),
         "volume": volume,
         "fill_gaps": fill_gaps,
+        "modality": modality_code(modality),
         "max_voxels": max_voxels,
     }
     with tempfile.TemporaryDirectory(prefix="delineate-") as temporary:
         size = sum(file.stat().st_size for file in files)
         told = ask_child(job, Path(temporary), size=size, array_bytes=44 * max_voxels, name=str(path))
         voxels = np.load(Path(temporary) / "voxels.npy", allow_pickle=False)
-    return _scan(path, files, told, voxels, modality)
+    return _scan(path, files, told, voxels, modality_code(modality))
 
 
 def _scan(path: Path, files: list[Path], told: dict[str, Any], voxels: np.ndarray, modality: str | None) -> Scan:
@@ -97,9 +101,10 @@ def _scan(path: Path, files: list[Path], told: dict[str, Any], voxels: np.ndarra
     else:
         affine = FLAT_AFFINE * [1.0, *told["pixel"], 1.0]
     source = DicomSource(tuple(files[n] for n in used), frames, told["placed"], tuple(told["missing"]), size, shifts)
-    code = modality.strip() if modality is not None else told["modality"]
-    code = anatomy.MODALITY_CODES.get(code.lower(), code)
-    named = code if modality is not None or code not in ("", "OT") else None
+    stated = told["modality"]
+    named = modality or MODALITY_CODES.get(stated.lower(), stated if stated not in ("", "OT") else None)
+    voxels, named, more = in_hounsfield_units(voxels, named, told["placed"])
+    notes += (*more, *(implausible_notes(spacing_of(affine)) if told["has_spacing"] else ()))
     return Scan(voxels, affine, named, path, told["has_spacing"], tuple(notes), dicom=source)
 
 

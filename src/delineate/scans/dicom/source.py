@@ -45,7 +45,7 @@ class DicomSource:
 
 
 def is_dicom(path: Path | str) -> bool:
-    """Whether `path` is a DICOM file, or a folder with one directly in it: by the mark at byte 128, not by the name."""
+    """Whether `path` is a DICOM file, or a folder with one directly in it: by what it begins with, not by the name."""
     path = Path(path)
     if path.is_dir():
         return any(_is_marked(file) for file in files_in(path))
@@ -60,9 +60,21 @@ def files_in(folder: Path) -> list[Path]:
 def _is_marked(path: Path) -> bool:
     try:
         with path.open("rb") as file:
-            return file.read(132)[128:] == b"DICM"
+            return begins_as_dicom(file.read(132))
     except OSError:
         return False
+
+
+def begins_as_dicom(start: bytes) -> bool:
+    """Whether the first 132 bytes of a file are those of DICOM: the mark, or without preamble a first short element."""
+    if start[128:] == b"DICM":
+        return True
+    group, element, length, short = (
+        int.from_bytes(start[a : a + n], "little") for a, n in ((0, 2), (2, 2), (4, 4), (6, 2))
+    )
+    explicit = start[4:6] in (b"UL", b"CS", b"UI", b"DA", b"LO", b"SH")
+    known = element in {2: (0, 2, 16), 8: (0, 1, 5, 8, 18, 19, 20, 22, 24, 32)}.get(group, ())
+    return len(start) == 132 and known and (short if explicit else length) <= 128
 
 
 def straight(

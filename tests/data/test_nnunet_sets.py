@@ -1,0 +1,207 @@
+"""Valid sets of nnU-Net, MSD and of people who follow them more or less: read, or refused with advice that helps."""
+
+import json
+import shutil
+
+import nibabel
+import numpy as np
+import pytest
+from PIL import Image
+
+from delineate.data.check import check_dataset
+from delineate.data.dataset import open_dataset
+from delineate.errors import DatasetError
+from delineate.synthesis.distance import image_set
+
+
+def volumes(root, names=("a", "b", "c", "d"), number="_0000", ids=(1,), **described):
+    """A set of small volumes in the layout of nnU-Net, with `dataset.json` as told."""
+    rng = np.random.default_rng(0)
+    for folder in ("imagesTr", "labelsTr"):
+        (root / folder).mkdir(parents=True)
+    for name in names:
+        voxels, labels = rng.integers(-1000, 500, (8, 8, 4), dtype=np.int16), np.zeros((8, 8, 4), np.uint8)
+        for place, value in enumerate(ids):
+            labels[2:5, 2:5, place] = value
+        for folder, array, end in (("imagesTr", voxels, number), ("labelsTr", labels, "")):
+            nibabel.save(nibabel.Nifti1Image(array, np.eye(4)), root / folder / f"{name}{end}.nii.gz")
+    described = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "liver": 1}} | described
+    described = {key: value for key, value in described.items() if value is not None}
+    (root / "dataset.json").write_text(json.dumps(described))
+    return root
+
+
+def pictures(root, names, colours=3):
+    """A set of four pictures in the layout of nnU-Net, whose channels are called `names`."""
+    rng = np.random.default_rng(0)
+    for folder in ("imagesTr", "labelsTr"):
+        (root / folder).mkdir(parents=True)
+    for name in "abcd":
+        pixels = rng.integers(0, 255, (16, 16, colours), dtype=np.uint8)
+        Image.fromarray(pixels).save(root / "imagesTr" / f"{name}_0000.png")
+        mask = np.zeros((16, 16), np.uint8)
+        mask[3:9, 3:9] = 1
+        Image.fromarray(mask).save(root / "labelsTr" / f"{name}.png")
+    described = {"channel_names": dict(enumerate(names)), "labels": {"background": 0, "polyp": 1}}
+    (root / "dataset.json").write_text(json.dumps(described))
+    return root
+
+
+def read_all(root):
+    """The dataset, each of its cases read, after a check without any finding."""
+    assert check_dataset(root).problems == []
+    dataset = open_dataset(root)
+    for case in dataset.cases:
+        scan, labels = dataset.read(case)
+        assert scan.shape == labels.shape
+        assert labels.any()
+    return dataset
+
+
+# --- channels
+
+
+@pytest.mark.parametrize(
+    "names", [("Red", "Green", "Blue"), ("rgb_to_0_1",) * 3, ("R", "G", "B"), ("zscore",) * 3, ("a", "b", "c")]
+)
+def test_three_channels_of_a_picture_are_its_colours_whatever_they_are_called(tmp_path, names):
+    dataset = read_all(pictures(tmp_path / "set", names))
+    assert dataset.modality is None
+    assert dataset.read(dataset.cases[0])[0].is_colour
+
+
+def test_colours_may_all_name_one_kind_of_picture_and_alpha_is_a_fourth(tmp_path):
+    assert read_all(pictures(tmp_path / "set", ("endoscopy",) * 3)).modality == "endoscopy"
+    dataset = open_dataset(pictures(tmp_path / "more", ("red", "green", "blue", "alpha"), colours=4))
+    assert dataset.read(dataset.cases[0])[0].is_colour
+
+
+def test_the_advice_for_several_channels_leads_to_a_set_that_is_read_and_destroys_nothing(tmp_path):
+    root = volumes(tmp_path / "set", channel_names={"0": "T1", "1": "T2", "2": "FLAIR"})
+    with pytest.raises(DatasetError, match=r"3 channels .*Make a copy of the dataset with the files of one channel"):
+        open_dataset(root)
+    for path in list((root / "imagesTr").iterdir()):
+        shutil.copy(path, path.with_name(path.name.replace("_0000", "_0001")))
+    with pytest.raises(DatasetError, match=r"a second channel; .*a copy of the dataset .* named NAME_0000"):
+        open_dataset(root)
+    copy = tmp_path / "copy"  # as it says: of the second channel
+    shutil.copytree(root, copy)
+    for path in list((copy / "imagesTr").glob("*_0001*")):
+        path.replace(path.with_name(path.name.replace("_0001", "_0000")))
+    described = json.loads((copy / "dataset.json").read_text()) | {"channel_names": {"0": "T2"}}
+    (copy / "dataset.json").write_text(json.dumps(described))
+    assert read_all(copy).modality == "MR"
+
+
+@pytest.mark.parametrize(
+    ("described", "modality"),
+    [
+        ({"channel_names": ["CT"]}, "CT"),
+        ({"channel_names": None, "modality": ["MR"]}, "MR"),
+        ({"channel_names": None, "modality": "CT"}, "CT"),
+        ({"channel_names": {"0": "computed tomography"}}, "CT"),
+        ({"channel_names": {"0": "CTA"}}, "CT"),
+        ({"channel_names": []}, None),
+        ({"channel_names": None}, None),
+    ],
+)
+def test_a_modality_may_be_a_list_or_spelt_out(tmp_path, described, modality):
+    root = volumes(tmp_path / "set", **described)
+    dataset = read_all(root)
+    assert dataset.modality == modality
+    assert dataset.read(dataset.cases[0])[0].modality == modality or "CT"  # by its values
+
+
+@pytest.mark.parametrize("stated", [{"0": 0}, [1], [["CT"]], [{"0": "CT"}], 7, {"0": "PET-CT"}])
+def test_a_modality_of_another_type_is_refused_and_the_advice_helps(tmp_path, stated):
+    root = volumes(tmp_path / "set", channel_names=stated)
+    (problem,) = check_dataset(root).problems
+    assert problem.file == "dataset.json"
+    with pytest.raises(DatasetError, match="one kind of picture" if "PET" in str(stated) else '{"0": "CT"}'):
+        open_dataset(root)
+    (root / "dataset.json").write_text('{"channel_names": {"0": "CT"}, "labels": {"liver": 1}}')
+    assert read_all(root).modality == "CT"
+
+
+# --- names
+
+
+NUMBERED = ("img_0000", "img_0001", "img_0002", "img_0003")
+
+
+@pytest.mark.parametrize("described", [{"channel_names": None, "modality": {"0": "CT"}}, {}], ids=["v1", "v2"])
+def test_numbered_names_whose_labels_are_numbered_too_are_cases(tmp_path, described):
+    root = volumes(tmp_path / "set", NUMBERED, number="", **described)
+    assert tuple(case.name for case in read_all(root).cases) == NUMBERED
+    assert len(set(image_set(root, size=16).scans)) == 4  # nor are they channels to others who read the folder
+    (root / "labelsTr" / "img_0002.nii.gz").unlink()
+    assert [case.labels is None for case in open_dataset(root).cases] == [False, False, True, False]
+
+
+def test_numbered_names_with_a_channel_number_behind_are_cases(tmp_path):
+    assert tuple(case.name for case in read_all(volumes(tmp_path / "set", NUMBERED)).cases) == NUMBERED
+
+
+# --- JSON
+
+
+def test_json_with_a_byte_order_mark_is_read_wherever_a_set_holds_some(tmp_path):
+    root = volumes(tmp_path / "set")
+    (root / "splits.json").write_text('{"train": ["p1", "p2"], "val": [], "test": ["p3"]}')
+    (root / "subjects.json").write_text('{"a": "p1", "b": "p1", "c": "p2", "d": "p3"}')
+    for name in ("dataset.json", "splits.json", "subjects.json"):
+        (root / name).write_bytes(b"\xef\xbb\xbf" + (root / name).read_bytes())
+    dataset = read_all(root)
+    assert dataset.labels == {"liver": 1}
+    assert [case.name for case in dataset.split("train")] == ["a", "b", "c"]
+
+
+def test_nnunets_own_splits_are_followed_where_there_are_no_others_and_that_is_said(tmp_path):
+    root = volumes(tmp_path / "set")
+    folds = [{"train": ["a", "b", "c"], "val": ["d"]}, {"train": ["d"], "val": ["a", "b", "c"]}]
+    (root / "splits_final.json").write_text(json.dumps(folds))
+    dataset = open_dataset(root)
+    assert dataset.splits == {"train": ("a", "b", "c"), "val": ("d",)}
+    told = {problem.file: problem for problem in check_dataset(root).problems if "fold 0" in problem.what}
+    assert told["splits_final.json"].severity == "warning"
+    (root / "splits.json").write_text('{"train": ["a"], "val": ["b"], "test": ["c", "d"]}')
+    assert open_dataset(root).splits["test"] == ("c", "d")
+    assert check_dataset(root).problems == []
+
+
+@pytest.mark.parametrize("folds", ["[]", "{}", '["a"]', '[{"train": "a"}]', "[["])
+def test_damaged_splits_of_nnunet_are_named(tmp_path, folds):
+    root = volumes(tmp_path / "set")
+    (root / "splits_final.json").write_text(folds)
+    with pytest.raises(DatasetError, match=r"splits_final\.json"):
+        open_dataset(root)
+
+
+def test_an_ignore_label_is_refused_and_the_advice_leads_on(tmp_path):
+    root = volumes(tmp_path / "set", ids=(1, 2), labels={"background": 0, "liver": 1, "ignore": 2})
+    with pytest.raises(DatasetError, match="'ignore' = 2 marks voxels that nobody labelled"):
+        open_dataset(root)
+    (root / "dataset.json").write_text('{"channel_names": {"0": "CT"}, "labels": {"background": 0, "liver": 1}}')
+    for path in (root / "labelsTr").iterdir():
+        labels = np.asanyarray(nibabel.load(path).dataobj)
+        nibabel.save(nibabel.Nifti1Image(np.where(labels == 2, 0, labels).astype(np.uint8), np.eye(4)), path)
+    assert read_all(root).labels == {"liver": 1}
+
+
+@pytest.mark.parametrize(
+    ("folder", "modality", "cases"),
+    [
+        ("K10_rgb_channel_names/png_Red", None, 4),
+        ("K11_modality_list/chan_list", "CT", 4),
+        ("K12_v1_numbered_names/v1_numeric_names", "CT", 4),
+        ("K18_json_bom/bom", "CT", 4),
+    ],
+)
+def test_kept_cases_are_read(shared_cases, folder, modality, cases):
+    report = check_dataset(shared_cases / folder)
+    assert report.ok
+    assert report.cases == cases
+    dataset = open_dataset(shared_cases / folder)
+    assert (dataset.modality, len(dataset.cases)) == (modality, cases)
+    for case in dataset.cases:
+        dataset.read(case)
