@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
@@ -33,6 +34,7 @@ from delineate.training.loop import Phase, Run, train_phases
 WORDS_SHARE = 0.05  # of the training budget where the foundation is made here: for its text encoder, a minute at most
 WORDS_MINUTES = 1.0
 WEIGHTS = "control.safetensors"
+SLICES_AT_ONCE = 64  # drawn together, where draws are not the estimate's: bounds memory
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class PromptedConfig:
 
     size: int = 128
     encoder: str = "tiny"
-    skip_below: float = 0.02
+    skip_below: float = 0.1
     rivals: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
@@ -125,9 +127,15 @@ class Prompted:
         if self.draws_estimate:
             probability = asked.mended(probability) * drawn[:, None, None]
             return Drawn(self._draw(seen, text, probability, n, seed, on_step))
-        out = torch.zeros(n, len(probability), self.size, self.size)
-        if len(active := drawn.nonzero()[:, 0]):
-            out[:, active.cpu()] = self._draw(seen[active], text, probability[active], n, seed, on_step)
+        out = torch.from_numpy(np.zeros((n, len(probability), self.size, self.size), np.float32))
+        active, done = drawn.nonzero()[:, 0], 0
+        for some in active.split(SLICES_AT_ONCE):
+
+            def report(share: float, done: int = done, count: int = len(some)) -> None:
+                on_step((done + share * count) / len(active))
+
+            out[:, some.cpu()] = self._draw(seen[some], text, probability[some], n, seed, report)
+            done += len(some)
         return Drawn(out)
 
     def _draw(
