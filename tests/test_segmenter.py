@@ -70,7 +70,7 @@ class Constant:
     """Draws one probability everywhere."""
 
     accepts, open_words, about = frozenset(), False, ""
-    vocabulary = Vocabulary.from_names(["liver"], "CT")
+    vocabulary = Vocabulary.from_names(["liver", "spleen"], "CT")
     size = 32
 
     def __init__(self, probability):
@@ -109,8 +109,8 @@ def test_the_outcome_follows_from_how_sure_the_proposals_are(probability, outcom
 
 
 def test_an_unknown_prompt_gets_the_nearest_names_and_no_mask(certain, case):
-    answers = certain(case[0], ["livr3", "pancreas", "liver"], n=1)
-    unknown = answers["livr3"]
+    answers = certain(case[0], ["livr3x", "pancreas", "liver"], n=1)
+    unknown = answers["livr3x"]
     assert unknown.outcome is Outcome.UNKNOWN_PROMPT
     assert unknown.nearest[0] == "liver"
     assert (unknown.name, unknown.probabilities, len(unknown), unknown.score) == (None, None, 0, 0.0)

@@ -470,7 +470,7 @@ def test_3_an_unreadable_scan(delineate, model, tmp_path, content):
 
 
 def test_4_an_unknown_prompt_before_any_work(delineate, pictures, model, tmp_path):
-    code, _, err = delineate(*segment(pictures, model, tmp_path / "out", "-p", "livr3"))
+    code, _, err = delineate(*segment(pictures, model, tmp_path / "out", "-p", "livr3x"))
     assert code == 4
     line = one_line(err)
     assert "nearest: liver" in line

@@ -24,7 +24,7 @@ from delineate.segmenter import Segmenter
 from delineate.storage.files import sha256_of
 from delineate.systems.system import Drawn
 
-REQUEST = SegmentRequest(("liver", "spleen", "livr3"), n=2, pictures=False)
+REQUEST = SegmentRequest(("liver", "spleen", "livr3x"), n=2, pictures=False)
 
 
 class Bright:
@@ -98,7 +98,7 @@ def test_the_run_says_what_made_it(system, scans, tmp_path):
     assert report["python"]
     assert report["model_sha256"] == "abc"
     assert report["request"] == {
-        "prompts": ["liver", "spleen", "livr3"],
+        "prompts": ["liver", "spleen", "livr3x"],
         "n": 2,
         "seed": 0,
         "how": "mean",
@@ -133,7 +133,7 @@ def test_each_target_s_numbers_are_those_of_its_files(system, scans, tmp_path):
         assert target["outcome"] == "found"
     assert unknown["outcome"] == "unknown prompt"
     assert unknown["nearest"][0] == "liver"
-    assert "'livr3' is not in this model's vocabulary" in unknown["message"]
+    assert "'livr3x' is not in this model's vocabulary" in unknown["message"]
     assert sorted(case["written"]) == sorted(p.name for p in folder.iterdir() if p.name != "case.json")
 
 

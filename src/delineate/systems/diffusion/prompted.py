@@ -129,7 +129,7 @@ class Prompted:
             return Drawn(self._draw(seen, text, probability, n, seed, on_step))
         out = torch.from_numpy(np.zeros((n, len(probability), self.size, self.size), np.float32))
         active, done = drawn.nonzero()[:, 0], 0
-        for some in active.split(SLICES_AT_ONCE):
+        for some in active.split(SLICES_AT_ONCE) if len(active) else ():
 
             def report(share: float, done: int = done, count: int = len(some)) -> None:
                 on_step((done + share * count) / len(active))
