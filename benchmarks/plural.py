@@ -13,7 +13,10 @@ by itself for all the time and of each generator's own encoder; every generator 
 on val; where val itself is scored (`--split val`), on one half of its patients for the other. Figures are means over
 patients, of the means over seeds, with 95 % intervals by Student's t; differences are paired by patient.
 
-Writes benchmarks/results/plural.json (plural_val.json for val). Run again, it goes on where it was.
+With `--model FOLDER` nothing is trained: that model, its network switched off, and its own floor.
+
+Writes benchmarks/results/plural.json (plural_val.json for val; plural_model_*.json of a model). Run
+again, it goes on where it was.
 """
 
 import argparse
@@ -123,6 +126,9 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", choices=TRIED, default=list(TRIED), help="these systems alone")
     parser.add_argument("--split", default="test", choices=("val", "test"), help="val while choosing, test at the end")
     parser.add_argument("--workers", type=int, default=1, help="how many trainings or scorings at once")
+    parser.add_argument(
+        "--model", type=Path, help="score this spread model, its network off and its floor; no training"
+    )
     parser.add_argument("--job", nargs=3, help=argparse.SUPPRESS)  # (train or score, row, seed), in its own process
     args = parser.parse_args()
     folder = args.work / "lidc4"
@@ -133,6 +139,8 @@ def main() -> None:
     if args.job:
         kind, name, seed = args.job
         return (train_one if kind == "train" else score_one)(args, dataset, name, int(seed))
+    if args.model:
+        return write_json(RESULTS / f"plural_model_{args.split}.json", of_model(args, dataset))
     rows = [*args.only, *(name for name, (system, _) in IDLE.items() if system in args.only)]
     queue(args, "train", [(system, seed) for seed in args.seeds for system in args.only])
     queue(args, "score", [(name, seed) for seed in args.seeds for name in rows])
@@ -180,18 +188,39 @@ def train_one(args: argparse.Namespace, dataset: Dataset, system: str, seed: int
     train_on(request, bank, output, work, about, [dataset.name])
 
 
+def of_model(args: argparse.Namespace, dataset: Dataset) -> dict[str, Any]:
+    """Figures of a model that is there, with differences from its network switched off and from its own floor."""
+    values: dict[str, dict[str, dict[str, float]]] = {}
+    for name, change in (("model", lambda one: one), ("nothing looked up", without_spread), ("floor", of_estimate)):
+        kept = scored(change(Segmenter.load(args.model).calibrated(None)), dataset, args.split, max(SIZES), 0)
+        keys = [key for key in kept["rows"][0] if key not in ("case", "subject", "pooled")]
+        values[name] = {key: per_subject([kept], key) for key in keys}
+        print(
+            name, {key: round(float(np.mean(list(own.values()))), 4) for key, own in values[name].items()}, flush=True
+        )
+    means = {name: {key: float(np.mean(list(v.values()))) for key, v in own.items()} for name, own in values.items()}
+    minus = {
+        other: {key: difference(values["model"][key], values[other][key]) for key in values["model"]}
+        for other in ("nothing looked up", "floor")
+    }
+    return {"command": " ".join(["python", *sys.argv]), "split": args.split, "rows": means, "model minus": minus}
+
+
 def score_one(args: argparse.Namespace, dataset: Dataset, name: str, seed: int) -> None:
     """Figures of every case, from one drawing of the most proposals."""
     system, change = IDLE.get(name, (name, lambda segmenter: segmenter))
     segmenter = change(Segmenter.load(model_path(args, system, seed)).calibrated(None))
-    n = FEWER.get(system, max(SIZES))
+    write_json(rows_path(args, name, seed), scored(segmenter, dataset, args.split, FEWER.get(system, max(SIZES)), seed))
+
+
+def scored(segmenter: Any, dataset: Dataset, split: str, n: int, seed: int) -> dict[str, Any]:
+    """Rows of a segmenter that is not calibrated, its milliseconds, and how many proposals were drawn."""
     draws_estimate = getattr(segmenter.system, "draws_estimate", False)
     rows = []
-    for known, scored in halves(dataset, args.split) if draws_estimate else [(None, dataset)]:
+    for known, half in halves(dataset, split) if draws_estimate else [(None, dataset)]:
         ready = segmenter.calibrated(calibrate(segmenter, [known], n=OF)) if known is not None else segmenter
-        cases = scored.split(args.split)
-        rows += [line(one, n) for one in answers(ready, scored, cases, list(scored.labels), n, seed)]
-    write_json(rows_path(args, name, seed), {"rows": rows, "ms": milliseconds(segmenter, dataset), "drawn": n})
+        rows += [line(one, n) for one in answers(ready, half, half.split(split), list(half.labels), n, seed)]
+    return {"rows": rows, "ms": milliseconds(segmenter, dataset), "drawn": n}
 
 
 def halves(dataset: Dataset, split: str) -> list[tuple[Dataset, Dataset]]:

@@ -139,7 +139,7 @@ def teachers(args: argparse.Namespace, names: Sequence[str]) -> dict[str, Ask]:
     sys.path.insert(0, str(HERE.parent / "recipes"))
     from words import Lexicon, read_lexicon, taught_by, teacher  # type: ignore[import-not-found]
 
-    lexicon = Lexicon(read_lexicon())
+    lexicon = Lexicon(read_lexicon(), args.teacher)
     taught = taught_by(args.teacher, lexicon.texts, args.work / "teacher.safetensors")
     read = teacher(args.teacher)
     vectors = read(list(names))

@@ -59,7 +59,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     args.work.mkdir(parents=True, exist_ok=True)
-    lexicon = Lexicon(read_lexicon())
+    lexicon = Lexicon(read_lexicon(), args.teacher)
     print(f"{len(lexicon.things)} things, {len(lexicon.texts)} phrases", flush=True)
     taught = taught_by(args.teacher, lexicon.texts, args.work / "teacher.safetensors")
     network = Network(len(lexicon.things))
@@ -84,7 +84,7 @@ def read_lexicon() -> dict[str, Any]:
 class Lexicon:
     """The phrases by what they mean, and those that are kept back."""
 
-    def __init__(self, told: dict[str, Any]):
+    def __init__(self, told: dict[str, Any], teacher: Path | None = None):
         self.templates: list[str] = told["templates"]
         self.modalities = [name for names in told["modalities"].values() for name in names]
         self.things: list[Thing] = []
@@ -111,7 +111,7 @@ class Lexicon:
                     self._add("other", Thing(other, "other"), {"names": [other]})
         self.texts = sorted({t for groups in self.by_kind.values() for g in groups for ts in g.values() for t in ts})
         self.composed = composed([text for text in self.texts if len(text.split()) >= 4])
-        self.texts += [*english_words(), *self.composed]
+        self.texts += [*english_words(teacher), *self.composed]
         self.kept: list[tuple[str, int]] = []
         self._keep_back()
 
@@ -121,7 +121,7 @@ class Lexicon:
         self.by_kind[kind].append({name: list(dict.fromkeys(own)) for name, own in texts.items() if own})
 
     def _keep_back(self) -> None:
-        """One in seven of every list of a concept and its parts, and of other things, whose name is then never read."""
+        """One phrase in `KEPT_BACK` of every list of a concept and its parts, and as many of the other things."""
         rng = random.Random(1)
         for kind in ("concept", "part"):
             for place, group in zip(self.place[kind], self.by_kind[kind], strict=True):
@@ -164,9 +164,9 @@ def composed(texts: list[str]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def english_words() -> list[str]:
+def english_words(teacher: Path | None) -> list[str]:
     """Words of the teacher's own vocabulary: what else a person may type."""
-    vocabulary = Path(teacher_folder(None) / "vocab.txt").read_text(encoding="utf-8").split("\n")
+    vocabulary = (teacher_folder(teacher) / "vocab.txt").read_text(encoding="utf-8").split("\n")
     return [word for word in vocabulary if len(word) >= 3 and word.isascii() and word.isalpha()][:15_000]
 
 
@@ -255,7 +255,7 @@ def learn(network: Network, lexicon: Lexicon, taught: dict[str, Tensor], args: a
     """Which thing a phrase means, and what the teacher makes of it."""
     is_concept = torch.tensor([thing.kind != "other" for thing in lexicon.things])
     own = lexicon_words(lexicon)
-    english = [word for word in english_words() if word not in own]
+    english = [word for word in english_words(args.teacher) if word not in own]
 
     def draw(size: int, generator: Generator) -> Drawn:
         rng = random.Random(int(torch.randint(2**62, (), generator=generator)))

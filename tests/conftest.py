@@ -49,22 +49,24 @@ def phantom_bank(phantom_dataset) -> SliceBank:
     return build_slices([open_dataset(phantom_dataset)], "train", 64)
 
 
+def beside(name: str) -> Path:
+    """A folder of material that lies beside a working copy; where it is not, the test is skipped."""
+    folder = PROJECT.parent / "shared" / name
+    if not folder.is_dir():
+        pytest.skip(f"it needs {folder}, which does not exist")
+    return folder
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Where real scans lie beside a working copy; tests that need them are skipped elsewhere."""
-    folder = PROJECT.parent / "shared" / "data"
-    if not folder.is_dir():
-        pytest.skip(f"no real scans here: {folder} does not exist")
-    return folder
+    return beside("data")
 
 
 @pytest.fixture(scope="session")
 def shared_cases() -> Path:
     """Where small inputs lie that once were read wrongly, a folder each; tests that need them are skipped elsewhere."""
-    folder = PROJECT.parent / "shared" / "cases"
-    if not folder.is_dir():
-        pytest.skip(f"no cases here: {folder} does not exist")
-    return folder
+    return beside("cases")
 
 
 @pytest.fixture(scope="session")

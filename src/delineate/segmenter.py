@@ -191,9 +191,10 @@ class Segmenter:
         if self.system.open_words:
             return [(prompt, "")]
         meant = self.understood(prompt.text, scan)
+        said = f"'{prompt.text}' was taken for {meant.said}" if meant.said else ""
         if len(meant.targets) < 2:
-            return [(prompt, meant.said)]
-        return [(replace(prompt, text=name), f"'{prompt.text}' was taken for {meant.said}") for name in meant.targets]
+            return [(prompt, said)]
+        return [(replace(prompt, text=name), said) for name in meant.targets]
 
     def _answer(
         self, seen: Seen, prompt: Prompt, n: int, seed: int, on_step: Callable[[float], None]

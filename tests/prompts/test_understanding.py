@@ -86,6 +86,12 @@ def test_not_these_but_those():
         assert set(names(text)) == set(ABDOMEN.names) - vessels
 
 
+def test_where_nothing_is_left_nothing_was_understood():
+    two = Vocabulary.from_names(["liver", "left kidney"])
+    assert names("everything but the liver and the left kidney", two) == ()
+    assert names("left kidney but not the left one", two) == ()
+
+
 def test_of_one_thing_nothing_is_cut_out_and_that_is_said():
     assert understood("liver without vessels", ABDOMEN).said == "liver; nothing is cut out of it"
 
@@ -122,6 +128,9 @@ def test_of_a_part_the_whole_is_answered_and_said_so(text):
         "hepatic artery",
         "not the liver",
         "liver and banana",
+        "liver, banana",
+        "liver, thyroid",
+        "liver with femur",
         "flux capacitor",
         "thyroid",
         "spinal cord",

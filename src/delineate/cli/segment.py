@@ -81,7 +81,7 @@ def segment(
     from delineate.evaluation.report import print_run
     from delineate.model_folder import calibration_hash, check_model, fingerprint, read_vocabulary
     from delineate.prompts.prompt import Prompt
-    from delineate.prompts.understanding import understood
+    from delineate.prompts.understanding import in_words, understood
     from delineate.prompts.vocabulary import unknown_prompt_message
     from delineate.proposals.fusion import FUSIONS
     from delineate.scans.finding import Found, Kind, find_scans
@@ -147,6 +147,11 @@ def segment(
         print_json(report)
     else:
         print_run(report, output, out)
+    answers = [target for case in report["cases"] for target in case.get("targets", ())]
+    open_words = {t["prompt"] for t in answers if t["outcome"] == "unknown prompt" and t["prompt"] not in lost}
+    for words in sorted(open_words):
+        may_be = in_words(meant[words].by_scan or meant[words].nearest or ("nothing known",))
+        unknown.append(f"'{words}' may mean {may_be}; name one, or tell the kind of picture with --modality")
     for line in unknown:
         say(f"delineate: {line}")
     for case in report["cases"]:

@@ -58,12 +58,7 @@ def find_files(root: Path) -> Files:
                 faults.append((path, "an nnU-Net image must be named NAME_0000; rename it"))
             elif not stem.endswith("_0000"):
                 del images[stem]
-                faults.append(
-                    (
-                        path,
-                        _SECOND_CHANNEL,
-                    )
-                )
+                faults.append((path, _SECOND_CHANNEL))
         images = {stem.removesuffix("_0000"): path for stem, path in images.items()}
     if layout == _LAYOUTS[1]:
         for stem in [stem for stem in labels if stem not in images]:

@@ -1,8 +1,8 @@
 """Phrases that nobody listed: a small network that reads them, made by `recipes/words.py`.
 
 A word is the mean of what its letters, in threes to fives, stand for: a slip of the pen changes a few of them. Words
-look at their neighbours, a phrase is a weighted mean, and what it means is the nearest of some two thousand things: the
-concepts, their parts, and what lies near them in words or in the body, so that "splenic artery" is nobody's spleen.
+look at their neighbours, a phrase is a weighted mean, and what it means is the nearest of some five thousand things:
+the concepts, their parts, and what lies near them in words or in the body, so that "splenic artery" is nobody's spleen.
 NumPy alone: no command has to wait for more.
 """
 

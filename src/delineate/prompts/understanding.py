@@ -26,6 +26,7 @@ _AND = re.compile(
     r"\s*(?:\band\b\s*)?"
 )
 _COMMENT = re.compile(r"[,;]| - |\b(?:without|with|not|no)\b")
+_DENIALS = frozenset(["without", "not", "no"])
 _PURPOSE = re.compile(
     r"\bfor (?:[\w-]+ ){0,3}(?:radiotherapy|planning|treatment|dosimetry|surgery|resection|biopsy|volumetry|study"
     r"|project|thesis|research|rt|sbrt|transplant\w*|follow-?up)\b[^:]*$",
@@ -36,9 +37,8 @@ _KNOWN = frozenset(  # "everything you know"
     ["other", "else", "them", "lot", "multi", "do", "know", "known", "possible", "find", "is", "available"]
 ) | {"abdomen", "body"}
 _BOTH = frozenset(["both", "bilateral", "pair", "blood"])  # of words that mean several anyway
-_NOT_THIS = re.compile(
-    r"^\s*(?:no|not|without)\b(.+?),?\s*\b(?:but|only|just)\b(.+)$"
-)  # "not the veins, only the organs"
+# "not the veins, only the organs"
+_NOT_THIS = re.compile(r"^\s*(?:no|not|without)\b(.+?),?\s*\b(?:but|only|just)\b(.+)$")
 _KINDS = frozenset(["large", "small", "upper", "lower"]) | anatomy.SIDES  # share a noun: "left and right kidney"
 
 
@@ -83,9 +83,8 @@ class _Asked:
         """Of all that was typed."""
         asked = _PURPOSE.sub("", text)
         asked = _NOT_THIS.sub(r"\2 except \1", asked.lower()) if _NOT_THIS.match(asked.lower()) else asked
-        parts = dict.fromkeys(
-            (asked, re.sub(r"\([^)]*\)", " ", asked), asked.rsplit(":", 1)[-1])
-        )  # "OARs: liver, aorta"
+        # "aorta, liver (work-up)"; "organs at risk: liver, aorta"
+        parts = dict.fromkeys((asked, re.sub(r"\([^)]*\)", " ", asked), asked.rsplit(":", 1)[-1]))
         rules = ((attempt, words) for words in parts for attempt in self._rules)
         for attempt, words in (*rules, *((self.by_reading, words) for words in parts)):
             if found := attempt(words):
@@ -116,9 +115,8 @@ class _Asked:
         if not that:
             return self._taken(everything) if everything else None
         one = None if everything else self._some(re.sub(r"(,|\band)\s*$", "", this.strip()))
-        if (
-            one and (side := self._said(that[0]) - {"one"}) and side <= {"left", "right"}
-        ):  # "kidneys but not the left one"
+        side = self._said(that[0]) - {"one"}
+        if one and side and side <= {"left", "right"}:  # "kidneys but not the left one"
             return self._taken(name for name in one.targets if not side & set(name.split()))
         without = self._some(that[0]) or self.by_reading(that[0])
         if without is None:
@@ -159,8 +157,8 @@ class _Asked:
             else:
                 return None
         names = dict.fromkeys(name for one in found for name in one.targets)
-        share = min(one.share for one in found)
-        return replace(found[0] if len(names) == 1 else self._taken(names), share=share)
+        taken = found[0] if len(names) == 1 else self._taken(names)
+        return taken and replace(taken, share=min(one.share for one in found))
 
     def _piece(self, pieces: Sequence[str], count: int) -> Understood | None:
         """What the first `count` pieces mean together; more than one only where the vocabulary itself joins them."""
@@ -174,11 +172,16 @@ class _Asked:
         return self.plainly(first) or (self.by_reading(first) if _is_brief(first) else None)
 
     def stated(self, text: str) -> Understood | None:
-        """A name, and what a report says of it: "gallbladder, not distended, no stones"."""
-        this, *rest = _COMMENT.split(text, maxsplit=1)
-        if not rest or not (one := self.plainly(this) or (self.by_reading(this) if _is_brief(this) else None)):
+        """A name, and what a report says of it: "gallbladder, not distended"; nothing where another thing is named."""
+        if not (sign := _COMMENT.search(text)):
             return None
-        if len(one.targets) != 1 or not set(self.vocabulary.named(rest[0])[0]) <= set(one.targets):
+        this, rest = text[: sign.start()], text[sign.end() :]
+        one = self.plainly(this) or (self.by_reading(this) if _is_brief(this) else None)
+        if one is None or len(one.targets) != 1 or not set(self.vocabulary.named(rest)[0]) <= set(one.targets):
+            return None
+        denied = not _DENIALS.isdisjoint([sign[0], *rest.lower().split()[:1]])
+        other = [] if denied else self.reader.read(rest)
+        if other and other[0].share >= BELIEVED_FROM and other[0].thing.name not in one.targets:
             return None
         return replace(one, said=f"{one.targets[0]}; the rest of the words changes nothing")
 
@@ -193,7 +196,7 @@ class _Asked:
         meant = anatomy.GENERIC_STRUCTURES.get(next(iter(said)), frozenset()) if len(said) == 1 else frozenset()
         known = [concept for concept in self.vocabulary.concepts if concept.name in meant]
         fitting = [c.name for c in known if len(meant) > 1 or (self.modality and self.modality in c.modalities)]
-        return self._taken(fitting) if fitting else None
+        return self._taken(fitting)
 
     def part(self, text: str) -> Understood | None:
         """A part of a name, where the part is not known apart: the whole is answered, and said so."""
@@ -216,18 +219,28 @@ class _Asked:
         thing, share = readings[0]
         if thing.kind == "other" or _BUT.search(text.lower()) or len(self._findings(text)) > 1:
             return None
+        if self._beside_a_stranger(text):
+            return None
         if thing.name in self.vocabulary.names:
             said = _the_whole(thing.name) if thing.kind == "part" else thing.name
             return Understood((thing.name,), said, share)
         names = self._groups.get(thing.name, [])
         if thing.kind == "concept" and len(names) > 1:
-            return replace(self._taken(names), share=share)
+            return Understood(tuple(names), in_words(names), share)
         findings = self._findings(thing.name) if thing.kind == "concept" else ()
         return Understood(findings, findings[0], share) if len(findings) == 1 else None
 
-    def _taken(self, names: Iterable[str]) -> Understood:
+    def _beside_a_stranger(self, text: str) -> bool:
+        """Whether a name stands beside something else that is asked for and not known: "liver with femur"."""
+        pieces = [piece for piece in _AND.split(text) if piece and _is_brief(piece)]
+        known = [piece for piece in pieces if self.vocabulary.match(piece).concept]
+        read = [self.reader.read(piece)[:1] for piece in pieces if piece not in known] if known else []
+        return any(one and one[0].thing.kind == "other" and one[0].share >= BELIEVED_FROM for one in read)
+
+    def _taken(self, names: Iterable[str]) -> Understood | None:
+        """These; where none is left, nothing was understood."""
         names = tuple(names)
-        return Understood(names, in_words(names))
+        return Understood(names, in_words(names)) if names else None
 
     def _everything(self, text: str, excluding: bool) -> list[str]:
         """The names that "all organs" means here; none where the text says something else."""

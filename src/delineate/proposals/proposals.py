@@ -50,7 +50,7 @@ class TargetProposals:
         weights: float64 (N,) that sum to 1, how far each proposal agreed with the marks before it was made to; None
             without marks, or with one proposal.
         scores: (N,), how good the system itself holds each proposal to be; None where it does not say.
-        said: how the words were taken where they do not plainly name the target.
+        said: how the words were taken, in a sentence, where they do not plainly name the target.
     """
 
     prompt: Prompt

@@ -65,7 +65,7 @@ function card(desk, answer, open, on) {
   if (kind === 'unknown') return unknown(box, answer, on)
   if (kind === 'absent') box.append(make('p', {}, 'The proposals hardly agree on anything here. Look before you take one.'))
   if (answer.target !== answer.prompt) box.append(make('p', { class: 'small' }, `asked: ${answer.prompt}`))
-  if (answer.understood && answer.understood !== answer.target) box.append(make('p', { class: 'small' }, `taken for: ${answer.understood}`))
+  if (answer.understood) box.append(make('p', { class: 'small' }, answer.understood))
   if (answer.marks.length) {
     const plus = answer.marks.filter((mark) => mark.positive).length
     box.append(make('p', { class: 'small' }, `marks: ${plus} inside, ${answer.marks.length - plus} outside`))
