@@ -33,3 +33,15 @@ class ModelError(DelineateError):
     """A model folder is missing, damaged or of another kind."""
 
     exit_code = 6
+
+
+class BusyError(DelineateError):
+    """Another command is at work in the same place."""
+
+    exit_code = 9
+
+
+class OutputError(DelineateError):
+    """Nothing can be written where it was asked for."""
+
+    exit_code = 10

@@ -21,6 +21,7 @@ from delineate.storage.files import replacing
 # Okabe and Ito's colours: told apart by the colour-blind.
 COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
 CONSENSUS = "#D55E00"
+MOST_PIXELS = 1200  # along a side of what is drawn: a panel shows some 300
 VEIL = 0.25  # how much of its colour lies over a mask: enough to tell it from its surroundings, and what is under it
 DISTINCT = ("#56B4E9", "#F0E442")  # on grey, on skin and beside the consensus told apart by everyone
 
@@ -59,9 +60,9 @@ def _draw_target(line: Any, target: TargetProposals, scan: Scan, ends: tuple[flo
     here, consensus = target.sliced(axis, index), target.consensus_in(axis, index, how)
 
     def seen(array: np.ndarray) -> np.ndarray:
-        return to_canonical(array, orientation)[0]
+        return thinned(to_canonical(array, orientation)[0])
 
-    picture = (normalise(slices[k], scan.modality, ends) + 1) / 2
+    picture = (normalise(thinned(slices[k]), scan.modality, ends) + 1) / 2
     _, row_mm, column_mm = canonical_spacing(scan.affine, orientation)
     aspect = row_mm / column_mm
     for panel in line[:3]:
@@ -85,6 +86,15 @@ def _draw_target(line: Any, target: TargetProposals, scan: Scan, ends: tuple[flo
         line[number + 1].set_title(title, fontsize=8.5)
     line[3].imshow(seen(here.disagreement()), cmap="magma", vmin=0, vmax=1, aspect=aspect)
     line[3].set_title("doubt (bits)", fontsize=8.5)
+
+
+def thinned(image: np.ndarray) -> np.ndarray:
+    """An image (rows, columns) or (rows, columns, 3) with no more pixels than a panel shows; of a mask none is lost."""
+    every = -(-max(image.shape[:2]) // MOST_PIXELS)
+    if every == 1 or image.dtype != bool:
+        return image[::every, ::every]
+    padded = np.pad(image, [(0, -length % every) for length in image.shape])
+    return np.lib.stride_tricks.sliding_window_view(padded, (every, every))[::every, ::every].any(axis=(2, 3))
 
 
 def contour(axis: Axes, mask: np.ndarray, colour: str, width: float) -> None:

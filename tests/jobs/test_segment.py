@@ -14,14 +14,17 @@ from rich.console import Console
 
 from delineate.calibration.guarantees import THRESHOLDS, Calibration, Presence
 from delineate.data.phantom import make_phantom_image
-from delineate.errors import ScanError
+from delineate.errors import BusyError, DelineateError, ScanError
 from delineate.evaluation.report import print_run
-from delineate.jobs.segment import SegmentRequest, run_cohort
+from delineate.jobs.segment import Part, SegmentRequest, run_cohort
 from delineate.prompts.vocabulary import Vocabulary
+from delineate.review.cases import find_cases
+from delineate.review.desk import Place
 from delineate.scans.finding import Found, Kind, case_name, find_scans
 from delineate.scans.reading import read_labels
 from delineate.segmenter import Segmenter
 from delineate.storage.files import sha256_of
+from delineate.storage.memory import at_once
 from delineate.systems.system import Drawn
 
 REQUEST = SegmentRequest(("liver", "spleen", "livr3x"), n=2, pictures=False)
@@ -72,7 +75,12 @@ def scans(tmp_path):
 
 
 def run(system, scans, folder, request=REQUEST, **more):
-    return run_cohort(Segmenter(system), find_scans(scans), request, folder, model_hash="abc", **more)
+    found = scans if isinstance(scans, list) else find_scans(scans)
+    return run_cohort(Segmenter(system), found, request, folder, model_hash="abc", **more)
+
+
+def content(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def statuses(report):
@@ -256,8 +264,9 @@ def test_answers_of_two_requests_never_lie_side_by_side(system, scans, tmp_path)
     )
 
 
-def test_a_case_that_breaks_off_counts_as_unfinished_even_if_it_was_finished_before(system, scans, tmp_path):
+def test_a_case_that_breaks_off_leaves_what_was_finished_before(system, scans, tmp_path):
     run(system, scans, tmp_path / "out")
+    before = content(tmp_path / "out" / "case0")
 
     class Full(Bright):
         def propose(self, *arguments, **more):
@@ -266,7 +275,151 @@ def test_a_case_that_breaks_off_counts_as_unfinished_even_if_it_was_finished_bef
     report = run(Full(), scans, tmp_path / "out", replace(REQUEST, seed=1))
     assert statuses(report) == ["failed"] * 3
     assert report["cases"][0]["reason"] == "No space left on device"
-    assert statuses(run(system, scans, tmp_path / "out", resume=True)) == ["done", "failed", "done"]
+    assert content(tmp_path / "out" / "case0") == before
+    assert not list((tmp_path / "out").glob(".writing-*"))
+    assert statuses(run(system, scans, tmp_path / "out", resume=True)) == ["skipped", "failed", "skipped"]
+
+
+def test_a_scan_that_is_damaged_now_does_not_cost_its_older_answers(system, scans, tmp_path):
+    run(system, scans, tmp_path / "out")
+    before = content(tmp_path / "out" / "case0")
+    (scans / "case0.png").write_bytes((scans / "case0.png").read_bytes()[:100])
+    assert statuses(run(system, scans, tmp_path / "out"))[0] == "failed"
+    assert content(tmp_path / "out" / "case0") == before
+
+
+@pytest.mark.parametrize("how", ["emptied", "cut", "one byte", "gone"])
+def test_resuming_believes_no_file_that_is_not_as_it_was_written(system, scans, tmp_path, how):
+    run(system, scans, tmp_path / "out")
+    mask = tmp_path / "out" / "case0" / "liver_proposal_00.png"
+    was = mask.read_bytes()
+    mask.unlink() if how == "gone" else mask.write_bytes(
+        {"emptied": b"", "cut": was[:-1], "one byte": was[:-1] + b"x"}[how]
+    )
+    assert statuses(run(system, scans, tmp_path / "out", resume=True)) == ["done", "failed", "skipped"]
+    assert mask.read_bytes() == was
+
+
+@pytest.mark.parametrize("damage", [b"", b"null", b"[]", b"{}", b"[" * 100_000, b'{"written": {"../x": "y"}}', b"\xff"])
+def test_a_damaged_record_ends_nothing(system, scans, tmp_path, damage):
+    run(system, scans, tmp_path / "out")
+    (tmp_path / "out" / "case0" / "case.json").write_bytes(damage)
+    assert statuses(run(system, scans, tmp_path / "out", resume=True)) == ["done", "failed", "skipped"]
+    assert statuses(run(system, scans, tmp_path / "out", resume=True)) == ["skipped", "failed", "skipped"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("boom"),
+        RecursionError(),
+        MemoryError(),
+        AssertionError("no"),
+        torch.OutOfMemoryError("CUDA"),
+        KeyError(),
+    ],
+)
+def test_no_error_of_one_case_ends_the_others(system, scans, tmp_path, error):
+    running = []
+
+    class Failing(Bright):
+        def propose(self, *arguments, **more):
+            if running[-1] == 0:
+                raise error
+            return super().propose(*arguments, **more)
+
+    report = run(Failing(), scans, tmp_path / "out", on_case=lambda number, found: running.append(number))
+    assert statuses(report) == ["failed", "failed", "done"]
+    assert report["cases"][0]["reason"]
+    assert "\n" not in report["cases"][0]["reason"]
+    assert ("traceback" in report["cases"][0]) == (not isinstance(error, (MemoryError, torch.OutOfMemoryError)))
+
+
+def test_where_memory_runs_out_smaller_batches_are_tried(system, scans, tmp_path):
+    sizes = []
+
+    class Greedy(Bright):
+        def propose(self, *arguments, **more):
+            sizes.append(at_once(16))
+            if at_once(16) > 4:
+                raise RuntimeError(
+                    "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+                )
+            return super().propose(*arguments, **more)
+
+    assert statuses(run(Greedy(), scans / "case0.png", tmp_path / "out")) == ["done"]
+    assert sizes == [16, 4, 4]  # two targets
+
+    class Greedier(Bright):
+        def propose(self, *arguments, **more):
+            raise MemoryError
+
+    (case,) = run(Greedier(), scans / "case0.png", tmp_path / "b")["cases"]
+    assert case["reason"].startswith("memory ran out, with one slice at a time too")
+
+
+def test_another_scan_of_the_same_name_gets_a_place_of_its_own(system, scans, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    shutil.copy(scans / "case2.png", other / "case0.png")
+    run(system, scans / "case0.png", tmp_path / "out")
+    before = content(tmp_path / "out" / "case0")
+    (case,) = run(system, other / "case0.png", tmp_path / "out")["cases"]
+    apart = f"case0-{sha256_of(other / 'case0.png')[:8]}"
+    assert case["case"] == apart
+    assert "'case0' holds the answers for another scan of that name" in case["notes"][-1]
+    assert content(tmp_path / "out" / "case0") == before
+    for scan, place in ((scans / "case0.png", "case0"), (other / "case0.png", apart)):
+        (case,) = run(system, scan, tmp_path / "out", resume=True)["cases"]
+        assert (case["case"], case["status"]) == (place, "skipped")
+
+
+def test_a_mask_that_a_person_changed_is_kept_beside_the_new_one(system, scans, tmp_path):
+    run(system, scans / "case0.png", tmp_path / "out")
+    folder = tmp_path / "out" / "case0"
+    Image.fromarray(np.zeros((40, 48), np.uint8)).save(folder / "liver.png")
+    changed = (folder / "liver.png").read_bytes()
+    (case,) = run(system, scans / "case0.png", tmp_path / "out")["cases"]
+    assert (folder / "liver-changed.png").read_bytes() == changed
+    assert "liver.png was changed since it was written; the changed one is kept as liver-changed.png" in case["notes"]
+    (case,) = run(system, scans / "case0.png", tmp_path / "out")["cases"]
+    assert (folder / "liver-changed.png").read_bytes() == changed  # it is theirs now
+    assert not case["notes"] or "changed" not in case["notes"][-1]
+
+
+def test_two_runs_in_one_folder_are_kept_apart_and_parts_are_not(system, scans, tmp_path):
+    tried = []
+
+    def on_case(number, found):
+        for part in (None, Part(2, 2)):
+            try:
+                run(system, scans, tmp_path / "out", part=part)
+            except BusyError as error:
+                tried.append((part, str(error)))
+
+    run(system, scans, tmp_path / "out", part=Part(1, 2), on_case=on_case)
+    assert {part for part, _ in tried} == {None}
+    assert "another command is at work in this folder; wait for it" in tried[0][1]
+    assert statuses(json.loads((tmp_path / "out" / "run-1-of-2.json").read_text())) == ["done", "done"]
+    assert statuses(json.loads((tmp_path / "out" / "run-2-of-2.json").read_text())) == ["failed"]
+    assert statuses(run(system, scans, tmp_path / "out", resume=True)) == ["skipped", "failed", "skipped"]
+
+
+@pytest.mark.parametrize("text", ["", "3", "0/3", "4/3", "1/0", "a/b", "1/2/3", "-1/2", "1/999999999", "²/3"])
+def test_what_is_no_part_is_refused(text):
+    with pytest.raises(DelineateError, match=r"a part is written NUMBER/OF|the number of a part is from 1"):
+        Part.parse(text)
+
+
+def test_a_case_that_is_open_in_a_review_is_not_written_over(system, scans, tmp_path):
+    run(system, scans / "case0.png", tmp_path / "out")
+    (case,) = find_cases(tmp_path / "out")
+    place = Place(case, "anna", None)
+    (failed,) = run(system, scans / "case0.png", tmp_path / "out")["cases"]
+    assert "is open in a review by 'anna'" in failed["reason"]
+    place.log.close()
+    assert statuses(run(system, scans / "case0.png", tmp_path / "out")) == ["done"]
+    assert (tmp_path / "out" / "case0" / "review" / "anna" / "events.jsonl").is_file()
 
 
 def test_files_that_are_not_ours_stay(system, scans, tmp_path):
@@ -275,11 +428,15 @@ def test_files_that_are_not_ours_stay(system, scans, tmp_path):
     (case / "corrected.png").write_text("by hand")
     evil = json.loads((case / "case.json").read_text())
     (tmp_path / "out" / "victim.txt").write_text("not in this folder")
-    evil["written"].append("../victim.txt")
+    evil["written"]["../victim.txt"] = "0"
     (case / "case.json").write_text(json.dumps(evil))
     run(system, scans, tmp_path / "out")
     assert (case / "corrected.png").exists()
     assert (tmp_path / "out" / "victim.txt").exists()
+
+
+def lines_of(folder):
+    return [json.loads(line) for line in (folder / "run.jsonl").read_text().splitlines()]
 
 
 def test_a_killed_run_has_said_so_far_what_was_done(system, scans, tmp_path):
@@ -287,10 +444,23 @@ def test_a_killed_run_has_said_so_far_what_was_done(system, scans, tmp_path):
 
     def on_case(number, path):
         if number == 2:
-            seen.append(json.loads((tmp_path / "out" / "run.json").read_text()))
+            seen.extend(lines_of(tmp_path / "out"))
 
     run(system, scans, tmp_path / "out", on_case=on_case)
-    assert statuses(seen[0]) == ["done", "failed"]
+    assert [line["status"] for line in seen if "status" in line] == ["done", "failed"]
+
+
+def test_all_runs_of_a_folder_stay_told_a_line_a_case(system, scans, tmp_path):
+    run(system, scans, tmp_path / "out")
+    first = (tmp_path / "out" / "run.jsonl").read_bytes()
+    (tmp_path / "out" / "run.jsonl").write_bytes(first + b'{"run": "killed')
+    run(system, scans, tmp_path / "out", resume=True)
+    lines = (tmp_path / "out" / "run.jsonl").read_bytes()
+    assert lines.startswith(first)
+    told = [json.loads(line) for line in lines.removeprefix(first).splitlines()[1:]]
+    assert [line.get("status") for line in told] == [None, "skipped", "failed", "skipped", None]
+    assert len({line["run"] for line in told}) == 1
+    assert told[-1]["ended"] == {"skipped": 2, "failed": 1}
 
 
 def test_pictures_are_drawn_when_asked(system, scans, tmp_path):
@@ -322,7 +492,7 @@ def test_nothing_to_do_is_an_error(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("file", "name"), [("a_0000.nii.gz", "a"), ("b.v2.png", "b.v2"), ("c_0001.nii", "c_0001"), ("_0000.png", "")]
+    ("file", "name"), [("a_0000.nii.gz", "a"), ("b.v2.png", "b.v2"), ("c_0001.nii", "c_0001"), ("_0000.png", "scan")]
 )
 def test_a_case_is_named_for_its_file(file, name):
     assert case_name(os.path.join("folder", file)) == name

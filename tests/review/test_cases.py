@@ -11,8 +11,10 @@ from tests.review_world import AFFINE, SHAPE, Bright, write_picture, write_volum
 
 from delineate.errors import ScanError
 from delineate.jobs.segment import SegmentRequest, run_cohort
+from delineate.review import schema
 from delineate.review.answers import read_answer, save_answer
 from delineate.review.cases import doubt_as_nifti, find_cases, scan_as_nifti, windows_of
+from delineate.review.desk import Place
 from delineate.review.schema import Mark
 from delineate.scans.finding import Found
 from delineate.scans.reading import read_scan
@@ -120,7 +122,7 @@ def test_scans_keep_their_work_where_it_is_asked_for(tmp_path, monkeypatch):
     assert [c.folder for c in find_cases(tmp_path / "p.png", tmp_path / "here")] == [tmp_path / "here"]
     assert [str(c.folder) for c in find_cases(tmp_path / "p.png")] == ["p-review"]
     named = find_cases(tmp_path, tmp_path / "here")
-    assert [(c.name, c.folder) for c in named] == [("p", tmp_path / "here" / "p"), ("Ä b", tmp_path / "here" / "b")]
+    assert [(c.name, c.folder) for c in named] == [("p", tmp_path / "here" / "p"), ("Ä b", tmp_path / "here" / "Ä b")]
 
 
 def test_output_is_refused_for_a_segmented_folder(segmented):
@@ -215,3 +217,31 @@ def test_dicom_is_a_case_like_any_other(tmp_path):
     assert case.info.dicom
     assert case.info.modality == "CT"
     assert case.digest == find_cases(folder, tmp_path / "o")[0].digest
+
+
+def painted(path, flips=((100, 50), (900, 70))):
+    """The case at a path, and the layers there once some voxels were painted."""
+    (case,) = find_cases(path)
+    place = Place(case, "anna", None)
+    if flips:
+        add = schema.AddLayer(kind="add_layer", name="liver")
+        place.act(schema.ActionRequest(revision=place.work.revision, action=add))
+        paint = schema.Paint(kind="paint", layer=place.work.layers[0].id, tool="brush", flips=list(flips))
+        place.act(schema.ActionRequest(revision=place.work.revision, action=paint))
+    place.log.close()
+    return case, [(layer.name, layer.voxels) for layer in place.work.layers]
+
+
+def test_strokes_on_one_scan_never_appear_on_another_of_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for number in (1, 2):
+        (tmp_path / f"s{number}").mkdir()
+        write_volume(tmp_path / f"s{number}" / "ct.nii.gz", number)
+    assert painted(Path("s1/ct.nii.gz"))[1] == [("liver", 120)]
+    case, layers = painted(Path("s2/ct.nii.gz"), flips=())
+    assert layers == []
+    assert case.folder.name == f"ct-review-{case.digest[:8]}"
+    assert any("holds the work on another scan of this name" in note for note in case.info.notes)
+    assert painted(Path("s1/ct.nii.gz"), flips=())[1] == [("liver", 120)]
+    (tmp_path / "s2" / "ct.nii.gz").replace(tmp_path / "s1" / "ct.nii.gz")  # and by another file under its very path
+    assert painted(Path("s1/ct.nii.gz"), flips=())[1] == []

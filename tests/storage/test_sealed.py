@@ -1,5 +1,3 @@
-from pathlib import Path
-
 import pytest
 
 from delineate.errors import ModelError
@@ -76,23 +74,19 @@ def test_a_link_to_an_older_one_is_replaced_and_the_older_one_stays(box):
 
 
 @pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
-@pytest.mark.parametrize("moment", ["filling", "manifest", "rename"])
+@pytest.mark.parametrize("moment", ["filling", "manifest", "putting"])
 @pytest.mark.parametrize("there", [True, False])
 def test_what_is_interrupted_leaves_all_as_it_was(tmp_path, monkeypatch, there, moment, error):
     folder = tmp_path / "box"
     before = content(seal(folder)) if there else None
-    rename = Path.rename
 
     def fail(*arguments):
         raise error
 
-    def is_new(path):
-        return (path / "about.json").read_text() == "[]"
-
     if moment == "manifest":
         monkeypatch.setattr("delineate.storage.sealed.hashes", fail)
-    elif moment == "rename":  # of the new folder to its place, when the older one is out of the way
-        monkeypatch.setattr(Path, "rename", lambda path, to: fail() if is_new(path) else rename(path, to))
+    elif moment == "putting":
+        monkeypatch.setattr("delineate.storage.swapping._put", fail)
 
     def seal_another():
         with sealing(folder, is_box, "box") as building:

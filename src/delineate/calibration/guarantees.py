@@ -19,6 +19,7 @@ from delineate.calibration.conformal import RiskControl, risk_control
 from delineate.errors import DelineateError, ModelError
 from delineate.storage.files import write_json
 
+VOXELS_AT_ONCE = 1 << 22  # that are mended together: bounds memory
 FILES = ("calibration.json", "calibration.safetensors")
 LEVEL = 0.9  # of volume intervals
 ENOUGH = 20  # held-out subjects with a target, from where on they speak for it alone: five cost Dice (docs/lab)
@@ -134,9 +135,12 @@ class Calibration:
 
     def calibrated(self, probability: Float[np.ndarray, "*space"]) -> Float[np.ndarray, "*space"]:
         """The mean probability of voxels, mended; in [0, 1]."""
-        reached = probability >= REACHED
-        out = probability.copy()
-        out[reached] = self.voxel(probability[reached])
+        out = np.array(probability, order="C")
+        flat = out.reshape(-1)
+        for start in range(0, flat.size, VOXELS_AT_ONCE):
+            part = flat[start : start + VOXELS_AT_ONCE]
+            reached = part >= REACHED
+            part[reached] = self.voxel(part[reached])
         return out
 
     def of_estimate(self, target: str) -> Calibrator | None:

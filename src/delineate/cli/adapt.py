@@ -8,6 +8,7 @@ from rich.table import Table
 
 from delineate.adapters import ADAPTERS, TARGETS, AdapterConfig
 from delineate.cli.options import (
+    MOST_MINUTES,
     BaseArgument,
     DatasetArgument,
     DeviceOption,
@@ -20,9 +21,11 @@ from delineate.cli.options import (
     budget_of,
     compute,
     err,
+    number,
     out,
     print_json,
     say,
+    seed_option,
 )
 from delineate.cli.progress import progress_bar
 
@@ -37,12 +40,15 @@ def adapt(
         str | None,
         typer.Option(help="Labelled subjects to learn from, drawn from the train split: a number or all (5)."),
     ] = None,
-    slices: Annotated[int | None, typer.Option(min=1, help="Learn from this many slices of them only.")] = None,
+    slices: Annotated[int | None, number(1, 10**6, "Learn from this many slices of them only.")] = None,
     kind: Annotated[str, typer.Option(help="; ".join(f"{k}: {e.summary}" for k, e in ADAPTERS.items()) + ".")] = "lora",
-    rank: Annotated[int, typer.Option(min=1, help="Of the low-rank part (lora, salt).")] = 8,
-    alpha: Annotated[float | None, typer.Option(min=0.001, help="LoRA's factor times rank; the rank itself.")] = None,
+    rank: Annotated[int, number(1, 1024, "Of the low-rank part (lora, salt).")] = 8,
+    alpha: Annotated[
+        float | None,
+        number(0.001, 1e6, "LoRA's factor times rank; the rank itself."),
+    ] = None,
     targets: Annotated[str, typer.Option(help=f"Layers that lora and salt change: {', '.join(TARGETS)}.")] = "all",
-    singular: Annotated[int, typer.Option(min=0, help="Singular values that salt scales and shifts.")] = 16,
+    singular: Annotated[int, number(0, 4096, "Singular values that salt scales and shifts.")] = 16,
     hold_out: Annotated[
         str,
         typer.Option(
@@ -66,10 +72,16 @@ def adapt(
     augmentation: Annotated[
         str, typer.Option(help="How slices are varied; `delineate train --help` lists them all.")
     ] = "nnunet",
-    rate: Annotated[float | None, typer.Option(min=1e-9, help="Learning rate; by default that of the kind.")] = None,
-    minutes: Annotated[float | None, typer.Option(min=0.01, help="Train for this much wall time (default 3).")] = None,
+    rate: Annotated[
+        float | None,
+        number(1e-9, 10, "Learning rate; by default that of the kind."),
+    ] = None,
+    minutes: Annotated[
+        float | None,
+        number(0.01, MOST_MINUTES, "Train for this much wall time (default 3)."),
+    ] = None,
     images: ImagesOption = None,
-    seed: Annotated[int, typer.Option(help="Of the draw of subjects and the whole training.")] = 0,
+    seed: Annotated[int, seed_option("Of the draw of subjects and the whole training.")] = 0,
     target: TargetOption = None,
     modality: ModalityOption = None,
     threads: ThreadsOption = None,
@@ -148,7 +160,7 @@ def _print_report(report: dict[str, Any], output: Path) -> None:
     if there:
         out.print(table)
     for label, name in report["training"]["renamed"].items():
-        out.print(f"label '{label}' is taken for '{name}'", highlight=False, soft_wrap=True)
+        out.print(f"label '{label}' is taken for '{name}'", soft_wrap=True)
     share = report["own_parameters"] / report["base_parameters"]
     out.print(
         f"{report['sentence']}\n{report['own_parameters']} parameters, {share:.1%} of the model's\n"

@@ -1,7 +1,9 @@
 """The command line. Everything heavy is imported inside the command that needs it."""
 
+import io
 import os
 import sys
+import traceback
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -22,6 +24,7 @@ from delineate.cli import study as cli_study
 from delineate.cli import synthesize as cli_synthesize
 from delineate.cli import train as cli_train
 from delineate.cli.options import (
+    MOST_IMAGES,
     DatasetArgument,
     DeviceOption,
     JsonOption,
@@ -31,12 +34,14 @@ from delineate.cli.options import (
     ThreadsOption,
     compute,
     err,
+    number,
     out,
     print_json,
     say,
 )
 from delineate.cli.progress import progress_bar
-from delineate.errors import DelineateError, PromptError
+from delineate.errors import DelineateError, OutputError, PromptError
+from delineate.storage.memory import OutOfMemory, is_out_of_memory
 from delineate.systems import SYSTEMS
 
 if TYPE_CHECKING:
@@ -44,7 +49,8 @@ if TYPE_CHECKING:
 
 EXIT_CODES = """Exit codes: 0 done; 1 some cases failed, or `check` found errors; 2 wrong usage; 3 unreadable scan;
 4 unknown prompt; 5 dataset not as it should be; 6 model missing or damaged; 7 training cannot go on;
-8 a guarantee that was asked for cannot be given; 75 stopped on request, the same command goes on."""
+8 a guarantee that was asked for cannot be given; 9 another command is at work in the same place; 10 nothing can be
+written there; 70 a fault of delineate; 75 stopped on request, the same command goes on; 130 stopped."""
 
 app = typer.Typer(
     help="Name a target in a medical image; get several plausible masks, their consensus, and where they disagree. "
@@ -64,18 +70,47 @@ def main() -> None:
     on the review page took 10 s instead of 0.4 (docs/lab/2026-11-22-review.md). On an idle machine it costs nothing.
     """
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # read when torch is loaded
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(
+                errors="backslashreplace"
+            )  # a terminal that cannot show a character, a name that is none
     try:
         app()
-    except DelineateError as error:
-        say(f"delineate: {' '.join(str(error).split())}")
-        sys.exit(error.exit_code)
-    except BrokenPipeError:
+    except KeyboardInterrupt:
+        say("delineate: stopped")
+        sys.exit(130)
+    except BrokenPipeError:  # whoever read what was printed is gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except Exception as error:
+        if os.environ.get("DELINEATE_DEBUG"):
+            raise
+        line, code = way_out(error)
+        say(f"delineate: {' '.join(line.split())}")
+        sys.exit(code)
+
+
+def way_out(error: Exception) -> tuple[str, int]:
+    """The line that ends a command, and its exit code."""
+    if isinstance(error, DelineateError):
+        return str(error), error.exit_code
+    if is_out_of_memory(error):
+        return "out of memory; use fewer voxels, smaller batches or a machine with more", OutOfMemory.exit_code
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror or error}; see that it can be read, or written to", OutputError.exit_code
+    if "I/O error" in str(error):  # as safetensors says it
+        return f"{error}; free space, or choose another folder", OutputError.exit_code
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    where = f"{Path(frame.filename).name}:{frame.lineno}"
+    told = f"internal error ({type(error).__name__} at {where}: {error})"
+    return f"{told}; DELINEATE_DEBUG=1 shows more, and a report of it helps", 70
 
 
 def _version(asked: bool) -> None:
     if asked:
-        out.print(__version__, highlight=False)
+        out.print(__version__)
         raise typer.Exit
 
 
@@ -154,7 +189,7 @@ def samples(as_json: JsonOption = False) -> None:
     for one in told:
         table.add_row(one.name, one.title, one.terms)
     out.print(table)
-    out.print(f"a folder each in {folder()}", highlight=False, soft_wrap=True)
+    out.print(f"a folder each in {folder()}", soft_wrap=True)
 
 
 @app.command()
@@ -205,7 +240,8 @@ app.command()(cli_study.study)
 def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write to.")] = Path("demo"),
     images: Annotated[
-        int | None, typer.Option(min=1, help="Adapt by this many images instead; most of the time goes there.")
+        int | None,
+        number(1, MOST_IMAGES, "Adapt by this many images instead; most of the time goes there."),
     ] = None,
     threads: ThreadsOption = None,
     device: DeviceOption = "auto",
@@ -218,7 +254,7 @@ def demo(
         request = DemoRequest() if images is None else DemoRequest(images=images)
         lines = run_demo(request, output, device=compute(threads, device), watch=bar, console=out)
     for line in lines:
-        out.print(line, highlight=False, soft_wrap=True)
+        out.print(line, soft_wrap=True)
 
 
 @app.command()
@@ -232,7 +268,7 @@ def doctor(as_json: JsonOption = False) -> None:
     else:
         for finding in findings:
             mark = "ok  " if finding.ok else "BAD "
-            out.print(f"{mark} {finding.what}", highlight=False, soft_wrap=True)
+            out.print(f"{mark} {finding.what}", soft_wrap=True)
     if not all(finding.ok for finding in findings):
         raise typer.Exit(1)
 

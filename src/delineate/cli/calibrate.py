@@ -68,4 +68,4 @@ def calibrate(
     out.print(table)
     for line in summary["lines"]:
         say(line)
-    out.print(f"{output or model}", highlight=False, soft_wrap=True)
+    out.print(f"{output or model}", soft_wrap=True)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from delineate.cli.options import JsonOption, ModalityOption, err, out, print_json, say
+from delineate.cli.options import JsonOption, ModalityOption, err, number, out, print_json, say
 from delineate.cli.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -23,7 +23,8 @@ def distance(
         Path | None, typer.Option("--output", "-o", help="Folder for distance.json and distance.png.")
     ] = None,
     limit: Annotated[
-        int, typer.Option(min=8, help="The most images from each set; scans share it equally, slices evenly spaced.")
+        int,
+        number(8, 10**6, "The most images from each set; scans share it equally, slices evenly spaced."),
     ] = 200,
     size: Annotated[int, typer.Option(min=32, max=512, help="Pixels of the longer side of an image.")] = 128,
     modality: ModalityOption = None,
@@ -58,7 +59,7 @@ def distance(
         return
     _print_distance(result)
     if output is not None:
-        out.print(f"{output / 'distance.json'}  {output / 'distance.png'}", highlight=False, soft_wrap=True)
+        out.print(f"{output / 'distance.json'}  {output / 'distance.png'}", soft_wrap=True)
 
 
 def _print_distance(result: "Distance") -> None:

@@ -56,4 +56,4 @@ def evaluate(
     else:
         PROTOCOLS[protocol].show(summary, out)
         picture = output / PROTOCOLS[protocol].picture
-        out.print(f"{output / 'report.json'}  {picture}", highlight=False, soft_wrap=True)
+        out.print(f"{output / 'report.json'}  {picture}", soft_wrap=True)

@@ -37,4 +37,4 @@ def merge(
     if as_json:
         print_json({"model": str(output)})
     else:
-        out.print(f"model: {output}", highlight=False, soft_wrap=True)
+        out.print(f"model: {output}", soft_wrap=True)

@@ -1,13 +1,16 @@
 """Options that several commands share, and what is made of their values."""
 
 import json
+import math
 import sys
+import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from delineate.evaluation.protocols import PROTOCOLS
 from delineate.prompts.modality import modality_code
@@ -16,8 +19,25 @@ from delineate.systems import SYSTEMS
 if TYPE_CHECKING:
     from delineate.data.folds import Fold
 
-out = Console()
-err = Console(stderr=True)
+
+class Plain(Console):
+    """A console that prints what it is told as it is: no markup, and nothing that a terminal would obey."""
+
+    def render_str(self, text: str, **more: Any) -> Text:
+        """The text, with control characters, direction marks and lone surrogates written out."""
+        return super().render_str(printable(text), **more)
+
+
+def printable(text: str) -> str:
+    """`text` with what a terminal would obey written out; line ends and tabs stay."""
+    return "".join(
+        one if one in "\n\t" or unicodedata.category(one)[0] != "C" else one.encode("unicode_escape").decode()
+        for one in text
+    )
+
+
+out = Plain(markup=False, emoji=False)
+err = Plain(markup=False, emoji=False, stderr=True)
 
 ModelOption = Annotated[
     Path | None, typer.Option("--model", "-m", help="Model folder. Without it the model that ships with delineate.")
@@ -26,9 +46,33 @@ AdapterOption = Annotated[
     Path | None, typer.Option("--adapter", "-a", help="Adapter folder that `delineate adapt` wrote for this model.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts instead of text.")]
-SeedOption = Annotated[int, typer.Option(help="Proposal k depends on model, scan, prompt, seed and k alone.")]
-ThreadsOption = Annotated[int | None, typer.Option(min=1, help="CPU threads; recorded, since results depend on it.")]
+MOST_MINUTES = 1e6  # two years
+LARGEST_SEED = 2**31 - 1
+SMALLEST_SHARE = 0.001
+MOST_IMAGES = 10**9
+
+
+def finite(value: float | None) -> float | None:
+    """A number as it is; click's bounds let NaN through."""
+    if value is not None and math.isnan(value):
+        raise typer.BadParameter("must be a number; got nan")
+    return value
+
+
+def number(low: float, high: float, help: str) -> Any:
+    """An option that takes numbers from `low` to `high`."""
+    return typer.Option(min=low, max=high, callback=finite, help=help)
+
+
+def seed_option(help: str) -> Any:
+    """An option that takes a seed."""
+    return number(0, LARGEST_SEED, help)
+
+
+SeedOption = Annotated[int, seed_option("Proposal k depends on model, scan, prompt, seed and k alone.")]
+ThreadsOption = Annotated[int | None, number(1, 1024, "CPU threads; recorded, since results depend on it.")]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …; auto takes a GPU where there is one.")]
+VolumeOption = Annotated[int | None, number(0, 10**6, "Which volume of a 4-D file or DICOM series.")]
 TargetOption = Annotated[
     list[str] | None,
     typer.Option("--target", help='What the masks of every images/ + masks/ folder show, such as "breast lesion".'),
@@ -36,15 +80,15 @@ TargetOption = Annotated[
 
 
 def fraction(text: str | None) -> float | None:
-    """A share as a person writes it, "5%" or "0.05", above 0 and below 1."""
+    """A share as a person writes it, "5%" or "0.05", from 0.001 to 0.999."""
     if text is None:
         return None
     try:
         value = float(text.strip().removesuffix("%")) / (100 if text.strip().endswith("%") else 1)
     except ValueError:
         value = 0.0
-    if not 0 < value < 1:
-        raise typer.BadParameter(f"a share is written as 5% or 0.05, above 0 and below 1; got '{text}'")
+    if not SMALLEST_SHARE <= value <= 1 - SMALLEST_SHARE:
+        raise typer.BadParameter(f"a share is written as 5% or 0.05, from 0.1% to 99.9%; got '{text}'")
     return value
 
 
@@ -62,10 +106,13 @@ PresetOption = Annotated[
 FoldOption = Annotated[
     str | None, typer.Option(help="NUMBER/OF, as 1/4: that fold of a cross-validation by subject, not splits.json.")
 ]
-MinutesOption = Annotated[float | None, typer.Option(min=0.01, help="Train for this much wall time (default 10).")]
+MinutesOption = Annotated[
+    float | None,
+    number(0.01, MOST_MINUTES, "Train for this much wall time (default 10)."),
+]
 ImagesOption = Annotated[
     int | None,
-    typer.Option(min=1, help="Train on this many images instead; only this repeats, to the bit on one machine."),
+    number(1, MOST_IMAGES, "Train on this many images instead; only this repeats, to the bit on one machine."),
 ]
 HOUSE = "house"
 BaseArgument = Annotated[Path, typer.Argument(help=f"Model folder; '{HOUSE}' for the one that ships.")]
@@ -95,16 +142,18 @@ MergeOption = Annotated[
     ),
 ]
 KeepRealOption = Annotated[
-    float | None, typer.Option(min=0, max=1, help="Chance of a patch, or weight of a loss, to be the real one (0.6).")
+    float | None,
+    number(0, 1, "Chance of a patch, or weight of a loss, to be the real one (0.6)."),
 ]
 CellOption = Annotated[
-    int | None, typer.Option(min=1, help="Side of a merged patch in pixels of the working grid (a sixth of its side).")
+    int | None,
+    number(1, 4096, "Side of a merged patch in pixels of the working grid (a sixth of its side)."),
 ]
 
 
 def say(text: str) -> None:
     """A line for the user on standard error, as it is."""
-    err.print(text, markup=False, highlight=False, soft_wrap=True)
+    err.print(text, soft_wrap=True)
 
 
 def print_json(value: Any) -> None:

@@ -21,6 +21,7 @@ from delineate.cli.options import (
     fold_of,
     out,
     preset_of,
+    seed_option,
 )
 from delineate.cli.progress import progress_bar
 from delineate.systems import PRESETS
@@ -43,7 +44,7 @@ def pretrain(
     ] = False,
     minutes: MinutesOption = None,
     images: ImagesOption = None,
-    seed: Annotated[int, typer.Option(help="Of the whole training.")] = 0,
+    seed: Annotated[int, seed_option("Of the whole training.")] = 0,
     target: TargetOption = None,
     modality: ModalityOption = None,
     fold: FoldOption = None,
@@ -67,4 +68,4 @@ def pretrain(
     )
     with progress_bar(err) as bar:
         pretrain_foundation(request, output, device=chosen, watch=bar)
-    out.print(f"foundation: {output}", highlight=False, soft_wrap=True)
+    out.print(f"foundation: {output}", soft_wrap=True)

@@ -24,7 +24,7 @@ class Bar:
 
     def say(self, line: str) -> None:
         """A line for the user, which stays when the bar is gone."""
-        self._progress.console.print(f"delineate: {line}", markup=False, highlight=False, soft_wrap=True)
+        self._progress.console.print(f"delineate: {line}", markup=False, soft_wrap=True)
 
 
 @contextmanager

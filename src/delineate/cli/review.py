@@ -21,6 +21,7 @@ from delineate.cli.options import (
     ModalityOption,
     ModelOption,
     ThreadsOption,
+    VolumeOption,
     compute,
     out,
     say,
@@ -56,7 +57,7 @@ def review(
         typer.Option("--output", "-o", help="Where to keep what is made of scans (<stem>-review in this folder)."),
     ] = None,
     modality: ModalityOption = None,
-    volume: Annotated[int | None, typer.Option(min=0, help="Which volume of a 4-D file or DICOM series.")] = None,
+    volume: VolumeOption = None,
     series: Annotated[
         str | None, typer.Option(metavar="NUMBER|UID", help="Which series of a DICOM folder that holds several.")
     ] = None,
@@ -187,7 +188,7 @@ def _serve(
         sys.stdout.flush()
     else:
         for name, url in urls.items():
-            out.print(url if len(urls) == 1 else f"{name}: {url}", highlight=False, soft_wrap=True, markup=False)
+            out.print(url if len(urls) == 1 else f"{name}: {url}", soft_wrap=True, markup=False)
         folders = list(dict.fromkeys(case.folder if len(cases) == 1 else case.folder.parent for case in cases))
         say(f"delineate: what is made there is kept in {', '.join(map(str, folders))}; Ctrl-C ends this")
     if browser:

@@ -13,6 +13,7 @@ from delineate.cli.options import (
     ModelOption,
     SeedOption,
     ThreadsOption,
+    VolumeOption,
     compute,
     err,
     fraction,
@@ -58,7 +59,7 @@ def segment(
     modality: Annotated[
         str | None, typer.Option(callback=modality_code, help="CT, MR, US, …; CT in HU is windowed if you say so.")
     ] = None,
-    volume: Annotated[int | None, typer.Option(min=0, help="Which volume of a 4-D file or DICOM series.")] = None,
+    volume: VolumeOption = None,
     series: Annotated[
         str | None, typer.Option(metavar="NUMBER|UID", help="Which series of a DICOM folder that holds several.")
     ] = None,
@@ -70,6 +71,10 @@ def segment(
         str, typer.Option(help="For DICOM, segmentation.dcm: binary (consensus), fractional (probabilities) or none.")
     ] = "binary",
     pictures: Annotated[bool, typer.Option(help="Write montage.png for each case.")] = True,
+    part: Annotated[
+        str | None,
+        typer.Option(metavar="NUMBER/OF", help="This part of the scans alone, as 3/16, for as many commands at once."),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Skip cases that are finished with the same request.")
     ] = False,
@@ -111,15 +116,18 @@ def segment(
             say(f"delineate: '{words}' was taken for {one.said}")
 
     from delineate.calibration.guarantees import GuaranteeError, refused_guarantees
-    from delineate.jobs.segment import SegmentRequest, run_cohort
+    from delineate.jobs.segment import Part, SegmentRequest, run_cohort
     from delineate.segmenter import Segmenter
+    from delineate.storage.swapping import make_folder
 
+    share = None if part is None else Part.parse(part)
     chosen = compute(threads, device)
     shares: dict[str, Any] = {"missed_at_most": missed_at_most, "false_at_most": false_at_most}  # floats by `fraction`
     names = [name for one in meant.values() for name in one.targets]
     refused = refused_guarantees(folder, names, proposals, adapter is not None, **shares)
     shares |= {"series": series, "fill_gaps": fill_gaps, "seg": SEGS[seg]}
     request = SegmentRequest(tuple(prompt), proposals, seed, consensus, maps, modality, volume, pictures, **shares)
+    make_folder(output)
     with progress_bar(err, quiet=as_json) as bar:
         bar.start("loading the model")
         segmenter = Segmenter.load(folder, chosen, adapter)
@@ -140,6 +148,7 @@ def segment(
             calibration_hash=calibration_hash(folder) if adapter is None else None,
             device=chosen,
             resume=resume,
+            part=share,
             on_case=on_case,
             on_step=lambda share: bar.update((number + share) / len(scans)),
         )

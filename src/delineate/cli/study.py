@@ -16,8 +16,10 @@ from delineate.cli.options import (
     budget_of,
     compute,
     err,
+    number,
     out,
     print_json,
+    seed_option,
 )
 from delineate.cli.progress import progress_bar
 from delineate.evaluation.studies import STUDIES, StudyRequest
@@ -31,10 +33,10 @@ def study(
         list[str] | None, typer.Option(help="A system to compare; repeat for several. Without it every network.")
     ] = None,
     preset: PresetOption = "tiny",
-    size: Annotated[int | None, typer.Option(min=32, help="Side of the working grid; a multiple of 32.")] = None,
+    size: Annotated[int | None, number(32, 1024, "Side of the working grid; a multiple of 32.")] = None,
     minutes: MinutesOption = None,
     images: ImagesOption = None,
-    seed: Annotated[list[int] | None, typer.Option(help="Of a training; repeat for several (0).")] = None,
+    seed: Annotated[list[int] | None, seed_option("Of a training; repeat for several (0).")] = None,
     split: Annotated[str, typer.Option(help="val or test; only test is a result.")] = "test",
     threads: ThreadsOption = None,
     device: DeviceOption = "auto",
@@ -54,4 +56,4 @@ def study(
         print_json(report)
         return
     STUDIES[name].show(report, out)
-    out.print(f"{output / 'report.json'}  {output / STUDIES[name].picture}", highlight=False, soft_wrap=True)
+    out.print(f"{output / 'report.json'}  {output / STUDIES[name].picture}", soft_wrap=True)

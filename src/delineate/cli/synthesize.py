@@ -19,10 +19,12 @@ from delineate.cli.options import (
     compute,
     err,
     fold_of,
+    number,
     out,
     preset_of,
     print_json,
     say,
+    seed_option,
 )
 from delineate.cli.progress import progress_bar
 from delineate.systems import PRESETS
@@ -44,15 +46,19 @@ def synthesize(
     label_boundary: Annotated[bool, typer.Option(help="Draw the outlines of the masks into the edges.")] = True,
     hed: Annotated[Path | None, typer.Option(help="Folder with HED's weights (.safetensors), for --edges hed.")] = None,
     steps: Annotated[int, typer.Option(min=1, max=1000, help="Steps of DDIM.")] = 20,
-    guidance: Annotated[float, typer.Option(min=0, help="How far the caption is exaggerated; 1 is not at all.")] = 1.0,
+    guidance: Annotated[
+        float,
+        number(0, 100, "How far the caption is exaggerated; 1 is not at all."),
+    ] = 1.0,
     look: Annotated[
-        float, typer.Option(min=0, max=1, help="Weight of a random look (dark, sharp, …) in the caption.")
+        float,
+        number(0, 1, "Weight of a random look (dark, sharp, …) in the caption."),
     ] = 0.5,
     keep_all: Annotated[bool, typer.Option("--keep-all", help="Judge every scan, but reject none.")] = False,
     preset: Annotated[str, typer.Option(help="Size of a new edge control, where the foundation has none.")] = "tiny",
     minutes: MinutesOption = None,
     images: ImagesOption = None,
-    seed: Annotated[int, typer.Option(help="Of the training and of every scan drawn.")] = 0,
+    seed: Annotated[int, seed_option("Of the training and of every scan drawn.")] = 0,
     target: TargetOption = None,
     modality: ModalityOption = None,
     fold: FoldOption = None,

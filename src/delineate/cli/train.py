@@ -27,6 +27,7 @@ from delineate.cli.options import (
     fold_of,
     out,
     preset_of,
+    seed_option,
 )
 from delineate.cli.progress import progress_bar
 from delineate.networks import NETWORKS
@@ -47,7 +48,7 @@ def train(
             help="Stable Diffusion folder, for progidiff (frozen; without one its U-Net learns along) and sdseg."
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the whole training.")] = 0,
+    seed: Annotated[int, seed_option("Of the whole training.")] = 0,
     target: TargetOption = None,
     modality: ModalityOption = None,
     fold: FoldOption = None,
@@ -121,4 +122,4 @@ def train(
     with progress_bar(err) as bar:
         curves = train_system(request, output, device=chosen, watch=bar)
     if is_first_process():
-        out.print(f"model:  {output}\ncurves: {curves}", highlight=False, soft_wrap=True)
+        out.print(f"model:  {output}\ncurves: {curves}", soft_wrap=True)

@@ -4,8 +4,6 @@ Source: Armato et al., The Lung Image Database Consortium (LIDC) and Image Datab
 Medical Physics 38, 2011. Terms: CC BY 3.0.
 """
 
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from zipfile import BadZipFile
@@ -16,6 +14,7 @@ from PIL import Image
 from delineate.data.layout import read_splits
 from delineate.errors import DatasetError
 from delineate.storage.files import write_json
+from delineate.storage.swapping import swapping
 
 TARGET = "lung nodule"
 
@@ -66,9 +65,7 @@ def write_lidc(
     subjects = {
         name.replace("/", "_"): patient for name, patient in zip(names, patients, strict=True) if patient in wanted
     }
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder.parent))
-    try:
+    with swapping(folder) as building:
         for part in ("images", "masks", "raters"):
             (building / part).mkdir()
         for number, name in enumerate(names):
@@ -85,10 +82,6 @@ def write_lidc(
         write_json(building / "subjects.json", subjects)
         write_json(building / "splits.json", kept)
         write_json(building / "dataset.json", {"channel_names": {"0": "CT"}, "labels": {"background": 0, TARGET: 1}})
-        building.chmod(0o755)
-        building.rename(folder)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
     return folder
 
 

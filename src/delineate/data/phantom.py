@@ -9,8 +9,6 @@ patient's left. `voxels[s]` is the usual radiological picture, the patient's rig
 `write_phantom_dataset` stores LPS, as scanners' NIfTI files are.
 """
 
-import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +21,7 @@ from scipy import ndimage
 from delineate.data.abdomen import CODES, draw_abdomen, ellipsoid, render, waves
 from delineate.errors import DatasetError
 from delineate.storage.files import write_json
+from delineate.storage.swapping import swapping
 
 PHANTOM_LABELS: dict[str, int] = {
     "spleen": 1,
@@ -162,9 +161,7 @@ def write_phantom_dataset(
     labels = {"background": 0, **PHANTOM_LABELS, **({"lesion": LESION_ID} if lesions else {})}
     tests, vals = max(1, round(0.2 * cases)), max(1, round(0.1 * cases))
     trains = cases - tests - vals
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder.parent))
-    try:
+    with swapping(folder) as building:
         for part in ("imagesTr", "labelsTr"):
             (building / part).mkdir()
         for number, name in enumerate(names):
@@ -197,10 +194,6 @@ def write_phantom_dataset(
             building / "splits.json",
             {"train": names[:trains], "val": names[trains : trains + vals], "test": names[trains + vals :]},
         )
-        building.chmod(0o755)
-        building.rename(folder)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
     return folder
 
 

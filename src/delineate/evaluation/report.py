@@ -93,10 +93,10 @@ def print_run(report: dict[str, Any], folder: Path, console: Console) -> None:
                 _distinct(target.get("distinct", [])),
             )
     console.print(table)
-    console.print(f"{folder / 'run.json'}", highlight=False, soft_wrap=True)
+    console.print(f"{folder / 'run.json'}", soft_wrap=True)
     for case in report["cases"]:
         if "montage.png" in case.get("written", ()):
-            console.print(f"{folder / case['case'] / 'montage.png'}", highlight=False, soft_wrap=True)
+            console.print(f"{folder / case['case'] / 'montage.png'}", soft_wrap=True)
 
 
 def _distinct(distinct: Sequence[dict[str, Any]]) -> str:
@@ -106,7 +106,7 @@ def _distinct(distinct: Sequence[dict[str, Any]]) -> str:
 
 def print_check(report: "CheckReport", console: Console, say: Callable[[str], None]) -> None:
     """How often each target occurs in a checked dataset; `say` gets one line a problem."""
-    console.print(f"{report.name}: {report.cases} cases", highlight=False)
+    console.print(f"{report.name}: {report.cases} cases")
     table = Table("target", "cases", "voxels", box=None, pad_edge=False)
     for name, counts in report.targets.items():
         table.add_row(name, *(str(v) for v in counts.values()))

@@ -181,6 +181,6 @@ def _print(console: Console, title: str, figures: Mapping[str, Mapping[str, floa
     for name in dict.fromkeys(name for column in figures.values() for name in column):
         values = [column.get(name) for column in figures.values()]
         table.add_row(name, *("unknown prompt" if value is None else f"{value:.2f}" for value in values))
-    console.print(title, highlight=False)
+    console.print(title)
     console.print(table)
     console.print()

@@ -18,6 +18,7 @@ from delineate.jobs.opening import open_all, read_bank
 from delineate.jobs.watch import Nobody, Watch, finished_before, reporter, work_folder
 from delineate.pictures import training_curves
 from delineate.storage.files import write_json
+from delineate.storage.swapping import swapping
 from delineate.systems import PRESETS
 from delineate.training.loop import Budget, Run, polite_stop
 from delineate.training.planning import make_plan
@@ -108,12 +109,9 @@ def pretrain_foundation(
             seen = sum(stages[name][-1]["images"] for name in ("estimate", "edges") if stages.get(name))
             foundation.pretraining += f", then on drawing them from edges, {seen} pictures"
     logs = finished_before(work, logs) | logs
-    building = output.with_name(f".writing-{output.name}")
-    shutil.rmtree(building, ignore_errors=True)
-    drawn.save(building)
-    write_json(building / HELD_OUT, held_out(datasets, request.fold))
-    shutil.rmtree(output, ignore_errors=True)
-    building.rename(output)
+    with swapping(output) as building:
+        drawn.save(building)
+        write_json(building / HELD_OUT, held_out(datasets, request.fold))
     training_curves(logs, Path(f"{output}-training") / "curves.png")
     for stage in list(work.rglob("checkpoint-*")):
         shutil.rmtree(stage, ignore_errors=True)

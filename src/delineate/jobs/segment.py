@@ -1,8 +1,10 @@
 """One run over one or many scans: the model loaded once, finished cases skipped, one failure stopping nothing."""
 
-import json
 import platform
 import time
+import traceback
+import uuid
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +16,44 @@ from delineate.proposals.description import describe
 from delineate.proposals.proposals import Outcome, Proposals
 from delineate.scans.finding import Found, Kind
 from delineate.scans.reading import read_scan
-from delineate.storage.files import write_json
+from delineate.storage.files import sha256_of, write_json
+from delineate.storage.lines import Lines
+from delineate.storage.memory import in_smaller_batches, is_out_of_memory
+from delineate.storage.places import CASE, keep_of_people, place_for, read_case, refuse_if_reviewed
+from delineate.storage.swapping import locked, make_folder, swapping, sweep
 
 if TYPE_CHECKING:  # which imports torch
     from delineate.segmenter import Segmenter
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of several equal parts of a cohort, to be worked on by as many commands.
+
+    Attributes:
+        number: from 1 on.
+        of: how many there are.
+    """
+
+    number: int
+    of: int
+
+    @classmethod
+    def parse(cls, text: str) -> "Part":
+        """The part that "3/16" names. Raises `DelineateError` where it names none."""
+        number, slash, of = text.partition("/")
+        if not (slash and number.isascii() and of.isascii() and number.isdigit() and of.isdigit() and len(of) < 6):
+            raise DelineateError(f"a part is written NUMBER/OF, as 3/16; got '{text}'")
+        if not 1 <= int(number) <= int(of):
+            raise DelineateError(f"the number of a part is from 1 to {of}; got '{text}'")
+        return cls(int(number), int(of))
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.of}"
+
+    def has(self, index: int) -> bool:
+        """Whether the scan with this index, from 0 on, is in it."""
+        return index % self.of == self.number - 1
 
 
 @dataclass(frozen=True)
@@ -55,13 +91,33 @@ def run_cohort(
     calibration_hash: str | None = None,
     device: str = "cpu",
     resume: bool = False,
+    part: "Part | None" = None,
     on_case: Callable[[int, Found], None] = lambda number, scan: None,
     on_step: Callable[[float], None] = lambda share: None,
 ) -> dict[str, Any]:
-    """Segment every scan into `folder/<case>/` and return the report, also written to `folder/run.json`.
+    """Segment every scan into `folder/<case>/` and return the report, also written to `folder/run.json` at the end.
 
-    A case's `case.json` is written last: where it is, the case is complete. An unreadable scan is reported as
-    failed, with its reason, and the next one is taken.
+    A case is built beside and put in place whole (`storage.swapping`), with the hash of each of its files in
+    `case.json`. Whatever goes wrong with one is told of it, what an earlier run wrote there stays, and the next one is
+    taken. Every case adds a line to `folder/run.jsonl`, which tells of all runs of this folder.
+
+    Args:
+        segmenter: that answers.
+        scans: all of the cohort, with their names.
+        request: what is asked of each.
+        folder: to write to.
+        model_hash: of the model, for the report, as is what follows.
+        adapter_hash: of the adapter.
+        calibration_hash: of the calibration.
+        device: it runs on.
+        resume: skip cases that were finished with the same request, and whose files are as they were written.
+        part: of the scans, this one alone.
+        on_case: told the number of a case before it begins, and
+        on_step: the share of it that is done.
+
+    Raises:
+        BusyError: another run is at work in the folder.
+        OutputError: the folder cannot be written to.
     """
     import torch
 
@@ -76,25 +132,68 @@ def run_cohort(
         "adapter_sha256": adapter_hash,
         "calibration_sha256": calibration_hash,
         "request": {**request.__dict__, "prompts": list(request.prompts)},
+        "part": None if part is None else str(part),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(started)),
         "cases": [],
     }
-    for number, scan in enumerate(scans):
-        on_case(number, scan)
-        done = folder / scan.name / "case.json"
-        signature = {"request": report["request"]} | {k: v for k, v in report.items() if k.endswith("_sha256")}
-        try:
-            entry = _finished(done, scan, signature) if resume else None
-            if entry is None:
-                _forget(done)
-                entry = _segment_case(segmenter, scan, request, done.parent, on_step)
-                write_json(done, {**entry, **signature})
-        except (DelineateError, OSError, MemoryError) as error:
-            entry = {"case": scan.name, "file": str(scan.path), "status": "failed", "reason": _one_line(error)}
-        report["cases"].append(entry)
+    signature = {"request": report["request"]} | {k: v for k, v in report.items() if k.endswith("_sha256")}
+    lines = Lines(folder / "run.jsonl", {"run": uuid.uuid4().hex[:12]})
+    make_folder(folder)
+    with locked(folder, "is at work in this folder", shared=part is not None):
+        sweep(folder, keep_of_people)
+        lines.add({name: value for name, value in report.items() if name != "cases"})
+        for number, scan in enumerate(scans):
+            if part is not None and not part.has(number):
+                continue
+            on_case(number, scan)
+            entry = _case(segmenter, scan, request, folder, signature, resume, on_step)
+            report["cases"].append(entry)
+            lines.add(entry)
         report["seconds"] = round(time.time() - started, 2)
-        write_json(folder / "run.json", report)
+        counts = Counter(entry["status"] for entry in report["cases"])
+        lines.add({"ended": {**counts}, "seconds": report["seconds"]})
+        write_json(folder / ("run.json" if part is None else f"run-{part.number}-of-{part.of}.json"), report)
     return report
+
+
+def _case(
+    segmenter: "Segmenter",
+    scan: Found,
+    request: SegmentRequest,
+    folder: Path,
+    signature: dict[str, Any],
+    resume: bool,
+    on_step: Callable[[float], None],
+) -> dict[str, Any]:
+    """The entry of a case, whatever becomes of it."""
+    name = scan.name
+    try:
+        place = place_for(folder, scan.name, scan.digest)
+        name = place.name
+        entry = _finished(place, scan, signature) if resume else None
+        if entry is not None:
+            return entry
+        refuse_if_reviewed(place)
+        changed = keep_of_people(place)
+        with swapping(place, keep_of_people) as building:
+            entry = in_smaller_batches(lambda: _segment_case(segmenter, scan, request, building, on_step))
+            entry["case"] = name
+            if name != scan.name:
+                entry["notes"].append(f"'{scan.name}' holds the answers for another scan of that name: these are apart")
+            entry["notes"] += [
+                f"{was} was changed since it was written; the changed one is kept as {now}"
+                for was, now in changed.items()
+                if was != now
+            ]
+            write_json(building / CASE, {**entry, **signature})
+        return entry
+    except Exception as error:  # one case never ends the others
+        if not isinstance(error, (DelineateError, OSError, MemoryError)) and not is_out_of_memory(error):
+            trace = {"traceback": traceback.format_exc()}
+            reason = f"{scan.path}: a fault of delineate ({type(error).__name__}: {error}); run.jsonl has the traceback"
+        else:
+            trace, reason = {}, str(error) or type(error).__name__
+        return {"case": name, "file": str(scan.path), "status": "failed", "reason": " ".join(reason.split())} | trace
 
 
 def _segment_case(
@@ -105,6 +204,7 @@ def _segment_case(
     options: dict[str, Any] = {"series": request.series, "fill_gaps": request.fill_gaps} if dicom else {}
     scan = read_scan(found, modality=request.modality, volume=request.volume, **options)
     proposals = segmenter(scan, request.prompts, n=request.n, seed=request.seed, on_step=on_step)
+    _empty(folder)  # of what was written before memory ran out
     written = [p.name for p in proposals.save(folder, how=request.how, maps=request.maps, **request.shares)]
     more = []
     if scan.dicom is not None and request.seg is not None:
@@ -125,7 +225,7 @@ def _segment_case(
         "spacing_mm": [round(float(s), 4) for s in scan.spacing_mm],
         "notes": [*scan.notes, *more],
         "targets": describe(proposals, request.how, segmenter.habits.usual_doubt, request.shares),
-        "written": written,
+        "written": {name: sha256_of(folder / name) for name in written},
     }
 
 
@@ -151,27 +251,18 @@ def _write_seg(
     return [write_seg(folder / "segmentation.dcm", masks, scan, **options).name], []
 
 
-def _finished(done: Path, scan: Found, signature: dict[str, Any]) -> dict[str, Any] | None:
-    """The entry of a case that was finished before, from the same scan, request and model; else None."""
-    try:
-        entry = json.loads(done.read_text())
-        same = all(entry[k] == v for k, v in signature.items()) and entry["sha256"] == scan.digest
-        whole = all((done.parent / name).is_file() for name in entry["written"])
-    except (OSError, ValueError, KeyError):
+def _empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        path.unlink()
+
+
+def _finished(place: Path, scan: Found, signature: dict[str, Any]) -> dict[str, Any] | None:
+    """The entry of a case that was finished before, of this scan, request and model, every file whole; or None."""
+    entry = read_case(place)
+    if entry is None or entry["sha256"] != scan.digest or any(entry.get(k) != v for k, v in signature.items()):
         return None
-    return {k: v for k, v in entry.items() if k not in signature} | {"status": "skipped"} if same and whole else None
-
-
-def _forget(done: Path) -> None:
-    """Remove what an earlier run wrote for this case, so that answers of two requests never lie side by side."""
     try:
-        written = json.loads(done.read_text())["written"]
-    except (OSError, ValueError, KeyError, TypeError):
-        written = []
-    done.unlink(missing_ok=True)  # first: without it the case counts as unfinished
-    for name in written:
-        (done.parent / Path(name).name).unlink(missing_ok=True)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+        whole = all(sha256_of(place / name) == digest for name, digest in entry["written"].items())
+    except OSError:
+        return None
+    return {k: v for k, v in entry.items() if k not in signature} | {"status": "skipped"} if whole else None

@@ -29,6 +29,7 @@ from delineate.scans.grid import stack_of
 from delineate.scans.reading import read_scan
 from delineate.storage.files import write_json
 from delineate.storage.shipped import HOUSE_SYNTHESIS, house_folder
+from delineate.storage.swapping import swapping
 from delineate.synthesis.artist import Artist, Drawing
 from delineate.synthesis.contact_sheet import contact_sheet
 from delineate.synthesis.edges import EDGES, Extractor, hint
@@ -160,8 +161,9 @@ def synthesize(
             watch.update((done + 1) / total)
     records = artist.records(cases)
     summary = _assemble(request, output, dataset, records, synthesizer, extractor, bank.size, held)
-    shutil.rmtree(work / "synthesizer", ignore_errors=True)
-    tuned.rename(work / "synthesizer")
+    with swapping(work / "synthesizer") as building:
+        shutil.copytree(tuned, building, dirs_exist_ok=True)
+    shutil.rmtree(tuned, ignore_errors=True)
     for part in ("drawn", "judge", "estimate", "edges"):
         shutil.rmtree(work / part, ignore_errors=True)
     (work / "settings.json").unlink(missing_ok=True)
@@ -177,11 +179,9 @@ def _extractor(request: SynthesizeRequest) -> Extractor | None:
 
 
 def _save(synthesizer: Synthesizer, folder: Path, record: Any) -> None:
-    building = folder.with_name(f".writing-{folder.name}")
-    shutil.rmtree(building, ignore_errors=True)
-    synthesizer.save(building)
-    write_json(building / HELD_OUT, record)
-    building.rename(folder)
+    with swapping(folder) as building:
+        synthesizer.save(building)
+        write_json(building / HELD_OUT, record)
 
 
 def _assemble(
@@ -198,51 +198,46 @@ def _assemble(
     from delineate import __version__
 
     drawn = Path(f"{output}-training") / "drawn"
-    building = output.with_name(f".writing-{output.name}")
-    shutil.rmtree(building, ignore_errors=True)
     train, by_name = dataset.split("train"), {case.name: case for case in dataset.cases}
     flat = dataset.read(train[0])[0].is_flat
-    written = AugmentedDataset(building, dataset, flat=flat)
-    for case in (*train, *(dataset.split("val") if "val" in dataset.splits else ())):
-        written.add_real(case)
-    synthetic, rejected = {}, {}
-    for name, record in records.items():
-        about = {k: v for k, v in record.items() if k not in ("file", "kept")}
-        if record["kept"]:
-            first, end = record["slices"]
-            written.add_synthetic(name, by_name[record["source"]], drawn / record["file"], (first, end))
-            synthetic[name] = about
-        else:
-            rejected[name] = about
-    reasons = [record["verdict"]["reason"] for record in rejected.values()]
-    summary = {
-        "cases": len(train),
-        "drawn": len(records),
-        "kept": len(synthetic),
-        "rejected": {reason: reasons.count(reason) for reason in sorted(set(reasons))},
-        "segmenter_on_real": round(fmean(record["verdict"]["mask_of_real"] for record in records.values()), 3),
-    }
-    told = request.to_json()
-    written.finish(
-        {
-            "made_by": f"delineate {__version__}, DiffBoost (arXiv 2310.12868)",
-            "source": {"name": dataset.name, "fold": told["fold"]},
-            "model_sha256": synthesizer.fingerprint(),
-            "foundation": synthesizer.foundation.pretraining,
-            "settings": {name: told[name] for name in DRAWN_BY},
-            "held_out": held,
-            "summary": summary,
-            "synthetic": synthetic,
-            "rejected": rejected,
-        },
-        dataset.modality,
-    )
-    rows = _rows(dataset, train, records, drawn, request.drawing, extractor, size)
-    contact_sheet(list(rows), building / "contact_sheet.png")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    if output.exists():
-        output.rmdir()
-    building.rename(output)
+    with swapping(output) as building:
+        written = AugmentedDataset(building, dataset, flat=flat)
+        for case in (*train, *(dataset.split("val") if "val" in dataset.splits else ())):
+            written.add_real(case)
+        synthetic, rejected = {}, {}
+        for name, record in records.items():
+            about = {k: v for k, v in record.items() if k not in ("file", "kept")}
+            if record["kept"]:
+                first, end = record["slices"]
+                written.add_synthetic(name, by_name[record["source"]], drawn / record["file"], (first, end))
+                synthetic[name] = about
+            else:
+                rejected[name] = about
+        reasons = [record["verdict"]["reason"] for record in rejected.values()]
+        summary = {
+            "cases": len(train),
+            "drawn": len(records),
+            "kept": len(synthetic),
+            "rejected": {reason: reasons.count(reason) for reason in sorted(set(reasons))},
+            "segmenter_on_real": round(fmean(record["verdict"]["mask_of_real"] for record in records.values()), 3),
+        }
+        told = request.to_json()
+        written.finish(
+            {
+                "made_by": f"delineate {__version__}, DiffBoost (arXiv 2310.12868)",
+                "source": {"name": dataset.name, "fold": told["fold"]},
+                "model_sha256": synthesizer.fingerprint(),
+                "foundation": synthesizer.foundation.pretraining,
+                "settings": {name: told[name] for name in DRAWN_BY},
+                "held_out": held,
+                "summary": summary,
+                "synthetic": synthetic,
+                "rejected": rejected,
+            },
+            dataset.modality,
+        )
+        rows = _rows(dataset, train, records, drawn, request.drawing, extractor, size)
+        contact_sheet(list(rows), building / "contact_sheet.png")
     return summary
 
 

@@ -51,13 +51,13 @@ def fuse_mean(
     """The mean over the N masks, float32 in [0, 1]; by `weights` that sum to 1, where they are given."""
     stack = _checked(probabilities)
     bits = stack.view(np.uint16) if stack.dtype == np.float16 else stack
-    some = np.flatnonzero(np.logical_or.reduce(bits, axis=0))  # most of a scan is nobody's target
-    values = np.zeros(some.shape, np.float32)
+    reached = np.logical_or.reduce(bits, axis=0)
+    some = slice(None) if reached.all() else np.flatnonzero(reached)  # most of a scan is nobody's target
+    values = np.zeros(np.count_nonzero(reached), np.float32)
     for k, mask in enumerate(stack.reshape(len(stack), -1)):
-        one = mask[some].astype(np.float32)
-        values += one if weights is None else np.float32(weights[k]) * one
+        values += mask[some] if weights is None else np.float32(weights[k]) * mask[some].astype(np.float32)
     mean = np.zeros(stack[0].size, np.float32)
-    mean[some] = values / len(stack) if weights is None else values.clip(0, 1)
+    mean[some] = values / np.float32(len(stack)) if weights is None else values.clip(0, 1)
     return mean.reshape(stack.shape[1:])
 
 

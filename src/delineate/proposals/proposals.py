@@ -22,6 +22,7 @@ from delineate.scans.writing import write_labels, write_map
 from delineate.storage.files import safe_name
 
 NESTED = 0.98
+VOXELS_AT_ONCE = 1 << 22  # of what is worked on in float64: bounds memory
 FILES_AT_ONCE = 2  # that are written; each holds one array as large as the scan
 
 
@@ -154,7 +155,8 @@ class TargetProposals:
 
     def sliced(self, axis: int, index: int) -> "TargetProposals":
         """The same proposals of one slice across an axis of the scan, which has length 1 there."""
-        return replace(self, drawn=self._drawn().sliced(axis, index))
+        drawn = self._drawn()
+        return self if drawn.shape[axis] == 1 else replace(self, drawn=drawn.sliced(axis, index))
 
     def consensus_across(self, axis: int, how: str = "mean") -> np.ndarray:
         """How many voxels the consensus has in every slice across an axis, float64 of whole numbers."""
@@ -274,10 +276,13 @@ class TargetProposals:
 def entropy(probability: np.ndarray) -> np.ndarray:
     """Of probabilities in [0, 1], in bits, float32; what is below 1e-4 counts as none."""
     bits = np.zeros(probability.shape, np.float32)
-    unsettled = (probability > 1e-6) & (probability < 1 - 1e-6)  # most of a scan is settled
-    p = probability[unsettled]
-    bits[unsettled] = -(p * np.log2(p) + (1 - p) * np.log2(1 - p))
-    bits[bits < 1e-4] = 0
+    given, told = np.ascontiguousarray(probability).reshape(-1), bits.reshape(-1)
+    for start in range(0, given.size, VOXELS_AT_ONCE):
+        part, out = given[start : start + VOXELS_AT_ONCE], told[start : start + VOXELS_AT_ONCE]
+        unsettled = (part > 1e-6) & (part < 1 - 1e-6)  # most of a scan is settled
+        p = part[unsettled]
+        out[unsettled] = -(p * np.log2(p) + (1 - p) * np.log2(1 - p))
+        out[out < 1e-4] = 0
     return bits
 
 
@@ -373,7 +378,8 @@ class Proposals:
             if maps:
                 files[folder / f"{stem}_probability{suffix}"] = write_map, target.probability
                 files[folder / f"{stem}_doubt{suffix}"] = write_map, target.disagreement
-        with ThreadPoolExecutor(FILES_AT_ONCE) as pool:  # zlib lets other threads run
+        at_once = FILES_AT_ONCE if self.scan.voxels.size < VOXELS_AT_ONCE * 16 else 1
+        with ThreadPoolExecutor(at_once) as pool:  # zlib lets other threads run
             written = list(pool.map(lambda path: files[path][0](path, files[path][1](), self.scan), files))
         labels, ids = self.label_map(how)
         if len(ids) > 1:

@@ -19,7 +19,7 @@ from delineate.scans.finding import Found, Kind, case_name, digest_of, find_scan
 from delineate.scans.intensity import intensity_range, is_in_hounsfield_units
 from delineate.scans.reading import read_scan
 from delineate.scans.scan import Scan
-from delineate.storage.files import safe_name
+from delineate.storage.places import place_for
 
 CT_WINDOWS = {  # (black, white) in HU, as radiologists set them: level -+ half the width
     "abdomen": (-125.0, 275.0),
@@ -40,7 +40,7 @@ class ReviewCase:
         id: for the time of one run.
         name: for people.
         file: the scan's.
-        folder: everything that is made of it goes below, in `review/<user>/`.
+        place: everything that is made of it goes below, in `review/<user>/`, unless that is another scan's (`folder`).
         sha256: what the file must be; None where nobody has looked at it before.
         reading: how `read_scan` is to read it.
         earlier: answers that `delineate segment` gave, the same for everybody.
@@ -49,7 +49,7 @@ class ReviewCase:
     id: str
     name: str
     file: Path
-    folder: Path
+    place: Path
     sha256: str | None = None
     reading: Mapping[str, Any] = field(default_factory=dict)
     earlier: tuple[Answer, ...] = ()
@@ -77,6 +77,21 @@ class ReviewCase:
         return digest
 
     @cached_property
+    def folder(self) -> Path:
+        """`place`, or one beside it where that holds the work on another scan of the same name.
+
+        Raises:
+            ScanError: as `digest`; or `delineate segment` replaced the scan that was reviewed here.
+        """
+        own = place_for(self.place.parent, self.place.name, self.digest)
+        if own != self.place and self.sha256 is not None:
+            raise ScanError(
+                f"{self.place}: holds a review of another scan of this name; move its folder 'review' away, or segment "
+                "this scan into another folder"
+            )
+        return own
+
+    @cached_property
     def info(self) -> CaseInfo:
         """What is told of the case.
 
@@ -86,7 +101,12 @@ class ReviewCase:
         with self._lock:
             if self.opened:
                 return self.__dict__["info"]
-            return describe(self, self.scan())
+            told = describe(self, self.scan())
+            if self.folder != self.place:
+                told.notes.append(
+                    f"{self.place} holds the work on another scan of this name; this one's is in {self.folder}"
+                )
+            return told
 
     def scan(self) -> Scan:
         """The scan; of all cases, the last few are kept.
@@ -140,7 +160,7 @@ def find_cases(path: Path, output: Path | None = None, **reading: Any) -> list[R
     folder = Path(f"{case_name(path)}-review") if output is None else Path(output)
     single = len(scans) == 1 and scans[0].path == path
     return [
-        ReviewCase(f"c{n}", scan.name, scan.path, folder if single else folder / safe_name(scan.name), reading=reading)
+        ReviewCase(f"c{n}", scan.name, scan.path, folder if single else folder / scan.name, reading=reading)
         for n, scan in enumerate(scans)
     ]
 

@@ -17,7 +17,8 @@ from delineate.review.cases import ReviewCase
 from delineate.review.log import Log
 from delineate.review.saving import Source, save_layers
 from delineate.review.work import Layer, NotHere, Work
-from delineate.storage.files import safe_name
+from delineate.storage.files import safe_name, write_json
+from delineate.storage.places import REVIEWS, SCAN
 
 HISTORY = 50
 PATIENCE = 5.0  # seconds that a question gets to stop in
@@ -44,9 +45,10 @@ class Place:
         self.case, self.user, self.answering = case, user, answering
         self.lock = RLock()
         self.info = case.info
-        self.folder = case.folder / "review" / safe_name(user)
+        self.folder = case.folder / REVIEWS / safe_name(user)
         self.log = Log(self.folder / "events.jsonl")
         try:
+            write_json(self.folder / SCAN, {"sha256": case.digest, "file": case.file.name})
             self.work = Work(self.info.shape, self.log.events)
             self.answers = {answer.info.id: answer for answer in case.earlier} | self._own_answers()
         except BaseException:

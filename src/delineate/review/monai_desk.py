@@ -31,6 +31,7 @@ from delineate.review.work import NotHere
 from delineate.scans.scan import Scan
 from delineate.scans.writing import write_labels
 from delineate.storage.files import safe_name
+from delineate.storage.places import REVIEWS
 
 if TYPE_CHECKING:
     from delineate.proposals.proposals import TargetProposals
@@ -98,7 +99,7 @@ class MonaiDesk:
 
     def saved(self, user: str, case: str) -> bool:
         """Whether a person has kept a mask of a case."""
-        folder = self.desk.cases[case].folder / "review" / safe_name(user) / "saved"
+        folder = self.desk.cases[case].folder / REVIEWS / safe_name(user) / "saved"
         return next(folder.glob("*.json"), None) is not None
 
     def status(self, user: str) -> dict[str, Any]:

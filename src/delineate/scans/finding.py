@@ -1,6 +1,7 @@
 """Where scans lie: files and folders, what they are, and what a case is called."""
 
 import hashlib
+from collections import Counter
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
@@ -11,6 +12,7 @@ from delineate.scans.dicom.source import DICOM_SUFFIXES, files_in, is_dicom
 from delineate.scans.nifti import NIFTI_SUFFIXES
 from delineate.scans.scan import SCAN_SUFFIXES, is_scan_file, stem_of, suffix_of
 from delineate.storage.files import sha256_of
+from delineate.storage.places import case_folder_name
 
 
 class Kind(Enum):
@@ -75,9 +77,9 @@ def find_scans(path: Path) -> list[Found]:
         raise ScanError(
             f"{path}: no scan in this folder; it is searched for NIfTI, DICOM, PNG, JPEG and TIFF, not below"
         )
-    names = [one.name for one in found]
+    names = Counter(one.name.casefold() for one in found)  # some file systems do not tell upper from lower case
     for one in found:
-        if names.count(one.name) > 1:
+        if names[one.name.casefold()] > 1:
             raise ScanError(f"{one.path}: another scan of this folder is also called '{one.name}'; rename one of them")
     return found
 
@@ -91,12 +93,16 @@ def kind_of(path: Path) -> Kind:
 
 
 def case_name(path: Path) -> str:
-    """The name of a scan's case: a folder's name, or the file's stem without nnU-Net's channel number."""
+    """The name of a scan's case: a folder's name, or the file's stem without nnU-Net's channel number.
+
+    It is one folder's name, whatever the file is called (`storage.places.case_folder_name`).
+    """
     path = Path(path)
     if path.is_dir():
-        return path.resolve().name or "scan"
+        return case_folder_name(path.resolve().name)
     known = is_scan_file(path) or path.suffix.lower() in DICOM_SUFFIXES
-    return (stem_of(path) if known else path.name).removesuffix("_0000")  # names of DICOM files are often full of dots
+    stem = stem_of(path) if known else path.name  # names of DICOM files are often full of dots
+    return case_folder_name(stem.removesuffix("_0000"))
 
 
 def digest_of(path: Path) -> str:

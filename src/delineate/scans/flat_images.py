@@ -16,6 +16,7 @@ from PIL import Image
 from delineate.errors import ScanError
 from delineate.scans.geometry import check_size
 
+PILLOW_BYTES = {"I;16": 2, "I": 4, "F": 4}  # of a sample; of other modes one
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
 TIFF_SUFFIXES = (".tif", ".tiff")
 DAMAGE = (
@@ -63,6 +64,11 @@ def write_flat(path: Path, pixels: np.ndarray) -> None:
         )
 
 
+def _bytes_each(stored: int) -> int:
+    """What a sample takes: decoded, as an array of its own, and as float32."""
+    return 2 * stored + 4
+
+
 def _plain_pixels(
     path: Path, pixels: np.ndarray, turn: int, notes: list[str], has_alpha: bool, as_labels: bool
 ) -> tuple[np.ndarray, list[str]]:
@@ -93,7 +99,7 @@ def _plain_pixels(
 def _read_picture(path: Path, max_voxels: int, as_labels: bool) -> tuple[np.ndarray, list[str]]:
     notes: list[str] = []
     with path.open("rb") as file, _open_picture(file, "PNG", "JPEG") as image:
-        check_size(path, image.size, max_voxels)
+        check_size(path, image.size, max_voxels, len(image.getbands()) * _bytes_each(PILLOW_BYTES.get(image.mode, 1)))
         if image.format == "PNG" and getattr(image, "n_frames", 1) > 1:
             raise ScanError(f"{path}: an image must be one frame, found an animation; save one frame of it")
         depth, colour = _png_depth(file) if image.format == "PNG" else (8, 2)
@@ -173,7 +179,8 @@ def _only_page(path: Path, tiff: tifffile.TiffFile) -> tifffile.TiffPage:
 
 def _checked_page(path: Path, page: tifffile.TiffPage, max_voxels: int) -> str:
     """The name of the page's colour kind, once its size and place in the file are known to be sound."""
-    check_size(path, (page.imagelength, page.imagewidth), max_voxels)
+    sample = _bytes_each(max(1, page.bitspersample // 8))
+    check_size(path, (page.imagelength, page.imagewidth), max_voxels, page.samplesperpixel * sample)
     if prod(page.shape) > 4 * page.imagelength * page.imagewidth:  # before samples without end are allocated
         raise ScanError(f"{path}: an image must be grey or RGB, found shape {page.shape}; convert it to RGB")
     ends = [start + size for start, size in zip(page.dataoffsets, page.databytecounts, strict=True)]

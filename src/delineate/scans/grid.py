@@ -4,7 +4,7 @@ A scan becomes a stack of axial slices seen as a radiologist sees them; each is 
 pixels, so that its longer side is `size` pixels, and padded to a square. Intensities go to [-1, 1].
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import gcd, prod
 
@@ -20,6 +20,7 @@ from delineate.scans.scan import Scan
 from delineate.scans.sparse import Sparse
 
 SLICES_AT_ONCE = 32  # of a scan, at its own resolution: bounds memory
+PIXELS_AT_ONCE = SLICES_AT_ONCE * 512 * 512  # likewise, of pictures larger than that
 
 
 @dataclass(frozen=True)
@@ -88,8 +89,10 @@ class Fit:
 
     def part_from_grid(
         self, values: Float[Tensor, "batch channels size size"]
-    ) -> tuple[int, int, Float[Tensor, "batch channels _ _"]]:
-        """Of `from_grid` a rectangle outside of which all is zero, to the bit: its first row and column, and itself.
+    ) -> tuple[int, int, tuple[int, int], Callable[[], Iterator[Float[Tensor, "_ channels _ _"]]]]:
+        """Of `from_grid` a rectangle outside of which all is zero, to the bit: first row and column, size, and itself.
+
+        It comes in parts of the batch, as often as it is called, so that not all of a large picture is in memory.
 
         Both sides are cut at multiples of the smallest blocks of grid pixels that are a whole number of the slices'
         pixels. Where such a number is not a power of two, rounding would depend on where one cuts: nothing is cut.
@@ -110,9 +113,14 @@ class Fit:
             own.append((low * pixels // blocks, high * pixels // blocks))
         (rows, columns), (first, last), (left, right) = grid, *own
         part = inner[..., slice(*rows), slice(*columns)]
+        size = (last - first, right - left)
         if not part.numel():
-            return 0, 0, part
-        return first, left, F.interpolate(part, (last - first, right - left), mode="bilinear", antialias=False)
+            return 0, 0, (0, 0), lambda: iter([part.reshape(*part.shape[:2], 0, 0)])
+        some = part.split(max(1, PIXELS_AT_ONCE // prod(size)))
+        if len(some) == 1:
+            whole = F.interpolate(part, size, mode="bilinear", antialias=False)
+            return first, left, size, lambda: iter([whole])
+        return first, left, size, lambda: (F.interpolate(o, size, mode="bilinear", antialias=False) for o in some)
 
 
 def canonical_fit(scan: Scan, size: int) -> Fit:
@@ -143,9 +151,12 @@ def stack_of(
     chosen = canonical if only is None else canonical[list(only)]
     parts = []
     for start in range(0, len(chosen), SLICES_AT_ONCE):
-        part = normalise(chosen[start : start + SLICES_AT_ONCE], scan.modality, ends)
-        slices = torch.from_numpy(np.ascontiguousarray(part))
-        parts.append(fit.to_grid(slices.permute(0, 3, 1, 2) if scan.is_colour else slices[:, None]))
+        part = chosen[start : start + SLICES_AT_ONCE]
+        one_by_one = scan.is_colour and part.size > PIXELS_AT_ONCE
+        colours = np.split(part, part.shape[-1], axis=-1) if one_by_one else [part]
+        shown = (torch.from_numpy(np.ascontiguousarray(normalise(one, scan.modality, ends))) for one in colours)
+        grid = [fit.to_grid(one.permute(0, 3, 1, 2) if scan.is_colour else one[:, None]) for one in shown]
+        parts.append(torch.cat(grid, dim=1))
     return torch.cat(parts) if scan.is_colour else with_neighbours(torch.cat(parts)[:, 0], slices_apart(scan, apart_mm))
 
 
@@ -198,25 +209,46 @@ def to_scan_voxels(values: Float[Tensor, "n slices size size"], scan: Scan) -> S
     """
     fit = canonical_fit(scan, values.shape[-1])
     orientation = orientation_of(scan.affine)
-    flips = [axis for axis, flip in enumerate(orientation.flips) if flip]
     steps = [prod(scan.shape[:axis]) for axis in orientation.order]  # between neighbours, the scan's first axis fastest
+    whole = np.int32 if prod(scan.shape) <= np.iinfo(np.int32).max else np.int64
+    turned = steps[1] < steps[2]  # rows are nearer to one another than columns: they are gone through first
     shown = torch.stack([one.flatten(1).any(dim=1) for one in values]).any(dim=0)  # most slices do not show the target
     some = shown.nonzero()[:, 0].tolist()
-    places, kept = [np.empty(0, np.int64)], [np.empty((len(values), 0), np.float16)]
-    for index in reversed(some) if 0 in flips else some:
-        top, left, back = fit.part_from_grid(values[:, index, None].float())
-        drawn = back[:, 0].clamp(0, 1).to(torch.float16).numpy()
-        height, width = drawn.shape[1:]
-        reached = np.logical_or.reduce(drawn.view(np.uint16), axis=0)
-        row, column = np.nonzero(reached[:: -1 if 1 in flips else 1, :: -1 if 2 in flips else 1])
-        row, column = (height - 1 - row if 1 in flips else row), (width - 1 - column if 2 in flips else column)
-        kept.append(drawn[:, row, column])
-        at = [np.int64(index), top + row, left + column]
-        for axis in flips:
-            at[axis] = scan.shape[orientation.order[axis]] - 1 - at[axis]
-        places.append(steps[0] * at[0] + steps[1] * at[1] + steps[2] * at[2])
-    where, found = np.concatenate(places), np.concatenate(kept, axis=1)
-    if orientation.order != (2, 1, 0):  # else they come in this order
+    places, kept = [np.empty(0, whole)], [np.empty((len(values), 0), np.float16)]
+
+    def as_kept(drawn: np.ndarray) -> np.ndarray:
+        """Slices (..., rows, columns) with the voxels in the order of the scan."""
+        ways = tuple(slice(None, None, -1 if flip else 1) for flip in orientation.flips[1:])
+        return np.swapaxes(drawn[..., *ways], -1, -2) if turned else drawn[..., *ways]
+
+    for index in reversed(some) if orientation.flips[0] else some:
+        top, left, size, back = fit.part_from_grid(values[:, index, None].float())
+        reached = np.zeros(size, bool)
+        for part in back():
+            reached |= np.logical_or.reduce(_halves(part).view(np.uint16), axis=0)
+        inside = np.flatnonzero(as_kept(reached)).astype(whole)
+        kept.append(found := np.empty((len(values), len(inside)), np.float16))
+        done = 0
+        for part in back():
+            np.take(as_kept(_halves(part)).reshape(len(part), -1), inside, axis=1, out=found[done : done + len(part)])
+            done += len(part)
+        corner = [index, top, left]
+        for axis, flip in enumerate(orientation.flips):
+            if flip:
+                corner[axis] = scan.shape[orientation.order[axis]] - corner[axis] - (1, *size)[axis]
+        slow, fast = (2, 1) if turned else (1, 2)
+        at, within = np.divmod(inside, whole(max(1, (1, *size)[fast])))
+        at *= whole(steps[slow])
+        at += within * whole(steps[fast])
+        at += whole(sum(step * start for step, start in zip(steps, corner, strict=True)))
+        places.append(at)
+    where, found = (np.concatenate(places), np.concatenate(kept, axis=1)) if len(some) > 1 else (places[-1], kept[-1])
+    if len(some) > 1 and steps[0] < max(steps):  # slices are no layers of the scan
         rising = np.argsort(where)
         where, found = where[rising], found[:, rising]
-    return Sparse(found, where.astype(np.int32 if prod(scan.shape) <= np.iinfo(np.int32).max else np.int64), scan.shape)
+    return Sparse(found, where, scan.shape)
+
+
+def _halves(part: Tensor) -> np.ndarray:
+    """(N, 1, H, W) as float16 (N, H, W), clipped to [0, 1]."""
+    return part[:, 0].clamp(0, 1).to(torch.float16).numpy()

@@ -98,4 +98,7 @@ def normalise(voxels: np.ndarray, modality: str | None, ends: tuple[float, float
     low, high = intensity_range(voxels, modality) if ends is None else ends
     if high - low < np.finfo(np.float32).tiny:  # 2 / (high - low) would be infinite, and 0 times it NaN
         return np.full_like(voxels, -1.0)
-    return np.clip((voxels - low) * (2 / (high - low)) - 1, -1, 1).astype(np.float32)
+    out = voxels - np.float32(low)  # in place from here on: a large picture is large
+    out *= np.float32(2 / (high - low))
+    out -= 1
+    return np.clip(out, -1, 1, out=out)

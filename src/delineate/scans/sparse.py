@@ -89,6 +89,8 @@ class Sparse:
 
     def sliced(self, axis: int, index: int) -> "Sparse":
         """The maps of one slice across an axis, which has length 1 in them."""
+        if self.shape[axis] == 1:
+            return self
         here = np.flatnonzero(self.along(axis) == index)
         below = prod(self.shape[:axis])
         where = self.where[here] % below + self.where[here] // (below * self.shape[axis]) * below

@@ -1,21 +1,20 @@
 """Folders with a manifest: written whole or not at all, and checked file by file before anything in them is read."""
 
 import json
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from delineate.errors import ModelError
 from delineate.storage.files import sha256_of, write_json
+from delineate.storage.swapping import swapping
 
 MANIFEST = "manifest.json"
 
 
 @contextmanager
 def sealing(folder: Path, is_older: Callable[[Path], bool], what: str) -> Iterator[Path]:
-    """Yield a temporary folder to fill; it is then sealed by a manifest and takes the place of `folder`.
+    """Yield a temporary folder to fill; it is then sealed by a manifest and takes the place of `folder` (`swapping`).
 
     Args:
         folder: where it goes; an older one of the same kind is replaced.
@@ -24,30 +23,13 @@ def sealing(folder: Path, is_older: Callable[[Path], bool], what: str) -> Iterat
 
     Raises:
         ModelError: `folder` holds something else.
+        BusyError: another command is writing it.
     """
     folder = Path(folder)
     check_free(folder, is_older, what)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder.parent))
-    try:
+    with swapping(folder) as building:
         yield building
         write_json(building / MANIFEST, hashes(building))
-        building.chmod(0o755)
-        older = building.with_name(f"{building.name}-older")
-        if folder.exists():
-            folder.rename(older)
-        try:
-            building.rename(folder)
-        except BaseException:
-            if older.exists():
-                older.rename(folder)
-            raise
-        if older.is_symlink():
-            older.unlink()
-        shutil.rmtree(older, ignore_errors=True)
-    finally:
-        if building.exists():
-            shutil.rmtree(building)
 
 
 def check_free(folder: Path, is_older: Callable[[Path], bool], what: str) -> None:

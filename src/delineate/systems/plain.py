@@ -16,6 +16,7 @@ from delineate.data.slices import Batch, SliceBank
 from delineate.networks import NETWORKS
 from delineate.prompts.vocabulary import Vocabulary
 from delineate.scans.grid import View
+from delineate.storage.memory import at_once
 from delineate.storage.pretrained import PRETRAINED, read_pretrained
 from delineate.storage.weights import load_weights, save_weights
 from delineate.systems.system import Asked, Clue, Drawn, OnShare
@@ -98,7 +99,7 @@ class Plain:
     @torch.no_grad()
     def see(self, view: View) -> Tensor:
         """Probabilities of all channels, (S, 1 + C, size, size)."""
-        chunks = view.stack.split(16)
+        chunks = view.stack.split(at_once(16))
         return torch.cat([self.logits(chunk.to(self.device)).softmax(dim=1).cpu() for chunk in chunks])
 
     def propose(self, seen: Tensor, asked: Asked, n: int, seed: int, on_step: OnShare = lambda share: None) -> Drawn:

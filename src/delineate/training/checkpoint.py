@@ -1,14 +1,13 @@
 """Training state on disk: whole or absent, verified when read, the last two kept.
 
 A checkpoint is a folder `checkpoint-<images seen>` of safetensors and one `state.json` that holds the numbers, the
-SHA-256 of every other file, and a digest of itself. It is built under a temporary name and renamed, so a kill at any
+SHA-256 of every other file, and a digest of itself. It is built beside and put in place whole, so a kill at any
 moment leaves the previous ones; a damaged newest one is passed over for the one before.
 """
 
 import hashlib
 import json
 import shutil
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from delineate.storage.files import sha256_of, write_json
+from delineate.storage.swapping import swapping, sweep
 
 KEPT = 2
 
@@ -55,8 +55,7 @@ def save_checkpoint(state: TrainState, folder: Path) -> Path:
     """Write the state as the newest checkpoint in `folder`, drop all but the last two, and return its path."""
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"checkpoint-{state.images_seen:010d}"
-    building = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder))
-    try:
+    with swapping(target) as building:
         save_file(_contiguous(state.module.state_dict()), building / "weights.safetensors")
         save_file(_contiguous(state.average), building / "average.safetensors")
         moments = state.optimizer.state_dict()["state"]
@@ -71,13 +70,8 @@ def save_checkpoint(state: TrainState, folder: Path) -> Path:
             "sha256": {f.name: sha256_of(f) for f in sorted(building.iterdir())},
         }
         write_json(building / "state.json", {**numbers, "digest": _digest(numbers)})
-        if target.exists():
-            shutil.rmtree(target)
-        building.rename(target)
-    finally:
-        if building.exists():
-            shutil.rmtree(building)
-    for old in [*checkpoints(folder)[:-KEPT], *folder.glob(".writing-*")]:  # the latter: killed while writing
+    sweep(folder)  # what was killed while it was written
+    for old in checkpoints(folder)[:-KEPT]:
         shutil.rmtree(old)
     return target
 

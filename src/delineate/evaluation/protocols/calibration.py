@@ -265,7 +265,7 @@ def show(summary: dict[str, Any], console: Console) -> None:
         (BOX, f"in a box, {summary['margin_voxels']} voxels around what is drawn or true"),
         (WHOLE, "over all voxels, most of which are easy background"),
     ):
-        console.print(f"all cases together, {where}", highlight=False)
+        console.print(f"all cases together, {where}")
         table = Table(box=None, pad_edge=False)
         table.add_column("target")
         for heading in ("ECE", "adaptive", "MCE", "Brier", "NLL"):

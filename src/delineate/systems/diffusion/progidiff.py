@@ -25,6 +25,7 @@ from delineate.foundation.pretraining import NO_PART
 from delineate.foundation.text import Encoded
 from delineate.networks.encoder import ENCODER_WIDTHS, Features
 from delineate.prompts.vocabulary import Vocabulary
+from delineate.storage.memory import at_once
 from delineate.systems.diffusion import prompted
 from delineate.systems.diffusion.encoding import Captioned, looked_at
 from delineate.systems.diffusion.fields import random_fields, smooth_fields
@@ -106,12 +107,12 @@ class ProGiDiff(Prompted):
 
         pairs = torch.cartesian_prod(torch.arange(len(probability)), torch.arange(n)).flip(1)
         out = torch.zeros(n, len(probability), self.size, self.size)
-        draw_pairs(pairs, draw, out, PAIRS_AT_ONCE, on_step)
+        draw_pairs(pairs, draw, out, at_once(PAIRS_AT_ONCE), on_step)
         return out if known is None else torch.where(known[1].cpu() > 0, known[0].cpu(), out)
 
     def _steering(self, hint: Hint, text: Encoded, t: int) -> Residuals:
         """What the control adds to the U-Net at time t, of every (slice, prompt) pair."""
-        channels, parts = self.foundation.codec.channels, torch.arange(len(hint.grid)).split(PAIRS_AT_ONCE)
+        channels, parts = self.foundation.codec.channels, torch.arange(len(hint.grid)).split(at_once(PAIRS_AT_ONCE))
         found = [self.control.residuals(t, text[torch.zeros_like(i)], hint[i], channels) for i in parts]
         down = tuple(torch.cat(skips) for skips in zip(*(one.down for one in found), strict=True))
         return Residuals(down, torch.cat([one.middle for one in found]))

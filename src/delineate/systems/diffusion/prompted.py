@@ -25,6 +25,7 @@ from delineate.networks.precision import halves
 from delineate.prompts.captions import captions
 from delineate.prompts.vocabulary import Vocabulary
 from delineate.scans.grid import View
+from delineate.storage.memory import at_once
 from delineate.storage.weights import load_weights, save_weights
 from delineate.systems.diffusion.encoding import Captioned, coarse_share, encoder_loss, halved, rivals_in
 from delineate.systems.diffusion.thresholds import thresholds
@@ -98,7 +99,7 @@ class Prompted:
         """Encode slices once, for any number of prompts; in half precision where the machine is made for it."""
         stack = view.stack.to(self.foundation.device)
         with halves(stack.device):
-            parts = [self.control.encoder(chunk).levels[: self.levels_kept] for chunk in stack.split(16)]
+            parts = [self.control.encoder(chunk).levels[: self.levels_kept] for chunk in stack.split(at_once(16))]
         return Features(tuple(torch.cat(level).float() for level in zip(*parts, strict=True)))
 
     @torch.no_grad()
@@ -129,7 +130,7 @@ class Prompted:
             return Drawn(self._draw(seen, text, probability, n, seed, on_step))
         out = torch.from_numpy(np.zeros((n, len(probability), self.size, self.size), np.float32))
         active, done = drawn.nonzero()[:, 0], 0
-        for some in active.split(SLICES_AT_ONCE) if len(active) else ():
+        for some in active.split(at_once(SLICES_AT_ONCE)) if len(active) else ():
 
             def report(share: float, done: int = done, count: int = len(some)) -> None:
                 on_step((done + share * count) / len(active))
@@ -159,9 +160,9 @@ class Prompted:
         rivals = [i for i, name in enumerate(names) if name in against]
         key = ("total", *rivals)
         if key not in seen.memo:  # the logarithm of what all shares are divided by, (S, size, size)
-            seen.memo[key] = torch.cat([head.total(chunk.fine, pooled[rivals]) for chunk in seen.split(16)])
+            seen.memo[key] = torch.cat([head.total(chunk.fine, pooled[rivals]) for chunk in seen.split(at_once(16))])
         own = pooled[[names.index(asked.name)]]
-        logit = torch.cat([head(chunk.fine, own)[:, 0] for chunk in seen.split(16)])
+        logit = torch.cat([head(chunk.fine, own)[:, 0] for chunk in seen.split(at_once(16))])
         return (logit - seen.memo[key]).exp().clamp(max=1)  # rounding may exceed it
 
     @torch.no_grad()

@@ -31,6 +31,7 @@ from delineate.foundation.foundation import Foundation
 from delineate.networks.encoder import ENCODER_WIDTHS, ImageEncoder
 from delineate.prompts.vocabulary import Vocabulary
 from delineate.scans.grid import View
+from delineate.storage.memory import at_once
 from delineate.storage.weights import load_weights, save_weights
 from delineate.systems.drawing import draw_pairs
 from delineate.systems.system import Asked, Clue, Drawn, OnShare
@@ -154,7 +155,7 @@ class SDSeg:
     @torch.no_grad()
     def see(self, view: View) -> Tensor:
         """Conditions (S, channels, size/8, size/8), made once for any number of prompts and proposals."""
-        return torch.cat([self.network.see(chunk.to(self.device)) for chunk in view.stack.split(16)])
+        return torch.cat([self.network.see(chunk.to(self.device)) for chunk in view.stack.split(at_once(16))])
 
     @torch.no_grad()
     def propose(self, seen: Tensor, asked: Asked, n: int, seed: int, on_step: OnShare = lambda share: None) -> Drawn:
@@ -174,7 +175,7 @@ class SDSeg:
 
         out = torch.zeros(n, len(seen), self.size, self.size)
         pairs = torch.cartesian_prod(torch.arange(len(seen)), torch.arange(n)).flip(1)
-        draw_pairs(pairs, draw, out, PAIRS_AT_ONCE, on_step)
+        draw_pairs(pairs, draw, out, at_once(PAIRS_AT_ONCE), on_step)
         return Drawn(out)
 
     def _clean(self, condition: Tensor, concept: int, x_t: Tensor, t: int) -> Tensor:

@@ -18,6 +18,7 @@ from delineate.foundation.text import Encoded
 from delineate.networks.encoder import ENCODER_WIDTHS, Features, PromptedEncoder
 from delineate.networks.precision import halves
 from delineate.networks.spread import Spread, Start, log_odds
+from delineate.storage.memory import at_once
 from delineate.systems.diffusion import prompted
 from delineate.systems.diffusion.encoding import Captioned, looked_at
 from delineate.systems.diffusion.fields import LEVEL, even_fields, smooth_fields
@@ -76,7 +77,7 @@ class SpreadSystem(Prompted):
     ) -> Tensor:
         odds = log_odds(probability[:, None])
         pooled = text.pooled.expand(len(odds), -1)
-        parts = torch.arange(len(odds)).split(PAIRS_AT_ONCE)
+        parts = torch.arange(len(odds)).split(at_once(PAIRS_AT_ONCE))
         with halves(odds.device):
             starts = [self.control.spread(seen[some], odds[some], pooled[some]) for some in parts]
         out = drawn_from(starts, smooth_fields(self.size, n, seed), on_step)

@@ -29,6 +29,7 @@ from delineate.prompts import anatomy
 from delineate.prompts.concept import Concept
 from delineate.prompts.vocabulary import Vocabulary
 from delineate.scans.grid import View
+from delineate.storage.memory import at_once
 from delineate.systems.diffusion.condition import ConditionNetwork
 from delineate.systems.diffusion.denoiser import TwinDenoiser
 from delineate.systems.diffusion.staged import clean_from, condition_loss, denoiser_loss
@@ -202,9 +203,9 @@ class UniSegDiff:
     @torch.no_grad()
     def see(self, view: View) -> Conditions:
         """Condition features of slices, made once for any number of prompts and proposals."""
-        parts = [self.condition(chunk.to(self.device)) for chunk in view.stack.split(16)]
+        parts = [self.condition(chunk.to(self.device)) for chunk in view.stack.split(at_once(16))]
         levels = [torch.cat(level) for level in zip(*parts, strict=True)]
-        probability = [self.condition.log_probability(chunk).exp() for chunk in levels[0].split(16)]
+        probability = [self.condition.log_probability(chunk).exp() for chunk in levels[0].split(at_once(16))]
         return Conditions(levels, torch.cat(probability))
 
     @torch.no_grad()
@@ -269,12 +270,12 @@ class UniSegDiff:
                 trunk = torch.cat(
                     [
                         self._sample(seen[some], chain, times[:parts_at], start[some.cpu()], told(some))
-                        for some in everyone.split(PAIRS_AT_ONCE)
+                        for some in everyone.split(at_once(PAIRS_AT_ONCE))
                     ]
                 )
             draw = partial(self._continued, seen, chain, times, parts_at, fields, trunk, told)
             pairs = torch.cartesian_prod(torch.arange(first, n, 2), everyone.cpu())
-            done = draw_pairs(pairs, draw, out, PAIRS_AT_ONCE, on_step, done)
+            done = draw_pairs(pairs, draw, out, at_once(PAIRS_AT_ONCE), on_step, done)
         return out
 
     def _continued(

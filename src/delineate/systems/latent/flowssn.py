@@ -34,6 +34,7 @@ from delineate.errors import DelineateError
 from delineate.networks import NETWORKS
 from delineate.prompts.vocabulary import Vocabulary
 from delineate.scans.grid import View
+from delineate.storage.memory import at_once
 from delineate.systems.parts import filled, save, train
 from delineate.systems.system import Asked, Clue, Drawn, OnShare
 from delineate.training.loop import Loss, Phase, Step
@@ -107,7 +108,7 @@ class FlowSSN:
     @torch.no_grad()
     def see(self, view: View) -> Tensor:
         """The base's means of slices, (S, 1 + C, size, size), made once for any number of prompts and proposals."""
-        return torch.cat([self.base(chunk.to(self.device)) for chunk in view.stack.split(PAIRS_AT_ONCE)])
+        return torch.cat([self.base(chunk.to(self.device)) for chunk in view.stack.split(at_once(PAIRS_AT_ONCE))])
 
     @torch.no_grad()
     def propose(self, seen: Tensor, asked: Asked, n: int, seed: int, on_step: OnShare = lambda share: None) -> Drawn:
@@ -118,7 +119,7 @@ class FlowSSN:
             [torch.randn(seen.shape[1:], generator=Generator().manual_seed(seed_of(seed, k))) for k in range(n)]
         )
         pairs = torch.cartesian_prod(torch.arange(n), torch.arange(len(seen)))
-        for done, some in enumerate(chunks := pairs.split(PAIRS_AT_ONCE), start=1):
+        for done, some in enumerate(chunks := pairs.split(at_once(PAIRS_AT_ONCE)), start=1):
             k, s = some.T
             drawn = self.follow(seen[s.to(seen.device)] + noise[k].to(seen.device))
             out[k, s] = drawn[:, channel].clamp(0, 1).cpu()

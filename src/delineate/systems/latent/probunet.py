@@ -36,6 +36,7 @@ from delineate.data.slices import Batch, SliceBank
 from delineate.diffusion.seeds import seed_of
 from delineate.prompts.vocabulary import Vocabulary
 from delineate.scans.grid import View
+from delineate.storage.memory import at_once
 from delineate.systems.latent.probabilistic import ProbabilisticUNet
 from delineate.systems.parts import filled, save, train
 from delineate.systems.system import Asked, Clue, Drawn, OnShare
@@ -149,7 +150,7 @@ class ProbUNet:
     @torch.no_grad()
     def see(self, view: View) -> SlicePrior:
         """Features and prior of slices, made once for any number of prompts and proposals."""
-        chunks = [chunk.to(self.device) for chunk in view.stack.split(PAIRS_AT_ONCE)]
+        chunks = [chunk.to(self.device) for chunk in view.stack.split(at_once(PAIRS_AT_ONCE))]
         features = torch.cat([self.network.see(chunk) for chunk in chunks])
         mean, log_sigma = (torch.cat(part) for part in zip(*map(self.network.prior, chunks), strict=True))
         return SlicePrior(features, mean, log_sigma.exp())
@@ -165,7 +166,7 @@ class ProbUNet:
         done, slices_at_once = 0, max(1, PAIRS_AT_ONCE // n)
         for slices in torch.arange(len(seen.features)).split(slices_at_once):
             at = slice(int(slices[0]), int(slices[-1]) + 1)
-            for proposals in torch.arange(n).split(PAIRS_AT_ONCE):
+            for proposals in torch.arange(n).split(at_once(PAIRS_AT_ONCE)):
                 z = seen.mean[at, None] + seen.sigma[at, None] * noise[proposals.to(self.device)]
                 logits = self.network.head(seen.features[at], z)
                 share = (logits[:, channel] - logits.logsumexp(dim=1)).exp()  # the target's part of the softmax
