@@ -4,6 +4,7 @@ Fine-tune a synthesizer on the train split (stage b of DiffBoost), train a first
 of every training case, judge them, and write a dataset that holds the real cases and what passed.
 """
 
+import json
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -115,6 +116,8 @@ def synthesize(
     curves stay there. After a stop the same request goes on; another one is refused.
     """
     output, seed, drawing = Path(output), request.seed, request.drawing
+    if (Path(f"{output}-training") / "settings.json").is_file() and (output / PROVENANCE).is_file():
+        return _cleared(output, work_folder(output, request))  # killed when all but this was done
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise DelineateError(f"{output}: exists and is not empty; choose another folder")
     source = request.folder.folder
@@ -161,13 +164,20 @@ def synthesize(
             watch.update((done + 1) / total)
     records = artist.records(cases)
     summary = _assemble(request, output, dataset, records, synthesizer, extractor, bank.size, held)
-    with swapping(work / "synthesizer") as building:
-        shutil.copytree(tuned, building, dirs_exist_ok=True)
-    shutil.rmtree(tuned, ignore_errors=True)
-    for part in ("drawn", "judge", "estimate", "edges"):
+    _cleared(output, work)
+    return summary
+
+
+def _cleared(output: Path, work: Path) -> dict[str, Any]:
+    """What is left of the work once the folder is whole: the synthesizer and the curves."""
+    tuned = work / "tuned"
+    if tuned.is_dir():
+        with swapping(work / "synthesizer") as building:
+            shutil.copytree(tuned, building, dirs_exist_ok=True)
+    for part in ("tuned", "drawn", "judge", "estimate", "edges"):
         shutil.rmtree(work / part, ignore_errors=True)
     (work / "settings.json").unlink(missing_ok=True)
-    return summary
+    return json.loads((output / PROVENANCE).read_text())["summary"]
 
 
 def _extractor(request: SynthesizeRequest) -> Extractor | None:

@@ -62,6 +62,8 @@ def find_scans(path: Path) -> list[Found]:
         raise ScanError(f"{path}: no such file or folder; check the path")
     if path.is_file():
         return [Found.at(path)]
+    if not path.is_dir():
+        raise ScanError(f"{path}: a scan must be a file or a folder, this is a pipe or a device; name a file")
     scans = sorted(p for p in path.iterdir() if p.is_file() and is_scan_file(p))
     own = Found.at(path)
     if own.kind is Kind.DICOM:

@@ -180,10 +180,11 @@ def _scaled(stored: Stored) -> np.ndarray:
 
 
 def _finite(path: Path, voxels: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
+    slabs = np.array_split(voxels, max(1, voxels.nbytes >> 26), axis=-1 if voxels.flags.f_contiguous else 0)
+    if all(np.isfinite(slab).all() for slab in slabs):  # piece by piece: a scan may fill most of the memory
+        return voxels, ()
     broken = ~np.isfinite(voxels)
     count = int(broken.sum())
-    if count == 0:
-        return voxels, ()
     if count == voxels.size:
         raise ScanError(f"{path}: a scan must hold finite values, found only NaN or infinity; convert it again")
     smallest = voxels[~broken].min()

@@ -100,5 +100,7 @@ class Sparse:
         self, values: Shaped[np.ndarray, " M"], axis: int, index: int, rest: float = 0
     ) -> Shaped[np.ndarray, " *space"]:
         """Of `spread(values, rest)` the slice `index` across an axis, which has length 1 in what is returned."""
+        if self.shape[axis] == 1:
+            return self.spread(values, rest)
         here = np.flatnonzero(self.along(axis) == index)
         return self.sliced(axis, index).spread(values[here], rest)

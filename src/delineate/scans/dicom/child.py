@@ -1,7 +1,7 @@
 """The child process that `delineate.scans.dicom.limits` starts: `python -m delineate.scans.dicom.child FOLDER`.
 
 It reads `job.json`, sets its own limits before it imports a library, does the job, and leaves `answer.json`:
-{"done": …}, {"refused": one line} or {"memory": bytes allowed}.
+{"done": …}, {"refused": one line} or {"memory": bytes allowed}, with "given" where this process may use fewer.
 """
 
 import errno
@@ -24,9 +24,9 @@ class Limits:
             self.resource = None
             return
         self.resource = resource
-        resource.setrlimit(resource.RLIMIT_CPU, (told["seconds"], told["seconds"] + 5))
-        resource.setrlimit(resource.RLIMIT_FSIZE, (self.most, self.most))
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        self._limit(resource.RLIMIT_CPU, told["seconds"], told["seconds"] + 5)
+        self._limit(resource.RLIMIT_FSIZE, self.most, self.most)
+        self._limit(resource.RLIMIT_CORE, 0, 0)
         self._set()
 
     def allow(self, more: int) -> None:
@@ -36,7 +36,21 @@ class Limits:
 
     def _set(self) -> None:
         if self.resource is not None:
-            self.resource.setrlimit(self.resource.RLIMIT_AS, (self.allowed, self.most))
+            self._limit(self.resource.RLIMIT_AS, self.allowed, self.most)
+
+    def _limit(self, which: int, soft: int, hard: int) -> None:
+        """Set a limit, no higher than the one that this process was given (`ulimit`)."""
+        given = self.resource.getrlimit(which)[1]  # type: ignore[union-attr]
+        if given != self.resource.RLIM_INFINITY:  # type: ignore[union-attr]
+            hard = min(hard, given)
+        self.resource.setrlimit(which, (min(soft, hard), hard))  # type: ignore[union-attr]
+
+    def told(self) -> dict[str, int]:
+        """What to say when memory ran out: what was allowed, and "given" where that is less."""
+        if self.resource is None:
+            return {"memory": self.allowed}
+        given = self.resource.getrlimit(self.resource.RLIMIT_AS)[0]
+        return {"memory": self.allowed} | ({"given": given} if given < self.allowed else {})
 
 
 def main(folder: Path) -> None:
@@ -64,7 +78,7 @@ def answer(job: dict[str, Any], folder: Path, limits: Limits) -> dict[str, Any]:
     except (MemoryError, OSError) as error:
         if isinstance(error, OSError) and error.errno != errno.ENOMEM:  # what mapping a file says of too little memory
             raise
-        return {"memory": limits.allowed}
+        return limits.told()
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from delineate.errors import ScanError
+from delineate.storage.memory import OutOfMemory
 
 HEADROOM = 1 << 30  # bytes for Python, numpy, pydicom and small change; the arrays come on top
 SECONDS = 120  # and one more for each MiB of files
@@ -65,6 +66,11 @@ def ask_child(job: dict[str, Any], folder: Path, *, size: int, array_bytes: int,
     answer = _answer(folder / "answer.json")
     if "refused" in answer:
         raise ScanError(str(answer["refused"]))
+    if "given" in answer:
+        raise OutOfMemory(
+            f"{name}: {doing} takes up to {answer['memory'] >> 20} MiB of memory and this process may use "
+            f"{answer['given'] >> 20} (ulimit -v); raise that"
+        )
     if "memory" in answer:
         raise ScanError(
             f"{name}: {doing} took more memory than its header accounts for ({answer['memory'] >> 20} MiB) and was "
