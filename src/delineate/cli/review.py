@@ -164,9 +164,10 @@ def _serve(
     import uvicorn
 
     from delineate.review.app import create_app
+    from delineate.review.connections import SERVER_LIMITS
     from delineate.review.desk import Desk
     from delineate.review.monai_label import FOLDER, MAX_UPLOAD
-    from delineate.review.safety import SERVER_LIMITS, allowed_hosts, guard, tokens_for
+    from delineate.review.safety import allowed_hosts, guard, tokens_for
 
     listening = _listening(host, port)
     port = listening.getsockname()[1]
