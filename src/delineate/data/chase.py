@@ -5,7 +5,6 @@ Source: Fraz et al., An Ensemble Classification-Based Approach Applied to Retina
 """
 
 import shutil
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ from PIL import Image
 
 from delineate.data.dataset import open_dataset, write_splits
 from delineate.errors import DatasetError
-from delineate.storage.files import write_json
+from delineate.storage.files import new_folder, write_json
 
 TARGET = "retinal vessels"
 OBSERVERS = ("1stHO", "2ndHO")
@@ -41,7 +40,7 @@ def write_chase(source: Path, folder: Path) -> Path:
     if not images:
         raise DatasetError(f"{source / 'images'} holds no Image_*.jpg; name the folder of CHASE_DB1.")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder.parent))
+    building = new_folder(folder.parent)
     try:
         for part in ("images", "masks", "raters"):
             (building / part).mkdir()
@@ -62,7 +61,6 @@ def write_chase(source: Path, folder: Path) -> Path:
         labels = {"background": 0, TARGET: 1}
         write_json(building / "dataset.json", {"channel_names": {"0": "fundus"}, "labels": labels})
         write_splits(open_dataset(building))
-        building.chmod(0o755)
         building.rename(folder)
     finally:
         shutil.rmtree(building, ignore_errors=True)

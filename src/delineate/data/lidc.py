@@ -5,7 +5,6 @@ Medical Physics 38, 2011. Terms: CC BY 3.0.
 """
 
 import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from zipfile import BadZipFile
@@ -15,7 +14,7 @@ from PIL import Image
 
 from delineate.data.layout import read_splits
 from delineate.errors import DatasetError
-from delineate.storage.files import write_json
+from delineate.storage.files import new_folder, write_json
 
 TARGET = "lung nodule"
 
@@ -67,7 +66,7 @@ def write_lidc(
         name.replace("/", "_"): patient for name, patient in zip(names, patients, strict=True) if patient in wanted
     }
     folder.parent.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder.parent))
+    building = new_folder(folder.parent)
     try:
         for part in ("images", "masks", "raters"):
             (building / part).mkdir()
@@ -85,7 +84,6 @@ def write_lidc(
         write_json(building / "subjects.json", subjects)
         write_json(building / "splits.json", kept)
         write_json(building / "dataset.json", {"channel_names": {"0": "CT"}, "labels": {"background": 0, TARGET: 1}})
-        building.chmod(0o755)
         building.rename(folder)
     finally:
         shutil.rmtree(building, ignore_errors=True)

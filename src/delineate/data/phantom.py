@@ -10,7 +10,6 @@ patient's left. `voxels[s]` is the usual radiological picture, the patient's rig
 """
 
 import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from scipy import ndimage
 
 from delineate.data.abdomen import CODES, draw_abdomen, ellipsoid, render, waves
 from delineate.errors import DatasetError
-from delineate.storage.files import write_json
+from delineate.storage.files import new_folder, write_json
 
 PHANTOM_LABELS: dict[str, int] = {
     "spleen": 1,
@@ -163,7 +162,7 @@ def write_phantom_dataset(
     tests, vals = max(1, round(0.2 * cases)), max(1, round(0.1 * cases))
     trains = cases - tests - vals
     folder.parent.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder.parent))
+    building = new_folder(folder.parent)
     try:
         for part in ("imagesTr", "labelsTr"):
             (building / part).mkdir()
@@ -197,7 +196,6 @@ def write_phantom_dataset(
             building / "splits.json",
             {"train": names[:trains], "val": names[trains : trains + vals], "test": names[trains + vals :]},
         )
-        building.chmod(0o755)
         building.rename(folder)
     finally:
         shutil.rmtree(building, ignore_errors=True)

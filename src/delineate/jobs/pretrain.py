@@ -17,7 +17,7 @@ from delineate.foundation.pretraining import caption_corpus, pretrain
 from delineate.jobs.opening import open_all, read_bank
 from delineate.jobs.watch import Nobody, Watch, finished_before, reporter, work_folder
 from delineate.pictures import training_curves
-from delineate.storage.files import write_json
+from delineate.storage.files import as_usual, write_json
 from delineate.systems import PRESETS
 from delineate.training.loop import Budget, Run, polite_stop
 from delineate.training.planning import make_plan
@@ -112,6 +112,7 @@ def pretrain_foundation(
     shutil.rmtree(building, ignore_errors=True)
     drawn.save(building)
     write_json(building / HELD_OUT, held_out(datasets, request.fold))
+    as_usual(building)
     shutil.rmtree(output, ignore_errors=True)
     building.rename(output)
     training_curves(logs, Path(f"{output}-training") / "curves.png")

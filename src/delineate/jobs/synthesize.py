@@ -27,7 +27,7 @@ from delineate.jobs.watch import Nobody, Watch, finished_before, reporter, work_
 from delineate.pictures import training_curves
 from delineate.scans.grid import stack_of
 from delineate.scans.reading import read_scan
-from delineate.storage.files import write_json
+from delineate.storage.files import as_usual, write_json
 from delineate.storage.shipped import HOUSE_SYNTHESIS, house_folder
 from delineate.synthesis.artist import Artist, Drawing
 from delineate.synthesis.contact_sheet import contact_sheet
@@ -181,6 +181,7 @@ def _save(synthesizer: Synthesizer, folder: Path, record: Any) -> None:
     shutil.rmtree(building, ignore_errors=True)
     synthesizer.save(building)
     write_json(building / HELD_OUT, record)
+    as_usual(building)
     building.rename(folder)
 
 

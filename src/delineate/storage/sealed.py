@@ -2,13 +2,12 @@
 
 import json
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from delineate.errors import ModelError
-from delineate.storage.files import sha256_of, write_json
+from delineate.storage.files import as_usual, new_folder, sha256_of, write_json
 
 MANIFEST = "manifest.json"
 
@@ -28,11 +27,11 @@ def sealing(folder: Path, is_older: Callable[[Path], bool], what: str) -> Iterat
     folder = Path(folder)
     check_free(folder, is_older, what)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder.parent))
+    building = new_folder(folder.parent)
     try:
         yield building
         write_json(building / MANIFEST, hashes(building))
-        building.chmod(0o755)
+        as_usual(building)
         older = building.with_name(f"{building.name}-older")
         if folder.exists():
             folder.rename(older)

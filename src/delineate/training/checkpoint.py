@@ -8,7 +8,6 @@ moment leaves the previous ones; a damaged newest one is passed over for the one
 import hashlib
 import json
 import shutil
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from delineate.storage.files import sha256_of, write_json
+from delineate.storage.files import as_usual, new_folder, replacing, sha256_of, write_json
 
 KEPT = 2
 
@@ -55,7 +54,7 @@ def save_checkpoint(state: TrainState, folder: Path) -> Path:
     """Write the state as the newest checkpoint in `folder`, drop all but the last two, and return its path."""
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"checkpoint-{state.images_seen:010d}"
-    building = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder))
+    building = new_folder(folder)
     try:
         save_file(_contiguous(state.module.state_dict()), building / "weights.safetensors")
         save_file(_contiguous(state.average), building / "average.safetensors")
@@ -71,6 +70,7 @@ def save_checkpoint(state: TrainState, folder: Path) -> Path:
             "sha256": {f.name: sha256_of(f) for f in sorted(building.iterdir())},
         }
         write_json(building / "state.json", {**numbers, "digest": _digest(numbers)})
+        as_usual(building)
         if target.exists():
             shutil.rmtree(target)
         building.rename(target)
@@ -130,7 +130,8 @@ def keep_if_best(state: TrainState, folder: Path, score: float) -> None:
         return
     folder.mkdir(parents=True, exist_ok=True)
     name = f"{BEST}-{state.images_seen:010d}.safetensors"
-    save_file(_contiguous(state.average), folder / name)
+    with replacing(folder / name) as temporary:
+        save_file(_contiguous(state.average), temporary)
     write_json(written, {"score": score, "images": state.images_seen, "file": name})  # whole or not at all
     for old in folder.glob(f"{BEST}-*.safetensors"):
         if old.name != name:
