@@ -312,6 +312,7 @@ def test_nothing_is_added_to_the_cases(slicer):
     [
         ({"prompt": "nose"}, "image=c0", WORDS, 422, "not in the vocabulary|nose"),
         ({"prompt": "x" * 300}, "image=c0", WORDS, 422, "200 characters"),
+        ({"prompt": "liver\u202e"}, "image=c0", WORDS, 422, r"params.prompt: every character .* found U\+202E"),
         ({"proposals": 0}, "image=c0", WORDS, 422, "params.proposals"),
         ({"proposals": 10**9}, "image=c0", WORDS, 422, "params.proposals"),
         ({"result_extension": "/../x"}, "image=c0", WORDS, 422, "params.result_extension"),

@@ -79,9 +79,15 @@ def review(
     """Look at answers on a local page, ask again, correct with a brush, and keep masks with their provenance."""
     _need_extra()
     from delineate.review.cases import find_cases
+    from delineate.review.names import hidden_in
     from delineate.storage.files import safe_name
 
     users = user or [_login()]
+    for name in users:
+        if (found := hidden_in(name)) is not None or not name.strip():
+            raise typer.BadParameter(
+                f"--user must be a name that is seen, found {found or 'none'}; name yourself otherwise"
+            )
     if len({safe_name(name) for name in users}) < len(users):
         raise typer.BadParameter(f"--user names must differ in letters and digits; got {', '.join(users)}")
     cases = find_cases(path, output, modality=modality, volume=volume, series=series, fill_gaps=fill_gaps)
