@@ -172,7 +172,7 @@ def _serve(
     from delineate.review.app import create_app
     from delineate.review.connections import SERVER_LIMITS
     from delineate.review.desk import Desk
-    from delineate.review.monai_label import FOLDER, MAX_UPLOAD
+    from delineate.review.monai_label import FOLDER, LARGER
     from delineate.review.safety import allowed_hosts, guard, tokens_for
 
     listening = _listening(host, port)
@@ -182,9 +182,8 @@ def _serve(
     shown = f"[{names[0]}]" if ":" in names[0] else names[0]
     urls = {name: f"http://{shown}:{port}/?token={token}" for token, name in tokens.items()}
     desk = Desk(cases, answering)
-    limits = {FOLDER + "/": MAX_UPLOAD}
     app = guard(
-        create_app(desk), tokens=tokens, hosts=allowed_hosts(port, *names), larger=limits, token_folders=(FOLDER,)
+        create_app(desk), tokens=tokens, hosts=allowed_hosts(port, *names), larger=LARGER, token_folders=(FOLDER,)
     )
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", **SERVER_LIMITS))
     if host not in LOOPBACK:
