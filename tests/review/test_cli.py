@@ -54,6 +54,10 @@ def test_usage_that_cannot_be_is_refused_before_anything_is_served(served, tmp_p
     twins = review(scan, "--user", "ann b", "--user", "Ann_B")
     assert twins.exit_code == 2
     assert "must differ" in twins.output
+    for name, found in (("ann\u202e", "U+202E"), ("a\x1b[2Jn", "U+001B"), (" ", "none")):
+        hidden = review(scan, "--user", name)
+        assert hidden.exit_code == 2
+        assert found in hidden.output
     assert isinstance(review(tmp_path / "nothing").exception, ScanError)
     assert isinstance(review(scan, "--model", tmp_path).exception, ModelError)
     assert not served

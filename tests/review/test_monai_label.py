@@ -16,6 +16,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+from PIL import Image
 from tests.review.test_safety import serving
 from tests.review_world import AFFINE, SHAPE, Bright, desk_for, write_picture, write_volume
 
@@ -23,7 +24,7 @@ from delineate.interaction.marker import Marker, MarkerConfig
 from delineate.interaction.network import MarksNetwork
 from delineate.review.app import create_app
 from delineate.review.monai_desk import CLICKS, WORDS, MonaiDesk, Params
-from delineate.review.monai_label import FOLDER, MAX_UPLOAD
+from delineate.review.monai_label import FOLDER, LARGER
 from delineate.review.safety import allowed_hosts, guard
 from delineate.review.uploads import Sessions, UploadError, read_sent, scan_sent
 from delineate.review.work import NotHere
@@ -124,7 +125,7 @@ def desk(tmp_path):
 @pytest.fixture
 def slicer(desk):
     def app(port):
-        options = {"tokens": {TOKEN: "ann", OTHER: "ben"}, "larger": {f"{FOLDER}/": MAX_UPLOAD}}
+        options = {"tokens": {TOKEN: "ann", OTHER: "ben"}, "larger": LARGER}
         return guard(create_app(desk), hosts=allowed_hosts(port), token_folders=(FOLDER,), **options)
 
     with serving(app) as port:
@@ -312,6 +313,7 @@ def test_nothing_is_added_to_the_cases(slicer):
     [
         ({"prompt": "nose"}, "image=c0", WORDS, 422, "not in the vocabulary|nose"),
         ({"prompt": "x" * 300}, "image=c0", WORDS, 422, "200 characters"),
+        ({"prompt": "liver\u202e"}, "image=c0", WORDS, 422, r"params.prompt: every character .* found U\+202E"),
         ({"proposals": 0}, "image=c0", WORDS, 422, "params.proposals"),
         ({"proposals": 10**9}, "image=c0", WORDS, 422, "params.proposals"),
         ({"result_extension": "/../x"}, "image=c0", WORDS, 422, "params.result_extension"),
@@ -352,6 +354,49 @@ def test_files_that_are_none_are_refused_and_leave_nothing(slicer, name, data, t
     assert reply.status == 422
     assert str(tmp_path) not in reply.json()["detail"]
     assert sorted(tmp_path.iterdir()) == before
+
+
+def sent_volume(shape) -> bytes:
+    return gzip.compress(nibabel.Nifti1Image(np.zeros(shape, np.int16), np.eye(4)).to_bytes(), mtime=0)
+
+
+def sent_picture(shape, kind="PNG", **options) -> bytes:
+    data = io.BytesIO()
+    Image.fromarray(np.zeros(shape, np.uint8)).save(data, kind, **options)
+    return data.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "sound", "bomb"),
+    [
+        ("scan.nii.gz", sent_volume((10, 10, 10)), sent_volume((200, 200, 200))),
+        ("scan.png", sent_picture((18, 18)), sent_picture((3000, 3000))),
+        ("colour.png", sent_picture((18, 18, 3)), sent_picture((19, 19, 3))),  # three numbers a pixel
+        (
+            "scan.tif",
+            sent_picture((18, 18), "TIFF", compression="tiff_adobe_deflate"),
+            sent_picture((3000, 3000), "TIFF", compression="tiff_adobe_deflate"),
+        ),
+    ],
+)
+def test_files_that_are_larger_than_they_look_are_refused(slicer, name, sound, bomb, monkeypatch):
+    monkeypatch.setattr("delineate.review.uploads.MOST_VOXELS", 1000)
+    assert slicer.infer({"prompt": "liver"}, files={"file": (name, sound)}).status == 200
+    reply = slicer.infer({"prompt": "liver"}, files={"file": (name, bomb)})
+    assert reply.status == 422
+    assert re.search("the file that was sent: at most (1000|333) voxels are read", reply.json()["detail"])
+    if name == "scan.nii.gz":
+        assert slicer("create_session", file=bomb).status == 422
+
+
+def test_only_scans_and_label_maps_may_be_large(slicer):
+    """A JSON body is held in memory, a file that is sent is not."""
+    head = f"POST {FOLDER}/{TOKEN}/activelearning/next HTTP/1.1\r\nHost: 127.0.0.1:{slicer.port}\r\n"
+    head += f"content-type: application/json\r\ncontent-length: {17 * 1024**2}\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", slicer.port), timeout=20) as client:
+        client.sendall(head.encode())
+        assert client.recv(100).startswith(b"HTTP/1.1 413")
+    assert sorted(LARGER) == [f"{FOLDER}/datastore/", f"{FOLDER}/infer/", f"{FOLDER}/session/"]
 
 
 def test_only_the_suffix_of_a_name_is_used(tmp_path, monkeypatch):

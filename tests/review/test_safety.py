@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from delineate.review.connections import SERVER_LIMITS
 from delineate.review.safety import (
     CONTENT_SECURITY_POLICY,
     HEADERS,
-    SERVER_LIMITS,
     allowed_hosts,
     cookie_name,
     guard,
@@ -357,13 +357,13 @@ def test_strange_requests_are_answered_and_never_with_5xx(method, path, query, h
 
 
 @contextmanager
-def serving(app):
-    """The port of a real uvicorn with `SERVER_LIMITS` around `app(port)`."""
+def serving(app, **limits):
+    """The port of a real uvicorn with `SERVER_LIMITS`, and other `limits`, around `app(port)`."""
     import uvicorn
 
     with socket.create_server(("127.0.0.1", 0)) as bound:
         port = bound.getsockname()[1]
-        limits = {**SERVER_LIMITS, "timeout_graceful_shutdown": 1}
+        limits = {**SERVER_LIMITS, "timeout_graceful_shutdown": 1, **limits}
         server = uvicorn.Server(uvicorn.Config(app(port), log_level="critical", lifespan="off", **limits))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
         thread.start()

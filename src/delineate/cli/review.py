@@ -80,9 +80,15 @@ def review(
     """Look at answers on a local page, ask again, correct with a brush, and keep masks with their provenance."""
     _need_extra()
     from delineate.review.cases import find_cases
+    from delineate.review.names import hidden_in
     from delineate.storage.files import safe_name
 
     users = user or [_login()]
+    for name in users:
+        if (found := hidden_in(name)) is not None or not name.strip():
+            raise typer.BadParameter(
+                f"--user must be a name that is seen, found {found or 'none'}; name yourself otherwise"
+            )
     if len({safe_name(name) for name in users}) < len(users):
         raise typer.BadParameter(f"--user names must differ in letters and digits; got {', '.join(users)}")
     cases = find_cases(path, output, modality=modality, volume=volume, series=series, fill_gaps=fill_gaps)
@@ -165,9 +171,10 @@ def _serve(
     import uvicorn
 
     from delineate.review.app import create_app
+    from delineate.review.connections import SERVER_LIMITS
     from delineate.review.desk import Desk
-    from delineate.review.monai_label import FOLDER, MAX_UPLOAD
-    from delineate.review.safety import SERVER_LIMITS, allowed_hosts, guard, tokens_for
+    from delineate.review.monai_label import FOLDER, LARGER
+    from delineate.review.safety import allowed_hosts, guard, tokens_for
 
     listening = _listening(host, port)
     port = listening.getsockname()[1]
@@ -176,9 +183,8 @@ def _serve(
     shown = f"[{names[0]}]" if ":" in names[0] else names[0]
     urls = {name: f"http://{shown}:{port}/?token={token}" for token, name in tokens.items()}
     desk = Desk(cases, answering)
-    limits = {FOLDER + "/": MAX_UPLOAD}
     app = guard(
-        create_app(desk), tokens=tokens, hosts=allowed_hosts(port, *names), larger=limits, token_folders=(FOLDER,)
+        create_app(desk), tokens=tokens, hosts=allowed_hosts(port, *names), larger=LARGER, token_folders=(FOLDER,)
     )
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", **SERVER_LIMITS))
     if host not in LOOPBACK:

@@ -8,6 +8,7 @@ import numpy as np
 
 from delineate.review import editing, schema
 from delineate.review.answers import Answer
+from delineate.review.names import without_hidden
 from delineate.review.runs import NOTHING, from_pairs, mask_of, pack, toggles_of, xor
 from delineate.review.work import NotHere, Work, WorkError
 
@@ -102,7 +103,7 @@ def _combine(action: schema.Combine, work: Work, answers: Mapping[str, Answer]) 
 
 
 def _into_new(kind: str, work: Work, answer: Answer, mask: np.ndarray, detail: dict[str, Any]) -> dict[str, Any]:
-    event = _new(work, work.free_name((answer.info.target or answer.info.prompt)[:70]))
+    event = _new(work, work.free_name(without_hidden(answer.info.target or answer.info.prompt)[:70]))
     return {"kind": kind, "layer": event["layer"], "detail": event["detail"] | detail, "flips": pack(toggles_of(mask))}
 
 

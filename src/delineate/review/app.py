@@ -16,6 +16,7 @@ from delineate.errors import DelineateError, ScanError
 from delineate.review.desk import Busy, Desk
 from delineate.review.log import LogError
 from delineate.review.monai_label import router as monai_router
+from delineate.review.names import without_hidden
 from delineate.review.routes import router
 from delineate.review.work import NotHere
 
@@ -57,7 +58,7 @@ def create_app(desk: Desk) -> FastAPI:
 
 
 def _problem(status: int, line: str) -> JSONResponse:
-    return JSONResponse({"detail": " ".join(line.split())}, status)
+    return JSONResponse({"detail": without_hidden(line)}, status)
 
 
 def _not_valid(request: Request, error: Any) -> JSONResponse:

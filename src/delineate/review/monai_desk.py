@@ -61,8 +61,8 @@ class Params(BaseModel):
         result_extension: format of the label map.
     """
 
-    prompt: Annotated[str, Field(max_length=5000)] = ""
-    label: Annotated[str, Field(max_length=LONGEST_PROMPT)] = ""
+    prompt: Annotated[str, Field(max_length=5000), schema.Seen] = ""
+    label: Annotated[str, Field(max_length=LONGEST_PROMPT), schema.Seen] = ""
     foreground: Annotated[list[Voxel], Field(max_length=schema.MOST_MARKS)] = []
     background: Annotated[list[Voxel], Field(max_length=schema.MOST_MARKS)] = []
     proposals: Annotated[int, Field(ge=1, le=64)] = 8

@@ -35,7 +35,8 @@ from delineate.scans.scan import Scan
 from delineate.storage.files import safe_name
 
 FOLDER = "/monai"  # clients are given http://127.0.0.1:PORT/monai/TOKEN; see `safety.guard`
-MAX_UPLOAD = 1024**3  # bytes of a request below it
+MAX_UPLOAD = 1024**3  # bytes of a request that sends a scan or a label map, which goes to the disk as it comes
+LARGER = {f"{FOLDER}/{part}/": MAX_UPLOAD for part in ("datastore", "infer", "session")}
 STRATEGY = "next"
 BINARY = {"schema": {"type": "string", "format": "binary"}}
 OBJECT = {"schema": {"type": "object"}}

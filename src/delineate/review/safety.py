@@ -6,7 +6,8 @@ What it keeps out, and by which rule:
 * a page of another site in the same browser: the cookie is SameSite=Strict, state changes need the own Origin, and what
   the browser itself calls cross-site (or of another port of this machine) is refused unless it opens a page;
 * a site that points its name at this machine (DNS rebinding): the Host must be one that was allowed;
-* floods: a body is refused by its stated length before it is read, and by its true length while it is read.
+* floods: a body is refused by its stated length before it is read, and by its true length while it is read. What comes
+  before a whole request is the affair of `delineate.review.connections`.
 """
 
 import hmac
@@ -31,19 +32,9 @@ LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 READING = frozenset({"GET", "HEAD", "OPTIONS"})  # methods that change nothing
 BODIES = frozenset({"POST", "PUT", "PATCH"})
 
-# What uvicorn itself has to limit, since it comes before any middleware: the size of all headers together, requests at
-# once, idle connections. `uvicorn.Config(app, **SERVER_LIMITS)`.
-SERVER_LIMITS: dict[str, Any] = {
-    "http": "h11",  # the parser whose limit the next line sets
-    "h11_max_incomplete_event_size": 64 * 1024,
-    "limit_concurrency": 100,
-    "timeout_keep_alive": 10,
-    "timeout_graceful_shutdown": 5,
-    "proxy_headers": False,  # nobody else says who is asking, or over what
-    "server_header": False,
-    "access_log": False,  # it would keep the token of the opened address
-    "ws": "none",
-}
+ADMITTED = (
+    "delineate.admitted"  # the ASGI extension of a server that wants to know which connections have shown a token
+)
 
 # 'unsafe-inline' and 'unsafe-eval' are not here: no page of ours needs them.
 CONTENT_SECURITY_POLICY = "; ".join(
@@ -143,11 +134,13 @@ class _Guard:
             _check_origin(scope, host)
             cookie = cookie_name(host)
             if (token := self._token_in_url(scope)) is not None:
+                _admit(scope)
                 return await _redirect(scope, send, cookie, token)
             scope, user = self._user_in_path(scope)
             user = user or self._user(scope, cookie)
             if user is None:
                 raise _Refusal(401, "a token is needed: open the address that `delineate review` printed")
+            _admit(scope)
             limit = self._limit(scope["path"])
             _check_length(scope, limit)
         except _Refusal as refusal:
@@ -237,6 +230,12 @@ class _Guard:
     def _limit(self, path: str) -> int:
         prefixes = [prefix for prefix in self.larger or {} if path.startswith(prefix)]
         return (self.larger or {})[max(prefixes, key=len)] if prefixes else self.max_body
+
+
+def _admit(scope: Scope) -> None:
+    """Tell the server, where it wants to know, that this connection has shown a right token."""
+    if (extension := scope.get("extensions", {}).get(ADMITTED)) is not None:
+        extension["tell"]()
 
 
 def cookie_name(host: str) -> str:

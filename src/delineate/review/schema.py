@@ -2,15 +2,34 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic_core import PydanticCustomError
 
 from delineate.prompts.prompt import LONGEST_PROMPT
+from delineate.review.names import hidden_in
 
 MOST_RUNS = 500_000  # of one stroke
 MOST_MARKS = 10_000
 LARGEST = 2**32 - 1
 
-Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=80, pattern=r"^[^\x00-\x1f]*$")]
+
+def _all_seen(text: str) -> str:
+    if (found := hidden_in(text)) is not None:
+        raise PydanticCustomError(
+            "hidden_character",
+            "every character must be one that is seen, found {found}; leave it out",
+            {"found": found},
+        )
+    return text
+
+
+Seen = AfterValidator(_all_seen)
+SEEN = Field(  # the same for clients, as far as a pattern can tell it
+    json_schema_extra={
+        "pattern": r"^[^\u0000-\u001f\u007f-\u009f\u00ad\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]*$"
+    }
+)
+Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=80), Seen, SEEN]
 Id = Annotated[str, StringConstraints(pattern=r"^[a-z][0-9]{1,9}$")]
 Index = Annotated[int, Field(ge=0, le=LARGEST, strict=True)]
 Proposal = Annotated[int, Field(ge=0, le=63, strict=True)]
@@ -19,7 +38,7 @@ Unit = Literal["ml", "pixels"]
 Format = Literal["nifti", "png", "seg"]
 
 
-Words = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=LONGEST_PROMPT)]
+Words = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=LONGEST_PROMPT), Seen, SEEN]
 
 
 class Exact(BaseModel):

@@ -15,6 +15,7 @@ from PIL import Image
 
 from delineate.errors import ScanError
 from delineate.scans.geometry import check_size
+from delineate.scans.unfolding import check_strips, has_bounded_decoder
 
 PILLOW_BYTES = {"I;16": 2, "I": 4, "F": 4}  # of a sample; of other modes one
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -151,6 +152,7 @@ def _read_tiff(path: Path, max_voxels: int, as_labels: bool, measured: bool) -> 
     with path.open("rb") as file, tifffile.TiffFile(path) as tiff:
         page = _only_page(path, tiff)
         photometric = _checked_page(path, page, max_voxels)
+        check_strips(path, page, file)
         pixels = _decoded(path, page, file)
         turn = int(page.tags.valueof(274, 1))
         has_samples = "S" in page.axes
@@ -198,6 +200,8 @@ def _checked_page(path: Path, page: tifffile.TiffPage, max_voxels: int) -> str:
 def _decoded(path: Path, page: tifffile.TiffPage, file: IO[bytes]) -> np.ndarray:
     """The pixels as stored, samples last: by tifffile, which decodes little more than deflate, or else by Pillow."""
     try:
+        if not has_bounded_decoder(page):
+            raise ImportError("imagecodecs")
         pixels = page.asarray()
         return np.moveaxis(pixels, page.axes.index("S"), -1) if "S" in page.axes else pixels
     except (ImportError, ValueError) as error:

@@ -22,6 +22,7 @@ DAMAGE: tuple[type[Exception], ...] = (OSError, EOFError, ValueError, zlib.error
 """What reading a damaged file may raise. Not MemoryError: sizes are checked before."""
 
 _DEFLATE_LIMIT = 1032  # no deflate stream expands further: 258 bytes a 2 bits (zlib.net/zlib_tech.html)
+_LARGEST_OFFSET = 2**28  # bytes before the voxels: header extensions have some megabytes at most
 _NUMBERS = {2, 4, 8, 16, 64, 256, 512, 768, 1024, 1280}  # NIfTI datatype codes of plain integers and floats
 _REFUSED_KINDS = {
     32: "complex numbers; save the magnitude",
@@ -210,6 +211,10 @@ def _checked_bytes(path: Path, header: nibabel.Nifti1Header) -> int:
         raise ScanError(
             f"{path}: the header asks for {needed:.0f} bytes with voxels from byte {offset:.0f} (at least "
             f"{smallest}), but {holder}; it was cut short or its header is wrong: copy or convert it again"
+        )
+    if offset > _LARGEST_OFFSET:  # all of it would be unfolded on the way
+        raise ScanError(
+            f"{path}: voxels must begin before byte {_LARGEST_OFFSET}, the header says {offset:.0f}; convert it again"
         )
     return int(needed)
 

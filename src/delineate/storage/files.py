@@ -1,14 +1,24 @@
-"""Files that are either whole or not there: written under a temporary name, checked, then renamed."""
+"""Files that are either whole or not there: written under a temporary name, checked, then renamed.
+
+Their permissions, and those of folders, are what the umask leaves, whoever wrote them: tempfile and some libraries make
+files for their owner alone. The umask is never asked for, since that would change it for other threads.
+"""
 
 import hashlib
 import json
 import os
 import re
-import tempfile
+import secrets
+import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 
 @contextmanager
@@ -20,19 +30,68 @@ def replacing(path: Path, check: Callable[[Path], None] | None = None) -> Iterat
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=".writing-", suffix="".join(path.suffixes[-2:]), dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = new_file(path.parent, "".join(path.suffixes[-2:]))
+    mode = _mode(temporary)
     try:
-        yield temporary
-        if check is not None:
-            check(temporary)
+        with temporary.open("rb") as held:
+            _lock(held.fileno())
+            yield temporary
+            if check is not None:
+                check(temporary)
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
-        temporary.chmod(0o644)
+        _set_mode(temporary, mode)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _lock(descriptor: int) -> None:
+    """Tell others that the file is being written, or they would take it for what a killed command left."""
+    if fcntl is not None:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def new_file(folder: Path, suffix: str = "") -> Path:
+    """A new, hidden, empty file in `folder`."""
+    while True:
+        path = _temporary_name(folder, suffix)
+        try:
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+            return path
+        except FileExistsError:
+            continue
+
+
+def usual_mode(folder: Path) -> int:
+    """The permissions that a new file in `folder` gets."""
+    path = new_file(folder)
+    try:
+        return _mode(path)
+    finally:
+        path.unlink()
+
+
+def as_usual(folder: Path) -> None:
+    """Give all that lies below `folder` the permissions that new files and folders get there."""
+    of_files, of_folders = usual_mode(folder), _mode(folder)
+    for path in folder.rglob("*"):
+        if not path.is_symlink():
+            _set_mode(path, of_folders if path.is_dir() else of_files)
+
+
+def _temporary_name(folder: Path, suffix: str) -> Path:
+    return Path(folder) / f".writing-{secrets.token_hex(4)}{suffix}"
+
+
+def _mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def _set_mode(path: Path, mode: int) -> None:
+    if _mode(path) != mode:  # where permissions cannot be set they are all alike
+        path.chmod(mode)
 
 
 def write_text(path: Path, text: str) -> None:

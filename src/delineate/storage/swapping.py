@@ -12,12 +12,12 @@ import errno
 import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from delineate.errors import BusyError, OutputError
+from delineate.storage.files import as_usual, new_file
 
 try:
     import fcntl
@@ -58,6 +58,7 @@ def swapping(folder: Path, keep: Keep = keep_nothing) -> Iterator[Path]:
                 continue  # what is there now is another folder, and not yet ours
             try:
                 yield building
+                as_usual(building)
                 _sync_all(building)
                 (building / WHOLE).touch()
                 sync(building)
@@ -139,9 +140,7 @@ def make_folder(folder: Path) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=BUILDING, dir=folder)
-        os.close(handle)
-        os.unlink(name)
+        new_file(folder).unlink()
     except OSError as error:
         raise OutputError(
             f"{folder}: nothing can be written there ({error.strerror}); choose another folder"

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from delineate.storage.files import sha256_of, write_json
+from delineate.storage.files import replacing, sha256_of, write_json
 from delineate.storage.swapping import swapping, sweep
 
 KEPT = 2
@@ -124,7 +124,8 @@ def keep_if_best(state: TrainState, folder: Path, score: float) -> None:
         return
     folder.mkdir(parents=True, exist_ok=True)
     name = f"{BEST}-{state.images_seen:010d}.safetensors"
-    save_file(_contiguous(state.average), folder / name)
+    with replacing(folder / name) as temporary:
+        save_file(_contiguous(state.average), temporary)
     write_json(written, {"score": score, "images": state.images_seen, "file": name})  # whole or not at all
     for old in folder.glob(f"{BEST}-*.safetensors"):
         if old.name != name:
