@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -14,8 +15,10 @@ from PIL import Image
 from scipy.ndimage import binary_dilation
 
 from delineate.cli import app as cli
+from delineate.cli.options import say
 from delineate.data.check import check_dataset
 from delineate.data.phantom import PHANTOM_LABELS, make_phantom_image
+from delineate.errors import BusyError
 from delineate.model_folder import save_model
 from delineate.scans.reading import read_labels
 from delineate.storage.files import write_json
@@ -765,3 +768,77 @@ def test_a_model_is_calibrated_and_then_gives_guarantees(delineate, discs, tmp_p
     code, _, err = delineate("calibrate", model, named, "--threads", "1")
     assert code == 6
     one_line(err)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (OSError(28, "No space left on device", "out/x"), 10, "out/x: No space left on device"),
+        (IsADirectoryError(21, "Is a directory", "a\nb"), 10, "a b: Is a directory"),
+        (MemoryError(), 3, "out of memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 3, "out of memory"),
+        (BusyError("out: another command"), 9, "out: another command"),
+        (KeyError("x"), 70, "internal error (KeyError at"),
+        (RecursionError("deep"), 70, "DELINEATE_DEBUG=1 shows more"),
+        (KeyboardInterrupt(), 130, "stopped"),
+    ],
+    ids=lambda one: type(one).__name__ if isinstance(one, BaseException) else "",
+)
+def test_every_way_out_is_a_line_and_a_code(monkeypatch, capsys, error, code, words):
+    def fail():
+        raise error
+
+    monkeypatch.setattr(cli, "app", fail)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == code
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert words in told
+    monkeypatch.setenv("DELINEATE_DEBUG", "1")
+    if code == 70:
+        with pytest.raises(type(error)):
+            cli.main()
+
+
+@pytest.mark.parametrize("text", ["\x1b[31mred", "a\u202eb", "\ud800", "[/red]liver", "[bold]x", ":smile:", "\u2028"])
+def test_nothing_that_a_terminal_obeys_is_printed(capsys, text):
+    say(f"delineate: {text}")
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert not any(one in told for one in "\x1b\u202e\ud800\u2028")
+    if "[" in text and "\x1b" not in text:
+        assert text in told
+
+
+@pytest.mark.parametrize(
+    ("option", "values"),
+    [
+        ("--minutes", ["nan", "inf", "-inf", "1e308", "-1", "0"]),
+        ("--images", ["0", "-1", "99999999999999999999"]),
+        ("--seed", ["-1", "99999999999999999999"]),
+        ("--threads", ["0", "100000000"]),
+    ],
+)
+def test_numbers_without_end_are_wrong_usage(delineate, phantom_dataset, tmp_path, option, values):
+    for value in values:
+        code, _, err = delineate("train", "unet", phantom_dataset, "-o", tmp_path / "m", option, value)
+        assert code == 2, value
+        assert "Traceback" not in err
+    assert not (tmp_path / "m-training").exists()
+
+
+def test_an_output_that_cannot_be_written_is_told_before_any_work(delineate, pictures, model, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for output in (tmp_path / "file", tmp_path / "file" / "below", Path("/dev/null"), Path("/proc/nope")):
+        code, _, err = delineate("segment", pictures, "-p", "liver", "--model", model, "-o", output)
+        assert code == 10
+        assert f"{output}: nothing can be written there" in one_line(err)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_pipe_is_no_scan(delineate, model, tmp_path):
+    os.mkfifo(tmp_path / "pipe.nii")
+    code, _, err = delineate("segment", tmp_path / "pipe.nii", "-p", "liver", "--model", model, "-o", tmp_path / "o")
+    assert code == 3
+    assert "must be a file or a folder" in one_line(err)

@@ -28,10 +28,13 @@ class Plain(Console):
         return super().render_str(printable(text), **more)
 
 
+OBEYED = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")  # categories of characters that are no letters, marks or spaces
+
+
 def printable(text: str) -> str:
     """`text` with what a terminal would obey written out; line ends and tabs stay."""
     return "".join(
-        one if one in "\n\t" or unicodedata.category(one)[0] != "C" else one.encode("unicode_escape").decode()
+        one if one in "\n\t" or unicodedata.category(one) not in OBEYED else one.encode("unicode_escape").decode()
         for one in text
     )
 
