@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 from annotated_types import Interval, Len
 
 from delineate import __version__
+from delineate.data.synthetic import Seen
 from delineate.errors import ModelError
 from delineate.prompts.vocabulary import Vocabulary
 from delineate.scans.preparation import Habits
@@ -31,17 +32,6 @@ if TYPE_CHECKING:  # which import torch and SciPy
 
 FORMAT = 1
 MOST_VOCABULARY = 1 << 20  # bytes of a file
-
-
-@dataclass(frozen=True)
-class Seen:
-    """An entry of `data.folds.held_out`: a dataset that was trained on; more fields may follow."""
-
-    name: Line
-    fold: Line | None = None
-    subjects: Line | None = None
-    train: Line | None = None
-    test: Line | None = None
 
 
 @dataclass(frozen=True)

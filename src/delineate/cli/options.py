@@ -16,8 +16,9 @@ from delineate.systems import SYSTEMS
 if TYPE_CHECKING:
     from delineate.data.folds import Fold
 
-out = Console()
-err = Console(stderr=True)
+# Names out of files are printed as they are: markup in them would be obeyed, or fail.
+out = Console(markup=False, emoji=False)
+err = Console(stderr=True, markup=False, emoji=False)
 
 ModelOption = Annotated[
     Path | None, typer.Option("--model", "-m", help="Model folder. Without it the model that ships with delineate.")

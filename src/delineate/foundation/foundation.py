@@ -143,25 +143,14 @@ class Foundation:
                     "layout, or make one with: delineate pretrain"
                 )
         ours, scheduler = _read_configs(folder)
-        named = OwnConfig(**{k: v for k, v in ours.items() if k in ("codec", "pretraining")})
-        local: dict[str, Any] = {"local_files_only": True, "use_safetensors": True}
+        name = ours.get("codec", "vae")
         with _no_progress_bars(), building(folder, FIX):
-            local["output_loading_info"] = True
-            vae, vae_told = AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32, **local)
-            unet, unet_told = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32, **local)
-            text, text_told = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32, **local)
+            vae = _module(AutoencoderKL, folder / "vae", torch_dtype=torch.float32)
+            unet = _module(UNet2DConditionModel, folder / "unet", torch_dtype=torch.float32)
+            text = _module(CLIPTextModel, folder / "text_encoder", dtype=torch.float32)
             tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
             schedule = schedule_from_config(scheduler)
-            codec = CODECS[named.codec](vae, **ours.get("codec_config", {}))
-        name = named.codec
-        for part, module, told in (
-            ("vae", vae, vae_told),
-            ("unet", unet, unet_told),
-            ("text_encoder", text, text_told),
-        ):
-            if absent := sorted(map(str, told["missing_keys"])):
-                raise ModelError(f"{folder / part}: the weight '{absent[0]:.100}' is missing; {FIX}")
-            refuse_infinite(module.state_dict().items(), folder / part, FIX)
+            codec = CODECS[name](vae, **ours.get("codec_config", {}))
         words, known = len(tokenizer), text.config.vocab_size
         if not 256 < words <= known:  # without its file a tokenizer loads empty; every byte has a word of its own
             raise ModelError(
@@ -182,7 +171,8 @@ class Foundation:
                 f"{folder}: the U-Net reads text of width {unet.config['cross_attention_dim']}, the text encoder "
                 f"gives {text.config.hidden_size}; take all parts from one model"
             )
-        return cls(vae, unet, text, tokenizer, scheduler, schedule, codec, name, named.pretraining).frozen()
+        pretraining = ours.get("pretraining", "weights of the user's own Stable Diffusion folder")
+        return cls(vae, unet, text, tokenizer, scheduler, schedule, codec, name, pretraining).frozen()
 
     def save(self, folder: Path) -> None:
         """Write the Stable Diffusion folder (safetensors only)."""
@@ -246,6 +236,17 @@ class Foundation:
                 digest.update(f"{part}.{name}".encode())
                 digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
+
+
+def _module(kind: Any, folder: Path, **how: Any) -> Any:
+    """A part with weights, all of which its file has and none of which is infinite."""
+    module, told = kind.from_pretrained(
+        folder, local_files_only=True, use_safetensors=True, output_loading_info=True, **how
+    )
+    if absent := sorted(map(str, told["missing_keys"])):  # which the libraries leave to chance
+        raise ModelError(f"{folder}: the weight '{absent[0]:.100}' is missing; {FIX}")
+    refuse_infinite(module.state_dict().items(), folder, FIX)
+    return module
 
 
 def _read_configs(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:

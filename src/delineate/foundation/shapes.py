@@ -29,7 +29,7 @@ class OwnConfig:
 
     codec: str = "vae"
     codec_config: CodecConfig = field(default_factory=CodecConfig)
-    pretraining: Line = "weights of the user's own Stable Diffusion folder"
+    pretraining: Line = ""
 
     def __post_init__(self):
         if self.codec not in CODECS:

@@ -78,7 +78,7 @@ def read_json(
 
     Args:
         path: the file.
-        shape: a dataclass, or another type that pydantic knows, with its ranges. Nothing is converted: "3" is no number.
+        shape: a dataclass, or another type that pydantic knows, with ranges. Nothing is converted: "3" is no number.
         error: what is raised.
         fix: what a reader of the message should do.
         most_bytes: of the file.
@@ -204,12 +204,12 @@ def _inside(value: Any) -> Iterator[Any]:
 def _known_steps(value: Any, steps: tuple[int | str, ...]) -> Iterator[str]:
     """The way to a fault, without what is not in the file: pydantic also names the branches of unions."""
     for step in steps:
-        if isinstance(value, dict) and step in value:
-            value = value[step]
-        elif isinstance(value, list) and isinstance(step, int) and step < len(value):
-            value = value[step]
-        elif step != steps[-1] or not isinstance(value, dict) or step == "[key]":
-            continue
+        inside: Any = value
+        try:
+            value = inside[step]
+        except (KeyError, IndexError, TypeError):
+            if step != steps[-1] or not isinstance(value, dict) or step == "[key]":
+                continue
         yield str(step)
 
 

@@ -66,7 +66,7 @@ def refuse_infinite(weights: Any, path: Path, fix: str = COPY) -> None:
 
 
 @contextmanager
-def building(folder: Path, fix: str = COPY) -> Iterator[None]:
+def building(folder: Path, fix: str = COPY, more: int = 0) -> Iterator[None]:
     """For building networks as the configuration in `folder` says: they cannot outgrow the weights that lie there.
 
     A configuration says how large a network is, before its weights are looked at: one wrong number could take all
@@ -74,10 +74,15 @@ def building(folder: Path, fix: str = COPY) -> Iterator[None]:
     used; more of them than the safetensors files below `folder` have bytes cannot be right. Whatever else a library
     makes of numbers that fit nothing is one line too.
 
+    Args:
+        folder: of the configuration and the weights.
+        fix: what to do, for messages.
+        more: weights that may be made beside those: of networks that lie elsewhere.
+
     Raises:
         ModelError: the configuration asks for more weights than there are, or nothing can be built from it.
     """
-    limit = SPARE + sum(path.stat().st_size for path in folder.rglob("*.safetensors") if path.is_file())
+    limit = more + SPARE + sum(path.stat().st_size for path in folder.rglob("*.safetensors") if path.is_file())
     thread, made = threading.get_ident(), 0
 
     def count(module: nn.Module, name: str, parameter: Any) -> None:
