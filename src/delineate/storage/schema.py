@@ -222,7 +222,7 @@ def _said(fault: Any) -> str:
         case "extra_forbidden" | "unexpected_keyword_argument":
             return "is not known here"
         case "value_error":
-            return " ".join(str(limit["error"]).split())
+            return " ".join(str(limit["error"]).split())[:300]  # which may quote what was given
         case "greater_than_equal":
             said = f"must be at least {limit['ge']:g}"
         case "less_than_equal":
