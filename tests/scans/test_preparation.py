@@ -86,7 +86,12 @@ def test_where_n4_cannot_be_is_said():
 
 @pytest.mark.parametrize(
     "preparation",
-    [Preparation(), Preparation(True), Preparation(False, tuple(place / 10 for place in range(11))), Preparation.learnt([scan()], False)],
+    [
+        Preparation(),
+        Preparation(True),
+        Preparation(False, tuple(place / 10 for place in range(11))),
+        Preparation.learnt([scan()], False),
+    ],
 )
 def test_json_holds_all_of_it(preparation):
     told = json.loads(json.dumps(preparation.to_json()))

@@ -93,6 +93,7 @@ def test_text_that_is_no_json_is_one_line(file, content, match):
         ({"inner": {"widths": [8, 16, 10**9]}}, r"field 'inner\.widths\.2': must be at most 8192, got 1000000000;"),
         ({"inner": {"widths": [8, -1]}}, r"'inner\.widths\.1': must be at least 1, got -1"),
         ({"inner": {"widths": []}}, r"'inner\.widths': must have at least 1 entries .*got a list of 0"),
+        ({"inner": {"widths": 8}}, r"'inner\.widths': must be a list, got 8"),
         ({"inner": {"widths": [8.0]}}, r"'inner\.widths\.0': must be a valid integer, got 8\.0"),
         ({"inner": {"widths": ["8"]}}, 'must be a valid integer, got "8"'),
         ({"inner": {"widths": [True]}}, "must be a valid integer, got true"),

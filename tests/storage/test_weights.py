@@ -112,7 +112,10 @@ def test_as_many_weights_as_there_are_bytes_are_built_and_no_more(tmp_path):
     save_file({"a": torch.zeros(1000)}, tmp_path / "deep" / "a.safetensors")
     with building(tmp_path):
         nn.Linear(SPARE + 1000, 1)
-    with pytest.raises(ModelError, match="more weights than its files hold; look again"), building(tmp_path, "look again"):
+    with (
+        pytest.raises(ModelError, match="more weights than its files hold; look again"),
+        building(tmp_path, "look again"),
+    ):
         nn.Linear(SPARE + 10_000, 1)
     nn.Linear(SPARE + 10_000, 1)  # outside nothing is counted
 

@@ -128,7 +128,8 @@ def declared_labels(description: Mapping[str, Any], root: Path) -> dict[str, int
     source = root / "dataset.json"
     if not isinstance(declared, dict):
         raise DatasetError(f'{source}: \'labels\' must be an object such as {{"background": 0, "liver": 1}}.')
-    schema.checked(declared, dict[Name, int | Name | list[int]], source, below="labels", error=DatasetError, fix=FIX)
+    names = {**declared, **{value: key for key, value in declared.items() if isinstance(value, str)}}
+    schema.checked(names, dict[Name, Any], source, below="labels", error=DatasetError, fix=FIX)
     found: dict[str, int] = {}
     for key, value in declared.items():
         name, number = (value, key) if isinstance(value, str) and not value.isdigit() else (key, value)

@@ -105,7 +105,9 @@ def _origin(path: Path, name: str, entry: Any) -> Origin:
     entry = entry if isinstance(entry, Mapping) else {}
     source, variant, slices = entry.get("source"), entry.get("variant"), entry.get("slices")
     whole = isinstance(slices, list) and len(slices) == 2 and all(type(value) is int for value in slices)
-    if not (isinstance(source, str) and len(source) <= 200 and type(variant) is int and whole and 0 <= slices[0] < slices[1]):
+    if not (
+        isinstance(source, str) and len(source) <= 200 and type(variant) is int and whole and 0 <= slices[0] < slices[1]
+    ):
         raise DatasetError(
             f'{path}: \'{name}\' must have a "source", a "variant" and "slices" [first, end], as in '
             f'{{"source": "case00", "variant": 0, "slices": [0, 20]}}; bring back the file.'

@@ -156,6 +156,8 @@ class Foundation:
             raise ModelError(
                 f"{folder}: the tokenizer has {words} words, the text encoder knows {known}; copy it again"
             )
+        if tokenizer.pad_token is None:
+            raise ModelError(f"{folder}/tokenizer: has no pad_token; {FIX}")
         if not 2 <= tokenizer.model_max_length <= text.config.max_position_embeddings:
             raise ModelError(
                 f"{folder}: the tokenizer gives up to {tokenizer.model_max_length} words, the text encoder reads "

@@ -85,6 +85,7 @@ class UNetConfig:
     act_fn: Name = "silu"
     time_embedding_dim: Channels | None = None
     num_class_embeds: Channels | None = None
+    downsample_padding: Annotated[int, Interval(ge=0, le=8)] = 1
     conv_in_kernel: Annotated[int, Interval(ge=1, le=9)] = 3
     conv_out_kernel: Annotated[int, Interval(ge=1, le=9)] = 3
     dropout: Share = 0.0
@@ -108,7 +109,7 @@ class TextConfig:
     hidden_act: Name = "quick_gelu"
     attention_dropout: Share = 0.0
     bos_token_id: Token | None = None
-    eos_token_id: Token | None = None
+    eos_token_id: Token = 0
     pad_token_id: Token | None = None
 
 

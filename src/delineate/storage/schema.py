@@ -210,7 +210,7 @@ def _known_steps(value: Any, steps: tuple[int | str, ...]) -> Iterator[str]:
         except (KeyError, IndexError, TypeError):
             if step != steps[-1] or not isinstance(value, dict) or step == "[key]":
                 continue
-        yield str(step)
+        yield "".join(c if c.isprintable() else "?" for c in str(step))
 
 
 def _said(fault: Any) -> str:
@@ -232,7 +232,7 @@ def _said(fault: Any) -> str:
         case "too_short" | "string_too_short":
             said = f"must have at least {limit['min_length']} entries or characters"
         case _:
-            said = " ".join(fault["msg"].split()).replace("Input should", "must")
+            said = " ".join(fault["msg"].split()).replace("Input should", "must").replace("valid array", "list")
     return f"{said}, got {_shown(fault['input'])}"
 
 
