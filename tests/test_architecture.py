@@ -19,7 +19,8 @@ TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in FIL
 
 FLOORS = [  # the rooms from the ground up: a module imports from rooms below its own, and from its own
     {"", "diffusion", "errors", "networks"},
-    {"prompts", "samples", "storage"},
+    {"storage"},
+    {"prompts", "samples"},
     {"calibration", "scans"},
     {"data", "metrics", "proposals"},
     {"pictures", "training"},

@@ -8,17 +8,20 @@ card.md           for people: data, licences, figures, limits
 manifest.json     SHA-256 of every file above
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
+
+from annotated_types import Interval, Len
 
 from delineate import __version__
+from delineate.data.synthetic import Seen
 from delineate.errors import ModelError
 from delineate.prompts.vocabulary import Vocabulary
 from delineate.scans.preparation import Habits
 from delineate.storage import sealed
 from delineate.storage.files import sha256_of_json, write_json, write_text
+from delineate.storage.schema import Line, Name, checked, read_json
 from delineate.storage.sealed import sealing
 from delineate.storage.shipped import house_folder
 from delineate.systems import SYSTEMS
@@ -28,6 +31,27 @@ if TYPE_CHECKING:  # which import torch and SciPy
     from delineate.systems.system import Adaptable
 
 FORMAT = 1
+MOST_VOCABULARY = 1 << 20  # bytes of a file
+
+
+@dataclass(frozen=True)
+class Training:
+    """What others read of how a model came about; the rest is for people."""
+
+    datasets: Annotated[tuple[Line, ...], Len(0, 1000)] = ()
+    fold: Line | None = None
+    held_out: Annotated[tuple[Seen, ...], Len(0, 1000)] | None = ()
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What config.json must hold; `system_config` is checked by the system itself."""
+
+    system: Name
+    modalities: Annotated[tuple[Name | None, ...], Len(0, 100)]
+    system_config: dict[str, Any]
+    training: Training
+    apart_mm: Annotated[float, Interval(gt=0, le=1000)] | None = None
 
 
 class Trained(Protocol):
@@ -101,16 +125,18 @@ def check_model(folder: Path | str | None) -> tuple[Path, dict[str, Any]]:
     """The folder and its configuration, every file compared with its hash; the house model for None.
 
     Raises:
-        ModelError: no such folder, a missing, added or changed file, or a format of a newer release.
+        ModelError: no such folder, a missing, added or changed file, a format of a newer release, or a configuration
+            that is none.
     """
     folder = house_folder() if folder is None else Path(folder)
     if not (folder / "manifest.json").is_file():
         hint = "train one with: delineate train" if folder.is_dir() else "check the path"
         raise ModelError(f"{folder}: not a model folder (no manifest.json); {hint}")
     sealed.verify(folder, {"config.json", "vocabulary.json"}, "model")
-    config = json.loads((folder / "config.json").read_text())
-    if config["format"] != FORMAT:
-        raise ModelError(f"{folder}: model format {config['format']}, this release reads {FORMAT}; update delineate")
+    config: dict[str, Any] = read_json(folder / "config.json", dict[str, Any])
+    if (told := config.get("format")) != FORMAT:
+        raise ModelError(f"{folder}: model format {told!r:.20}, this release reads {FORMAT}; update delineate")
+    checked(config, ModelConfig, folder / "config.json")
     return folder, config
 
 
@@ -137,7 +163,8 @@ def read_model(folder: Path | str | None, device: str = "cpu") -> Model:
     """A checked model folder, its system on `device`; the house model for None.
 
     Raises:
-        ModelError: as `check_model`, of a system that is not known here, or of another release.
+        ModelError: as `check_model`, of a system that is not known here or has another configuration, or its weights
+            are others.
     """
     from delineate.calibration.guarantees import Calibration
 
@@ -145,11 +172,7 @@ def read_model(folder: Path | str | None, device: str = "cpu") -> Model:
     if config["system"] not in SYSTEMS:
         raise ModelError(f"{folder}: system '{config['system']}' is not known here; known: {', '.join(SYSTEMS)}")
     vocabulary = read_vocabulary(folder)
-    try:
-        system = SYSTEMS[config["system"]].load(folder, config["system_config"], vocabulary)
-    except (TypeError, KeyError, ValueError) as error:  # sealed and whole, so its configuration is another release's
-        reason = " ".join(str(error).split())[:200]
-        raise ModelError(f"{folder}: made by another release of delineate, train it again ({reason})") from error
+    system = SYSTEMS[config["system"]].load(folder, config["system_config"], vocabulary)
     modalities, apart_mm = tuple(config["modalities"]), config.get("apart_mm")
     return Model(system.to(device), modalities, fingerprint(folder), Calibration.load(folder), apart_mm)
 
@@ -160,22 +183,19 @@ def read_vocabulary(folder: Path | str | None) -> Vocabulary:
     path = folder / "vocabulary.json"
     if not path.is_file():
         raise ModelError(f"{folder}: not a model folder (no vocabulary.json); check the path")
-    try:
-        return Vocabulary.from_json(json.loads(path.read_text()))
-    except ValueError as error:
-        raise ModelError(f"{path}: not JSON; copy the model again") from error
+    return read_json(path, Vocabulary, most_bytes=MOST_VOCABULARY, exact=True)
 
 
 def fingerprint(folder: Path | str | None) -> str:
     """The SHA-256 of a model folder's manifest without calibrations: names the model in reports and adapters."""
     folder = house_folder() if folder is None else Path(folder)
-    manifest = json.loads((folder / sealed.MANIFEST).read_text())
+    manifest = sealed.read_manifest(folder, "model")
     return sha256_of_json({name: value for name, value in manifest.items() if not name.startswith("calibration.")})
 
 
 def calibration_hash(folder: Path | str | None) -> str | None:
     """The SHA-256 of a model's calibration, which reports name beside the model; None where it has none."""
     folder = house_folder() if folder is None else Path(folder)
-    manifest = json.loads((folder / sealed.MANIFEST).read_text())
+    manifest = sealed.read_manifest(folder, "model")
     own = {name: value for name, value in manifest.items() if name.startswith("calibration.")}
     return sha256_of_json(own) if own else None

@@ -94,7 +94,8 @@ def thinned(image: np.ndarray) -> np.ndarray:
     if every == 1 or image.dtype != bool:
         return image[::every, ::every]
     padded = np.pad(image, [(0, -length % every) for length in image.shape])
-    return np.lib.stride_tricks.sliding_window_view(padded, (every, every))[::every, ::every].any(axis=(2, 3))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (every, every))[::every, ::every]
+    return np.asarray(windows.any(axis=(2, 3)))
 
 
 def contour(axis: Axes, mask: np.ndarray, colour: str, width: float) -> None:

@@ -95,7 +95,7 @@ def test_variants_whose_files_were_removed_are_no_more(root):
 
 def test_a_damaged_file_is_refused(root):
     (root / "provenance.json").write_text('{"synthetic": {')
-    with pytest.raises(DatasetError, match=r"provenance.json is not readable JSON"):
+    with pytest.raises(DatasetError, match=r"provenance.json: not JSON"):
         open_dataset(root)
     write_json(root / "provenance.json", {"made_by": "test"})
     with pytest.raises(DatasetError, match="must hold"):
@@ -189,7 +189,7 @@ def test_a_training_remembers_what_the_maker_saw(root, phantom_dataset):
         refuse_seen(held_out([open_dataset(root)], None), fold_of(real, 2, 3), Fold(2, 3), "the model")
     refuse_seen(held_out([open_dataset(root)], None), fold_of(real, *fold), fold, "the model")
     write_json(root / "provenance.json", {**written, "held_out": "all"})
-    with pytest.raises(DatasetError, match="'held_out' must be a list"):
+    with pytest.raises(DatasetError, match="'held_out': must be a list"):
         held_out([open_dataset(root)], None)
 
 

@@ -1,5 +1,6 @@
 import json
 from dataclasses import fields, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from delineate.scans import bias
 from delineate.scans.histogram import landmarks, standard_of, standardise
 from delineate.scans.preparation import Preparation
 from delineate.scans.scan import Scan
+from delineate.storage.schema import checked
 
 
 def scan(seed=0, modality="MR"):
@@ -84,13 +86,18 @@ def test_where_n4_cannot_be_is_said():
 
 @pytest.mark.parametrize(
     "preparation",
-    [Preparation(), Preparation(True), Preparation(False, (0.0, 0.1, 1 / 3, 1.0)), Preparation.learnt([scan()], False)],
+    [
+        Preparation(),
+        Preparation(True),
+        Preparation(False, tuple(place / 10 for place in range(11))),
+        Preparation.learnt([scan()], False),
+    ],
 )
 def test_json_holds_all_of_it(preparation):
     told = json.loads(json.dumps(preparation.to_json()))
     assert told == preparation.to_json()
     assert told.keys() == {"n4", "standard"}
-    back = Preparation.from_json(told)
+    back = checked(told, Preparation, Path("adapter.json"), exact=True)
     assert back == preparation
     assert hash(back) == hash(preparation)
 
@@ -99,16 +106,15 @@ def test_json_holds_all_of_it(preparation):
     "value",
     [
         {"n4": False, "standard": [], "gamma": 2},
-        {"n4": False},
-        {},
         {"n4": False, "standard": None},
         {"n4": False, "standard": 1.0},
+        {"n4": False, "standard": [0.0, 1.0]},
         [],
         None,
         "n4",
     ],
 )
 def test_what_is_no_preparation_is_refused(value):
-    with pytest.raises(ModelError, match=r"preparation must have n4 and standard; got ") as caught:
-        Preparation.from_json(value)
+    with pytest.raises(ModelError, match=r"^adapter.json: .*; copy the model again$") as caught:
+        checked(value, Preparation, Path("adapter.json"), exact=True)
     assert "\n" not in str(caught.value)

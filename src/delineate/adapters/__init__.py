@@ -12,7 +12,9 @@ functions:
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from annotated_types import Interval
 
 if TYPE_CHECKING:
     from torch import nn
@@ -90,10 +92,10 @@ class AdapterConfig:
     """
 
     kind: str = "lora"
-    rank: int = 8
-    alpha: float = 8.0
+    rank: Annotated[int, Interval(ge=1, le=1024)] = 8
+    alpha: Annotated[float, Interval(gt=0, le=1e6)] = 8.0
     targets: str = "all"
-    singular: int = 16
+    singular: Annotated[int, Interval(ge=0, le=8192)] = 16
 
     def __post_init__(self):
         if self.kind not in ADAPTERS:

@@ -7,30 +7,58 @@ card.md, dice.png      for people
 manifest.json          SHA-256 of every file above
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from annotated_types import Len
+from safetensors.torch import save_file
 
-from delineate.adapters import ADAPTERS, AdapterConfig
+from delineate.adapters import AdapterConfig
 from delineate.adapters.adapter import Adapted, attach
 from delineate.errors import ModelError
 from delineate.prompts.vocabulary import Vocabulary
 from delineate.scans.preparation import Habits
 from delineate.storage import sealed
 from delineate.storage.files import sha256_of, write_json, write_text
+from delineate.storage.schema import Line, Name, Sha256, checked, read_json
+from delineate.storage.weights import building, read_weights
 from delineate.systems.system import Adaptable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FORMAT = 1
+FIX = "copy the adapter again"
 NEEDED = {"adapter.json", "adapter.safetensors", "vocabulary.json"}
+
+
+@dataclass(frozen=True)
+class Base:
+    """The model that an adapter belongs to."""
+
+    sha256: Sha256
+    name: Line
+    system: Line = ""
+
+
+@dataclass(frozen=True)
+class Training:
+    """What others read of how an adapter came about; the rest is for people."""
+
+    learnt_from: Annotated[tuple[Sha256, ...], Len(0, 100_000)] = ()
+
+
+@dataclass(frozen=True)
+class AdapterFile:
+    """What adapter.json must hold."""
+
+    config: AdapterConfig
+    base: Base
+    habits: Habits
+    training: Training
+    figures: dict[Name, Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,18 +138,13 @@ def read_adapter(folder: Path) -> AdapterFolder:
         hint = "it is a model; give it with --model" if (folder / "config.json").is_file() else "check the path"
         raise ModelError(f"{folder}: not an adapter folder (no adapter.json); {hint}")
     sealed.verify(folder, NEEDED, "adapter")
-    told = json.loads((folder / "adapter.json").read_text())
-    if told.get("format") != FORMAT or told["config"]["kind"] not in ADAPTERS:
-        raise ModelError(
-            f"{folder}: adapter format {told.get('format')}, this release reads {FORMAT}; update delineate"
-        )
-    return AdapterFolder(
-        AdapterConfig(**told["config"]),
-        told["base"],
-        Habits.from_json(told["habits"]),
-        told["training"],
-        told["figures"],
-    )
+    told = read_json(path := folder / "adapter.json", dict[str, Any], fix=FIX)
+    if (number := told.get("format")) != FORMAT:
+        raise ModelError(f"{folder}: adapter format {number!r:.20}, this release reads {FORMAT}; update delineate")
+    known = checked(told, AdapterFile, path, fix=FIX)
+    checked(told["config"], AdapterConfig, path, below="config", fix=FIX, exact=True)
+    checked(told["habits"], Habits, path, below="habits", fix=FIX, exact=True)
+    return AdapterFolder(known.config, told["base"], known.habits, told["training"], told["figures"])
 
 
 def load_adapter(folder: Path | str, base: Adaptable, base_fingerprint: str | None) -> tuple[Adapted, AdapterFolder]:
@@ -144,12 +167,13 @@ def load_adapter(folder: Path | str, base: Adaptable, base_fingerprint: str | No
             f"{folder}: was made for the model '{about.base['name']}' ({about.base['sha256'][:12]}…), this one is "
             f"{base_fingerprint[:12]}…; give that model with --model"
         )
-    vocabulary = Vocabulary.from_json(json.loads((folder / "vocabulary.json").read_text()))
-    adapted = attach(base, about.config, vocabulary)
-    try:
-        weights: dict[str, Tensor] = load_file(folder / "adapter.safetensors")
-    except SafetensorError as error:
-        raise ModelError(f"{folder}/adapter.safetensors: cannot be read ({error}); copy the adapter again") from error
+    vocabulary = read_json(folder / "vocabulary.json", Vocabulary, fix=FIX, exact=True)
+    if not set(base.vocabulary.names) <= set(vocabulary.names):
+        raise ModelError(f"{folder}/vocabulary.json: lacks names of its base; {FIX}")
+    weights = read_weights(folder / "adapter.safetensors", FIX)
+    size = sum(parameter.numel() for part in base.parts.values() for parameter in part.parameters())
+    with building(folder, FIX, more=size):
+        adapted = attach(base, about.config, vocabulary)
     adapted.load({name: value.float() for name, value in weights.items()})
     return adapted, about
 

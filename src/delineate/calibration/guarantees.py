@@ -3,21 +3,23 @@
 A `Calibration` lies in the model folder. `delineate.jobs.calibrate` makes one.
 """
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from annotated_types import Interval, Len
 from jaxtyping import Float
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from delineate.calibration.calibrators import REACHED, Calibrator, Identity, from_json, to_json
 from delineate.calibration.conformal import RiskControl, risk_control
 from delineate.errors import DelineateError, ModelError
 from delineate.storage.files import write_json
+from delineate.storage.schema import Count, Share, read_json
 
 VOXELS_AT_ONCE = 1 << 22  # that are mended together: bounds memory
 FILES = ("calibration.json", "calibration.safetensors")
@@ -51,12 +53,12 @@ class Presence:
             there were fewer than five of either kind.
     """
 
-    threshold: float
-    rate: float
-    asked: float
-    absent: int
-    present: int
-    sensitivity: float
+    threshold: Annotated[float, Interval(ge=-1e6, le=1e6)]
+    rate: Annotated[float, Interval(gt=0, lt=1)]
+    asked: Annotated[float, Interval(gt=0, lt=1)]
+    absent: Count
+    present: Count
+    sensitivity: Share
     calibrator: Calibrator = field(default_factory=Identity)
 
 
@@ -101,6 +103,30 @@ class Guarantee:
     def name(self) -> str:
         """As in file names: "missed_at_most_5pct"."""
         return f"{self.kind}_at_most_{100 * self.alpha:g}pct"
+
+
+Target = Annotated[str, Len(0, 200)]
+Number = dict[str, str | float]  # a calibrator, as `calibrators.to_json` tells it
+
+
+@dataclass(frozen=True)
+class PresenceFile(Presence):
+    """What calibration.json says of presence."""
+
+    calibrator: Number = field(default_factory=dict)  # type: ignore[assignment]
+
+
+@dataclass(frozen=True)
+class CalibrationFile:
+    """What calibration.json must hold; the names of targets may be none, "" for all others."""
+
+    proposals: Annotated[int, Interval(ge=1, le=1024)]
+    voxel: Number
+    presence: PresenceFile | None
+    about: dict[str, Any]
+    estimate: dict[Target, Number] = field(default_factory=dict)
+    consensus: dict[Target, Annotated[float, Interval(ge=0, le=2)]] = field(default_factory=dict)
+    one_piece: dict[Target, bool] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -263,24 +289,29 @@ class Calibration:
         """
         if not (folder / FILES[0]).is_file():
             return None
+        fix = f"run: delineate calibrate {folder}"
+        told = read_json(folder / FILES[0], CalibrationFile, fix=fix)
         try:
-            told = json.loads((folder / FILES[0]).read_text())
             arrays = load_file(folder / FILES[1])
             if not np.allclose(arrays.pop("thresholds"), THRESHOLDS):
-                raise ModelError(f"{folder}: was calibrated by another release; run: delineate calibrate {folder}")
-            presence = told["presence"]
+                raise ModelError(f"{folder}: was calibrated by another release; {fix}")
+            presence = told.presence
             if presence is not None:
-                presence = Presence(**{**presence, "calibrator": from_json(presence["calibrator"])})
+                numbers = {k: v for k, v in presence.__dict__.items() if k != "calibrator"}
+                presence = Presence(**numbers, calibrator=from_json(presence.calibrator))
             kinds: dict[str, dict[str, np.ndarray]] = {"missed": {}, "false": {}, "volume_errors": {}}
             for name, array in arrays.items():
                 kind, _, target = name.partition("/")
+                shape = array.shape if kind == "volume_errors" else (len(array), len(THRESHOLDS))
+                if array.shape != shape or array.ndim != len(shape) or not (array >= 0).all():
+                    raise ValueError(f"'{name}' is no curve")
                 kinds[kind][target] = array.astype(np.float64)
-            mended = {target: from_json(one) for target, one in told.get("estimate", {}).items()}
-            cuts, whole = told.get("consensus", {}), told.get("one_piece", {})
-            voxel = from_json(told["voxel"])
-            return cls(told["proposals"], voxel, mended, cuts, whole, presence, about=told["about"], **kinds)
-        except (ValueError, KeyError, TypeError, OSError) as error:
-            raise ModelError(f"{folder}: its calibration cannot be read; run: delineate calibrate {folder}") from error
+            mended = {target: from_json(one) for target, one in told.estimate.items()}
+            voxel = from_json(told.voxel)
+        except (ValueError, KeyError, TypeError, OSError, SafetensorError) as error:
+            raise ModelError(f"{folder}: its calibration cannot be read; {fix}") from error
+        cuts, whole = told.consensus, told.one_piece
+        return cls(told.proposals, voxel, mended, cuts, whole, presence, about=told.about, **kinds)
 
 
 def refused_guarantees(

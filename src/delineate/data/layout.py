@@ -6,9 +6,8 @@ Layout 1, nnU-Net v2 and Medical Segmentation Decathlon (MSD): `dataset.json`, `
 several raters drew. Files are found by listing the folders; no path comes from a JSON file.
 """
 
-import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,11 @@ from delineate.prompts.modality import modality_code
 from delineate.prompts.vocabulary import canonical_name
 from delineate.scans.nifti import NIFTI_SUFFIXES
 from delineate.scans.scan import is_scan_file, stem_of, suffix_of
+from delineate.storage import schema
+from delineate.storage.schema import Line, Name
 
+FIX = "correct the file"
+MOST_BYTES = 16 << 20  # of a file: an MSD dataset.json lists its scans, tens of thousands at most
 SPLITS = ("train", "val", "test")
 _LAYOUTS = (("imagesTr", "labelsTr"), ("images", "masks"))
 _MASK_SUFFIXES = ("_mask", "_segmentation")
@@ -112,23 +115,11 @@ def _is_numbered(root: Path, images: Mapping[str, Path], labels: Mapping[str, Pa
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file; {} where there is no file."""
-    try:
-        value = _parsed(path)
-    except FileNotFoundError:
-        return {}
-    if not isinstance(value, dict):
-        raise DatasetError(f"{path} must hold a JSON object ({{…}}), not a {type(value).__name__}.")
-    return value
+    return _parsed(path, dict[str, Any]) if path.exists() else {}
 
 
-def _parsed(path: Path) -> Any:
-    """What a JSON file holds, whether or not it begins with a byte order mark, as Windows programs write it."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        raise
-    except (OSError, ValueError, RecursionError) as problem:
-        raise DatasetError(f"{path} is not readable JSON: {problem}.") from problem
+def _parsed(path: Path, shape: Any) -> Any:
+    return schema.read_json(path, shape, error=DatasetError, fix=FIX, most_bytes=MOST_BYTES)
 
 
 def declared_labels(description: Mapping[str, Any], root: Path) -> dict[str, int]:
@@ -137,6 +128,8 @@ def declared_labels(description: Mapping[str, Any], root: Path) -> dict[str, int
     source = root / "dataset.json"
     if not isinstance(declared, dict):
         raise DatasetError(f'{source}: \'labels\' must be an object such as {{"background": 0, "liver": 1}}.')
+    names = {**declared, **{value: key for key, value in declared.items() if isinstance(value, str)}}
+    schema.checked(names, dict[Name, Any], source, below="labels", error=DatasetError, fix=FIX)
     found: dict[str, int] = {}
     for key, value in declared.items():
         name, number = (value, key) if isinstance(value, str) and not value.isdigit() else (key, value)
@@ -199,6 +192,7 @@ def declared_modality(description: Mapping[str, Any], root: Path, images: Iterab
     channels = list(listed) or [""]
     if not all(isinstance(text, str) for text in channels):
         raise DatasetError(f'{source}: a channel has a name, as in "channel_names": {{"0": "CT"}}; found {stated!r}.')
+    schema.checked(channels, list[Line], source, error=DatasetError, fix=FIX)
     try:
         codes = [None if text.strip().lower() in _NO_MODALITY else modality_code(text) for text in channels]
     except DelineateError as error:
@@ -223,7 +217,7 @@ def read_subjects(root: Path, names: Mapping[str, Path]) -> dict[str, str]:
             raise DatasetError(
                 f"{root / 'subjects.json'} must map case names to subjects; wrong: {name!r}: {subject!r}."
             )
-    return subjects
+    return schema.checked(subjects, dict[str, Name], root / "subjects.json", error=DatasetError, fix=FIX)
 
 
 def read_splits(root: Path, given: Path | None = None) -> dict[str, tuple[str, ...]]:
@@ -234,7 +228,7 @@ def read_splits(root: Path, given: Path | None = None) -> dict[str, tuple[str, .
     splits = _own_splits(root, given)
     if splits or not (path := root / NNUNET_SPLITS).is_file():
         return splits
-    folds = _parsed(path)
+    folds = _parsed(path, None)
     lists = folds[0].values() if isinstance(folds, list) and folds and isinstance(folds[0], dict) else [None]
     _check_lists(path, lists, '[{"train": [cases], "val": [...]}, …] of strings, a fold each')
     return {name: tuple(names) for name, names in folds[0].items()}
@@ -263,9 +257,10 @@ def _own_splits(root: Path, given: Path | None = None) -> dict[str, tuple[str, .
     return {}
 
 
-def _check_lists(path: Path, lists: Iterable[Any], form: str) -> None:
+def _check_lists(path: Path, lists: Collection[Any], form: str) -> None:
     if not all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists):
         raise DatasetError(f"{path} must hold {form}.")
+    schema.checked(list(lists), list[list[Name]], path, error=DatasetError, fix=FIX)
 
 
 def split_faults(splits: Mapping[str, Sequence[str]], subjects: set[str]) -> list[str]:

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from delineate.data.layout import find_files, read_json, read_splits, read_subjects
+from delineate.data.layout import FIX, find_files, read_json, read_splits, read_subjects
 from delineate.errors import DatasetError
+from delineate.storage.schema import Line, checked
 
 PROVENANCE = "provenance.json"
 
@@ -30,6 +31,17 @@ class Origin:
     source: str
     variant: int
     slices: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """An entry of `delineate.data.folds.held_out`: a dataset that was trained on; more fields may follow."""
+
+    name: Line
+    fold: Line | None = None
+    subjects: Line | None = None
+    train: Line | None = None
+    test: Line | None = None
 
 
 def read_origins(root: Path, splits: Path | None = None) -> dict[str, Origin]:
@@ -83,9 +95,8 @@ def held_out_by_source(root: Path) -> list[dict[str, Any]]:
     It is the entry "held_out" of `provenance.json`: a model that learns from synthetic cases knows what their maker
     knew, and may be scored on nobody else.
     """
-    seen = read_json(Path(root) / PROVENANCE).get("held_out", [])
-    if not isinstance(seen, list) or not all(isinstance(entry, dict) and "name" in entry for entry in seen):
-        raise DatasetError(f"{Path(root) / PROVENANCE}: 'held_out' must be a list of objects with a name.")
+    seen = read_json(path := Path(root) / PROVENANCE).get("held_out", [])
+    checked(seen, list[Seen], path, below="held_out", error=DatasetError, fix=FIX)
     return seen
 
 
@@ -94,7 +105,9 @@ def _origin(path: Path, name: str, entry: Any) -> Origin:
     entry = entry if isinstance(entry, Mapping) else {}
     source, variant, slices = entry.get("source"), entry.get("variant"), entry.get("slices")
     whole = isinstance(slices, list) and len(slices) == 2 and all(type(value) is int for value in slices)
-    if not (isinstance(source, str) and type(variant) is int and whole and 0 <= slices[0] < slices[1]):
+    if not (
+        isinstance(source, str) and len(source) <= 200 and type(variant) is int and whole and 0 <= slices[0] < slices[1]
+    ):
         raise DatasetError(
             f'{path}: \'{name}\' must have a "source", a "variant" and "slices" [first, end], as in '
             f'{{"source": "case00", "variant": 0, "slices": [0, 20]}}; bring back the file.'

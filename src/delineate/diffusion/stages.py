@@ -9,8 +9,10 @@ next to no noise below 300, yet the last step asks it at that of 299; `Clamp.SAM
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Annotated
 
 import torch
+from annotated_types import Interval, Len
 from torch import Generator, Tensor
 
 
@@ -38,6 +40,7 @@ class Clamp(StrEnum):
 
 
 LAST = 999
+Weight = Annotated[float, Interval(ge=0, le=1e6)]
 RAPID, MODELLING, REFINEMENT = 0, 1, 2
 
 
@@ -59,9 +62,9 @@ class Stages:
     target: str = "both"
     high: int = 599
     low: int = 299
-    weights: tuple[tuple[float, float], ...] = ((1.0, 3.0), (1.0, 1.0), (3.0, 1.0))
+    weights: Annotated[tuple[tuple[Weight, Weight], ...], Len(3, 3)] = ((1.0, 3.0), (1.0, 1.0), (3.0, 1.0))
     clamp: Clamp = Clamp.EMBEDDING
-    interval: int = 30
+    interval: Annotated[int, Interval(ge=1, le=LAST + 1)] = 30
 
     def __post_init__(self):
         if not -1 <= self.low < self.high < LAST:

@@ -1,6 +1,5 @@
 """How an adapter learns from a few scans, and when it stops."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,12 +22,22 @@ from delineate.scans.preparation import Habits, Preparation
 from delineate.scans.scan import Scan
 from delineate.segmenter import Segmenter
 from delineate.storage.files import replacing, write_json
+from delineate.storage.schema import Name, Share, checked, read_json
 from delineate.training.checkpoint import TrainState
 from delineate.training.loop import Budget, OnStep, Phase, Run, averaged, train_phases
 
 CHECKED_AT = (0.5,)  # of every stage; its end is checked as well
 WARM_UP_IMAGES = 80
 PROPOSALS = 4  # for the figures of an adapter's card
+
+
+@dataclass(frozen=True)
+class Check:
+    """What checks.json says of a time at which held-out subjects were asked."""
+
+    stage: Name
+    share: Share
+    dice: Share | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +117,10 @@ def train_adapter(
     """
     segmenter = base.adapted(adapted, Habits(modality=habits.modality))
     written = folder / "checks.json"
-    checks: list[dict[str, Any]] = json.loads(written.read_text()) if written.is_file() else []
+    checks: list[dict[str, Any]] = []
+    if written.is_file():
+        checks = read_json(written)
+        checked(checks, list[Check], written, fix=f"remove {folder} and adapt again")
 
     def check(stage: str, share: float) -> None:
         if any((c["stage"], c["share"]) == (stage, share) for c in checks):

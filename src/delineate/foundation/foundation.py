@@ -7,7 +7,6 @@ stands in `delineate.json` beside it; without that file the codec is the folder'
 """
 
 import hashlib
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +16,6 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from diffusers.utils import logging as diffusers_logging
-from safetensors import SafetensorError
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
@@ -25,8 +23,11 @@ from transformers.utils import logging as transformers_logging
 from delineate.diffusion.codec import CODECS, STRIDE, Codec
 from delineate.diffusion.schedule import Schedule, schedule_from_config
 from delineate.errors import ModelError
+from delineate.foundation.shapes import PARTS, OwnConfig, SchedulerConfig, TokenizerConfig
 from delineate.foundation.text import Encoded, build_text_encoder, build_tokenizer, encode_text
 from delineate.storage.files import write_json
+from delineate.storage.schema import checked, read_json
+from delineate.storage.weights import building, refuse_infinite
 
 NEW_CODECS = {"unshuffle": {"level": 0.75}}  # of foundations made from now on; folders tell their own
 
@@ -62,6 +63,8 @@ SCHEDULER = {
 }
 
 
+FIX = "copy the foundation again"
+MOST_WORDS = 16 << 20  # bytes of a tokenizer's files: CLIP's largest has four million
 UNTRAINED = "not pre-trained"
 
 
@@ -130,7 +133,7 @@ class Foundation:
         """The foundation in a Stable Diffusion folder; nothing is downloaded.
 
         Raises:
-            ModelError: a part is missing or does not fit the others.
+            ModelError: a part is missing or damaged, or does not fit the others.
         """
         folder = Path(folder)
         for part in ("vae", "unet", "text_encoder", "tokenizer", "scheduler"):
@@ -139,26 +142,26 @@ class Foundation:
                     f"{folder}: not a Stable Diffusion folder, '{part}/' is missing; give a folder in diffusers' "
                     "layout, or make one with: delineate pretrain"
                 )
-        local: dict[str, Any] = {"local_files_only": True, "use_safetensors": True}
-        try:
-            with _no_progress_bars():
-                vae = AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32, **local)
-                unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32, **local)
-                text = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32, **local)
+        ours, scheduler = _read_configs(folder)
+        name = ours.get("codec", "vae")
+        with _no_progress_bars(), building(folder, FIX):
+            vae = _module(AutoencoderKL, folder / "vae", torch_dtype=torch.float32)
+            unet = _module(UNet2DConditionModel, folder / "unet", torch_dtype=torch.float32)
+            text = _module(CLIPTextModel, folder / "text_encoder", dtype=torch.float32)
             tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-            scheduler = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
             schedule = schedule_from_config(scheduler)
-            own = folder / "delineate.json"
-            ours = json.loads(own.read_text()) if own.exists() else {}
-            name = ours.get("codec", "vae")
             codec = CODECS[name](vae, **ours.get("codec_config", {}))
-        except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-            reason = (str(error).strip().splitlines() or ["no reason given"])[0]
-            raise ModelError(f"{folder}: a part of the foundation cannot be loaded: {reason}") from error
         words, known = len(tokenizer), text.config.vocab_size
         if not 256 < words <= known:  # without its file a tokenizer loads empty; every byte has a word of its own
             raise ModelError(
                 f"{folder}: the tokenizer has {words} words, the text encoder knows {known}; copy it again"
+            )
+        if tokenizer.pad_token is None:
+            raise ModelError(f"{folder}/tokenizer: has no pad_token; {FIX}")
+        if not 2 <= tokenizer.model_max_length <= text.config.max_position_embeddings:
+            raise ModelError(
+                f"{folder}: the tokenizer gives up to {tokenizer.model_max_length} words, the text encoder reads "
+                f"{text.config.max_position_embeddings}; {FIX}"
             )
         if codec.channels != unet.config["in_channels"] or 2 ** (len(vae.config["block_out_channels"]) - 1) != STRIDE:
             raise ModelError(
@@ -179,7 +182,7 @@ class Foundation:
         with _no_progress_bars():
             for name in ("vae", "unet", "text_encoder"):
                 getattr(self, name).save_pretrained(folder / name, safe_serialization=True)
-                config = json.loads((folder / name / "config.json").read_text())
+                config = read_json(folder / name / "config.json", dict[str, Any], fix=FIX)
                 config.pop("_name_or_path", None)  # where it lay on this machine
                 write_json(folder / name / "config.json", config)
         self.tokenizer.save_pretrained(str(folder / "tokenizer"))
@@ -235,6 +238,33 @@ class Foundation:
                 digest.update(f"{part}.{name}".encode())
                 digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
+
+
+def _module(kind: Any, folder: Path, **how: Any) -> Any:
+    """A part with weights, all of which its file has and none of which is infinite."""
+    module, told = kind.from_pretrained(
+        folder, local_files_only=True, use_safetensors=True, output_loading_info=True, **how
+    )
+    if absent := sorted(map(str, told["missing_keys"])):  # which the libraries leave to chance
+        raise ModelError(f"{folder}: the weight '{absent[0]:.100}' is missing; {FIX}")
+    refuse_infinite(module.state_dict().items(), folder, FIX)
+    return module
+
+
+def _read_configs(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """delineate.json, {} where there is none, and the schedule's configuration; that of every part is looked at."""
+    for part, shape in PARTS.items():
+        read_json(folder / part / "config.json", shape, fix=FIX)
+    for path in sorted((folder / "tokenizer").glob("*.json")):
+        own = path.name == "tokenizer_config.json"
+        read_json(path, TokenizerConfig if own else dict[str, Any], fix=FIX, most_bytes=MOST_WORDS)
+    scheduler = read_json(path := folder / "scheduler" / "scheduler_config.json", dict[str, Any], fix=FIX)
+    checked(scheduler, SchedulerConfig, path, fix=FIX)
+    if not (own := folder / "delineate.json").exists():
+        return {}, scheduler
+    ours = read_json(own, dict[str, Any], fix=FIX)
+    checked(ours, OwnConfig, own, fix=FIX)
+    return ours, scheduler
 
 
 @contextmanager

@@ -8,13 +8,13 @@ card.md               for people: data, licences, figures, limits
 manifest.json         SHA-256 of every file above
 """
 
-import json
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Interval
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -25,8 +25,9 @@ from delineate.errors import ModelError
 from delineate.interaction.network import MarksNetwork
 from delineate.storage import sealed
 from delineate.storage.files import write_json, write_text
+from delineate.storage.schema import Side, Widths, checked, read_json
 from delineate.storage.shipped import house_folder
-from delineate.storage.weights import load_weights, save_weights
+from delineate.storage.weights import building, load_weights, save_weights
 
 FORMAT = 1
 # How proposals are drawn from a probability alone: noise as in UniSegDiff (docs/lab, "Doubt"), on a cosine schedule.
@@ -48,9 +49,9 @@ class MarkerConfig:
             in full ("both").
     """
 
-    size: int = 256
-    widths: tuple[int, ...] = (32, 48, 96, 128, 128)
-    fold: int = 2
+    size: Side = 256
+    widths: Widths = (32, 48, 96, 128, 128)
+    fold: Annotated[int, Interval(ge=1, le=16)] = 2
     look: str = "both"
 
     def __post_init__(self):
@@ -58,11 +59,6 @@ class MarkerConfig:
             raise ValueError(f"look is one of {', '.join(LOOKS)}; got '{self.look}'")
         if self.size % (multiple := 2 * self.fold * 2 ** (len(self.widths) - 1)):
             raise ValueError(f"size must be a multiple of {multiple}; got {self.size}")
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> "MarkerConfig":
-        """What `asdict` and JSON made of one; unknown keys are errors."""
-        return cls(**{**value, "widths": tuple(value["widths"])})
 
 
 class Marker:
@@ -160,16 +156,18 @@ def load_marker(folder: Path) -> Marker:
     """The marks network in `folder`, every file compared with its hash.
 
     Raises:
-        ModelError: a missing, added or changed file, or a format of a newer release.
+        ModelError: a missing, added or changed file, one that is not as `save_marker` writes it, or a format of a
+            newer release.
     """
     if not (folder / sealed.MANIFEST).is_file():
         raise ModelError(f"{folder}: not a folder of marks (no {sealed.MANIFEST}); check the path")
     sealed.verify(folder, {"config.json", "weights.safetensors"}, "marks folder")
-    told = json.loads((folder / "config.json").read_text())
-    if told["format"] != FORMAT:
-        raise ModelError(f"{folder}: format {told['format']}, this release reads {FORMAT}; update delineate")
-    config = MarkerConfig.from_json(told["marks"])
-    network = build(config)
+    told = read_json(path := folder / "config.json", dict[str, Any])
+    if (number := told.get("format")) != FORMAT:
+        raise ModelError(f"{folder}: format {number!r:.20}, this release reads {FORMAT}; update delineate")
+    config = checked(told.get("marks"), MarkerConfig, path, below="marks", exact=True)
+    with building(folder):
+        network = build(config)
     load_weights(network, folder / "weights.safetensors")
     return Marker(config, network)
 

@@ -1,6 +1,5 @@
 """A foundation from datasets: the whole job behind `delineate pretrain`."""
 
-import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -10,14 +9,16 @@ from typing import Any
 from delineate.data.dataset import Dataset
 from delineate.data.folds import Fold, held_out, refuse_seen
 from delineate.data.named import NamedFolder, parse_named
+from delineate.data.synthetic import Seen
 from delineate.diffusion.codec import CODECS
 from delineate.errors import DelineateError
-from delineate.foundation.foundation import Foundation
+from delineate.foundation.foundation import FIX, Foundation
 from delineate.foundation.pretraining import caption_corpus, pretrain
 from delineate.jobs.opening import open_all, read_bank
 from delineate.jobs.watch import Nobody, Watch, finished_before, reporter, work_folder
 from delineate.pictures import training_curves
 from delineate.storage.files import write_json
+from delineate.storage.schema import checked, read_json
 from delineate.storage.swapping import swapping
 from delineate.systems import PRESETS
 from delineate.training.loop import Budget, Run, polite_stop
@@ -128,7 +129,8 @@ def seen_by_foundation(foundation: Path | None, datasets: Sequence[Dataset], fol
         return []
     record = Path(foundation) / HELD_OUT
     if record.is_file():
-        seen = json.loads(record.read_text())
+        seen = read_json(record)
+        checked(seen, list[Seen], record, fix=FIX)
         for dataset in datasets:
             refuse_seen(seen, dataset, fold, f"the foundation {foundation}")
         return seen

@@ -8,6 +8,7 @@ from delineate.errors import DelineateError
 from delineate.evaluation.studies import STUDIES, StudyRequest
 from delineate.jobs.watch import Nobody, Watch
 from delineate.storage.files import write_json
+from delineate.storage.schema import read_json
 
 
 def make_study(request: StudyRequest, output: Path, *, device: str = "cpu", watch: Watch = Nobody()) -> dict[str, Any]:
@@ -21,7 +22,11 @@ def make_study(request: StudyRequest, output: Path, *, device: str = "cpu", watc
     output, settings = Path(output), json.loads(json.dumps(request.to_json()))
     written = output / "settings.json"
     begun = any((output / "models").rglob("*"))  # else the earlier call failed at the door, and nothing can be lost
-    if begun and written.is_file() and json.loads(written.read_text()) != settings:
+    if (
+        begun
+        and written.is_file()
+        and read_json(written, error=DelineateError, fix="choose another folder") != settings
+    ):
         raise DelineateError(
             f"{output}: holds a study that was asked for otherwise; repeat it, or choose another folder"
         )

@@ -4,7 +4,6 @@ Fine-tune a synthesizer on the train split (stage b of DiffBoost), train a first
 of every training case, judge them, and write a dataset that holds the real cases and what passed.
 """
 
-import json
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -29,6 +28,7 @@ from delineate.pictures import training_curves
 from delineate.scans.grid import stack_of
 from delineate.scans.reading import read_scan
 from delineate.storage.files import write_json
+from delineate.storage.schema import read_json
 from delineate.storage.shipped import HOUSE_SYNTHESIS, house_folder
 from delineate.storage.swapping import swapping
 from delineate.synthesis.artist import Artist, Drawing
@@ -177,7 +177,7 @@ def _cleared(output: Path, work: Path) -> dict[str, Any]:
     for part in ("tuned", "drawn", "judge", "estimate", "edges"):
         shutil.rmtree(work / part, ignore_errors=True)
     (work / "settings.json").unlink(missing_ok=True)
-    return json.loads((output / PROVENANCE).read_text())["summary"]
+    return read_json(output / PROVENANCE, error=DatasetError, fix="remove the folder and synthesize again")["summary"]
 
 
 def _extractor(request: SynthesizeRequest) -> Extractor | None:

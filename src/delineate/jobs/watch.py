@@ -7,7 +7,8 @@ from typing import Any, Protocol
 
 from delineate.errors import DelineateError
 from delineate.storage.files import write_json
-from delineate.training.checkpoint import TrainState
+from delineate.storage.schema import read_json
+from delineate.training.checkpoint import TrainState, read_state
 
 
 class Watch(Protocol):
@@ -65,7 +66,7 @@ def finished_before(work: Path, logs: dict[str, list]) -> dict[str, list]:
     newest = {path.parent.parent: path for path in states}
     earlier = sorted(newest.values(), key=lambda path: path.stat().st_mtime)
     named = {path.parent.parent.name: path for path in earlier if path.parent.parent.name not in logs}
-    return {stage: json.loads(path.read_text())["log"] for stage, path in named.items()}
+    return {stage: read_state(path)["log"] for stage, path in named.items()}
 
 
 def work_folder(output: Path, request: Request, **more: Any) -> Path:
@@ -83,7 +84,7 @@ def work_folder(output: Path, request: Request, **more: Any) -> Path:
     written = work / "settings.json"
     settings = json.loads(json.dumps({**request.to_json(), **more}))  # as it comes back: lists for tuples
     begun = any(work.rglob("checkpoint-*"))  # else the earlier call failed at the door, and nothing can be lost
-    if begun and written.exists() and json.loads(written.read_text()) != settings:
+    if begun and written.exists() and read_json(written, error=DelineateError, fix=f"remove {work}") != settings:
         raise DelineateError(
             f"{work}: holds an unfinished training with other settings; repeat those to go on, or remove the folder"
         )

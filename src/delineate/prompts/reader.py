@@ -6,7 +6,6 @@ the concepts, their parts, and what lies near them in words or in the body, so t
 NumPy alone: no command has to wait for more.
 """
 
-import json
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from delineate.prompts.matching import key_of, raw_words
+from delineate.storage.schema import read_json
 
 LONGEST = 24  # words that are read; the rest is not
 GRAMS = (3, 4, 5)
@@ -68,7 +68,7 @@ class Reader:
         """What the recipe wrote; without a folder the one that ships."""
         folder = folder or Path(str(files("delineate"))) / "prompts" / "words"
         weights = {name: value.astype(np.float32) for name, value in load_file(folder / WEIGHTS).items()}
-        things = json.loads((folder / THINGS).read_text(encoding="utf-8"))
+        things = read_json(folder / THINGS)
         return cls(weights, tuple(Thing(name, kind) for kind, names in things.items() for name in names))
 
     def vector(self, text: str) -> np.ndarray:

@@ -9,9 +9,12 @@ The rules are in `delineate.prompts.matching`.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
-from delineate.errors import DatasetError, ModelError, PromptError
+from annotated_types import Len
+
+from delineate.errors import DatasetError, PromptError
 from delineate.prompts.concept import Concept
 from delineate.prompts.matching import (
     Phrases,
@@ -29,7 +32,9 @@ from delineate.prompts.matching import (
     tidy,
     without_own_region,
 )
+from delineate.storage.schema import checked
 
+MOST_CONCEPTS = 2000  # in a file: the largest anatomies that are labelled have some hundreds
 NEAREST = 5  # names offered for an unknown prompt
 
 
@@ -55,7 +60,7 @@ class Match:
 class Vocabulary:
     """The targets a model or a dataset knows, in order. No phrase may name two of them (`DatasetError`)."""
 
-    concepts: tuple[Concept, ...]
+    concepts: Annotated[tuple[Concept, ...], Len(1, MOST_CONCEPTS)]
 
     def __post_init__(self):
         object.__setattr__(self, "concepts", tuple(self.concepts))
@@ -191,25 +196,7 @@ class Vocabulary:
     @classmethod
     def from_json(cls, value: Any) -> "Vocabulary":
         """What `to_json` wrote. Raises `ModelError` at an unknown key, a wrong type or a clash of names."""
-        fields = {"name", "synonyms", "modalities"}
-        if not isinstance(value, dict) or set(value) != {"concepts"} or not isinstance(value["concepts"], list):
-            raise ModelError('a vocabulary must be {"concepts": [...]} and nothing else. Write it again with to_json.')
-        concepts = []
-        for entry in value["concepts"]:
-            if not isinstance(entry, dict) or "name" not in entry or not set(entry) <= fields:
-                raise ModelError(
-                    f"a concept must have a name, and may have synonyms and modalities; got {entry!r:.120}."
-                )
-            lists = [entry.get("synonyms", []), entry.get("modalities", [])]
-            if not isinstance(entry["name"], str) or not all(
-                isinstance(one, list) and all(isinstance(item, str) for item in one) for one in lists
-            ):
-                raise ModelError(f"a concept's name must be text, its lists lists of text; got {entry!r:.120}.")
-            concepts.append(Concept(entry["name"], tuple(lists[0]), tuple(lists[1])))
-        try:
-            return cls(tuple(concepts))
-        except DatasetError as error:
-            raise ModelError(str(error)) from error
+        return checked(value, cls, Path("a vocabulary"), fix="write it again with to_json", exact=True)
 
 
 def unknown_prompt_message(text: str, nearest: Sequence[str], where: str = "") -> str:

@@ -5,7 +5,6 @@ was asked for here has a folder of its own: `masks.npz`, which holds masks as to
 faster than images are, and `answer.json`, which is written last: without it there is no answer.
 """
 
-import json
 import time
 import zipfile
 import zlib
@@ -25,6 +24,7 @@ from delineate.review.work import NotHere
 from delineate.scans.reading import read_labels, read_scan
 from delineate.scans.scan import Scan
 from delineate.storage.files import replacing, safe_name, write_json
+from delineate.storage.schema import read_json
 
 if TYPE_CHECKING:
     from delineate.proposals.proposals import Proposals, TargetProposals
@@ -32,6 +32,15 @@ if TYPE_CHECKING:
 ANSWER = "answer.json"
 MASKS = "masks.npz"  # toggles of "consensus" and "proposal_00", ..., uint32; "doubt" in 255 steps, uint8 (I, J, K)
 SUFFIXES = (".nii.gz", ".png")
+MOST_ANSWER = 64 << 20  # bytes of answer.json, which names every marked voxel
+
+
+@dataclass(frozen=True)
+class AnswerFile:
+    """What answer.json must hold."""
+
+    answer: AnswerInfo
+    asked: dict[str, Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -248,8 +257,6 @@ def read_answer(folder: Path) -> Answer:
     Raises:
         ScanError: it is damaged.
     """
-    try:
-        told = json.loads((folder / ANSWER).read_text(encoding="utf-8"))
-        return Answer(AnswerInfo.model_validate(told["answer"]), folder, None, told["asked"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ScanError(f"{folder / ANSWER}: this answer is damaged; move its folder away and ask again") from error
+    fix = "move its folder away and ask again"
+    told = read_json(folder / ANSWER, AnswerFile, error=ScanError, fix=fix, most_bytes=MOST_ANSWER)
+    return Answer(told.answer, folder, None, told.asked)

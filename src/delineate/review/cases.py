@@ -1,7 +1,6 @@
 """What can be reviewed: a scan, a folder of scans, or a folder that `delineate segment` wrote, with its answers."""
 
 import gzip
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,7 +18,7 @@ from delineate.scans.finding import Found, Kind, case_name, digest_of, find_scan
 from delineate.scans.intensity import intensity_range, is_in_hounsfield_units
 from delineate.scans.reading import read_scan
 from delineate.scans.scan import Scan
-from delineate.storage.places import place_for
+from delineate.storage.places import place_for, read_case
 
 CT_WINDOWS = {  # (black, white) in HU, as radiologists set them: level -+ half the width
     "abdomen": (-125.0, 275.0),
@@ -168,9 +167,9 @@ def find_cases(path: Path, output: Path | None = None, **reading: Any) -> list[R
 def _segmented(number: int, done: Path, reading: Mapping[str, Any]) -> ReviewCase:
     """A case that `delineate segment` finished."""
     try:
-        entry = json.loads(done.read_text(encoding="utf-8"))
+        entry = read_case(done.parent) or {}
         request = entry["request"]
-        file, sha256, name = Path(entry["file"]), str(entry["sha256"]), str(entry["case"])
+        file, sha256, name = Path(entry["file"]), entry["sha256"], entry["case"]
         asked = _said({name: request.get(name) for name in ("modality", "volume", "series", "fill_gaps")})
         earlier = answers_of_run(done.parent, entry)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -9,12 +9,13 @@ terms. `recipes/samples.py` makes them.
     Segmenter.load()(read_scan(ct.images[0], modality=ct.modality), ["liver"])
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
+
+from delineate.storage.schema import read_json
 
 
 @dataclass(frozen=True)
@@ -88,4 +89,4 @@ def folder() -> Path:
 
 
 def _described() -> dict[str, dict[str, Any]]:
-    return json.loads((folder() / "samples.json").read_text(encoding="utf-8"))
+    return read_json(folder() / "samples.json")

@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Annotated, Any
 
-from delineate.errors import ModelError
-from delineate.scans.histogram import landmarks, standard_of, standardise
+from annotated_types import Interval
+
+from delineate.scans.histogram import PERCENTILES, landmarks, standard_of, standardise
 from delineate.scans.scan import Scan
+from delineate.storage.schema import Name
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,11 @@ class Preparation:
     """
 
     n4: bool = False
-    standard: tuple[float, ...] = ()
+    standard: tuple[Annotated[float, Interval(ge=-1e6, le=1e6)], ...] = ()
+
+    def __post_init__(self):
+        if self.standard and len(self.standard) != len(PERCENTILES):
+            raise ValueError(f"a standard scale has {len(PERCENTILES)} landmarks; got {len(self.standard)}")
 
     @classmethod
     def learnt(cls, scans: Sequence[Scan], n4: bool) -> "Preparation":
@@ -41,14 +47,6 @@ class Preparation:
         """As plain JSON values."""
         return asdict(self) | {"standard": list(self.standard)}
 
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> "Preparation":
-        """What `to_json` wrote. Raises `ModelError` at an unknown key."""
-        try:
-            return cls(**{**value, "n4": value["n4"], "standard": tuple(value["standard"])})
-        except (TypeError, KeyError) as error:
-            raise ModelError(f"an adapter's preparation must have n4 and standard; got {value!r:.120}") from error
-
 
 @dataclass(frozen=True)
 class Habits:
@@ -64,16 +62,11 @@ class Habits:
     """
 
     preparation: Preparation = field(default_factory=Preparation)
-    modality: str | None = None
-    usual_doubt: Mapping[str, float] = field(default_factory=dict)
-    apart_mm: float | None = None
+    modality: Name | None = None
+    usual_doubt: Mapping[Name, Annotated[float, Interval(ge=0, le=1e6)]] = field(default_factory=dict)
+    apart_mm: Annotated[float, Interval(gt=0, le=1000)] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
         told = {"modality": self.modality, "usual_doubt": dict(self.usual_doubt)}
         return {"preparation": self.preparation.to_json(), **told}
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> "Habits":
-        """What `to_json` wrote."""
-        return cls(Preparation.from_json(value["preparation"]), value["modality"], value["usual_doubt"])

@@ -5,15 +5,15 @@ A name is what people call a scan by; what it is, its SHA-256 says. `case.json` 
 """
 
 import hashlib
-import json
 import re
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from delineate.errors import BusyError
+from delineate.errors import BusyError, ScanError
 from delineate.storage.files import sha256_of
+from delineate.storage.schema import read_json
 from delineate.storage.swapping import is_locked
 
 CASE = "case.json"
@@ -104,10 +104,9 @@ def refuse_if_reviewed(place: Path) -> None:
 
 
 def _record(path: Path) -> dict[str, Any] | None:
-    try:
-        if path.stat().st_size > LARGEST:
-            return None
-        told = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
+    if not path.is_file():
         return None
-    return told if isinstance(told, dict) else None
+    try:
+        return read_json(path, dict[str, Any], error=ScanError, most_bytes=LARGEST)
+    except (ScanError, OSError):
+        return None

@@ -1,15 +1,27 @@
 """Folders with a manifest: written whole or not at all, and checked file by file before anything in them is read."""
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Annotated
+
+from annotated_types import Predicate
 
 from delineate.errors import ModelError
 from delineate.storage.files import sha256_of, write_json
+from delineate.storage.schema import Name, Sha256, read_json
 from delineate.storage.swapping import swapping
 
 MANIFEST = "manifest.json"
+
+
+def _is_inside(name: str) -> bool:
+    if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\\" in name:
+        raise ValueError("must be a file in the folder")
+    return True
+
+
+Manifest = dict[Annotated[Name, Predicate(_is_inside)], Sha256]
 
 
 @contextmanager
@@ -40,15 +52,16 @@ def check_free(folder: Path, is_older: Callable[[Path], bool], what: str) -> Non
 
 
 def verify(folder: Path, needed: set[str], what: str) -> None:
-    """Compare every file with its hash. Raises `ModelError` at a missing, added or changed one."""
-    try:
-        expected = json.loads((folder / MANIFEST).read_text())
-    except ValueError as error:
-        raise ModelError(f"{folder}/{MANIFEST}: not JSON; copy the {what} again") from error
-    if not isinstance(expected, dict) or not needed <= expected.keys():
+    """Compare every file with its hash. Raises `ModelError` at a missing, added, changed or unreadable one."""
+    told = read_json(folder / MANIFEST, fix=f"copy the {what} again")
+    if not isinstance(told, dict) or not needed <= told.keys():
         article = "an" if what[0] in "aeiou" else "a"
         raise ModelError(f"{folder}/{MANIFEST}: not the manifest of {article} {what}; check the path")
-    found = hashes(folder)
+    expected = read_manifest(folder, what)
+    try:
+        found = hashes(folder)
+    except OSError as error:
+        raise ModelError(f"{error.filename}: cannot be read ({error.strerror}); copy the {what} again") from error
     for name in sorted(expected.keys() | found.keys()):
         if name not in found:
             raise ModelError(f"{folder}: '{name}' is missing; copy the {what} again")
@@ -56,6 +69,11 @@ def verify(folder: Path, needed: set[str], what: str) -> None:
             raise ModelError(f"{folder}: '{name}' is not part of the {what}; remove it or copy the {what} again")
         if expected[name] != found[name]:
             raise ModelError(f"{folder}: '{name}' was changed or damaged since it was saved; copy the {what} again")
+
+
+def read_manifest(folder: Path, what: str) -> dict[str, str]:
+    """The hash of every file by its name. Raises `ModelError` where the manifest is none."""
+    return read_json(folder / MANIFEST, Manifest, fix=f"copy the {what} again")
 
 
 def hashes(folder: Path) -> dict[str, str]:

@@ -1,7 +1,6 @@
 """Generation of one synthetic scan: drawn from a training case, judged, and written on that case's own voxels."""
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,8 +21,9 @@ from delineate.scans.grid import canonical_fit, intensity_range, is_in_hounsfiel
 from delineate.scans.scan import Scan
 from delineate.scans.writing import write_scan
 from delineate.storage.files import write_json
+from delineate.storage.schema import Count, Name, read_json
 from delineate.synthesis.edges import Extractor, hint
-from delineate.synthesis.gate import Gate, foreground_dice
+from delineate.synthesis.gate import Gate, Verdict, foreground_dice
 from delineate.synthesis.synthesizer import LOOKS, Synthesizer, caption
 from delineate.systems.plain import Plain
 
@@ -63,6 +63,21 @@ class Drawing:
             raise DelineateError("with neither edges nor label boundaries nothing would hold a scan to its mask")
 
 
+@dataclass(frozen=True)
+class Record:
+    """What must be recorded of a scan that was drawn; more is for people."""
+
+    file: Name
+    source: Name
+    slices: tuple[Count, Count]
+    kept: bool
+    verdict: Verdict
+
+    def __post_init__(self):
+        if Path(self.file).name != self.file:
+            raise ValueError(f"file must be a name in the folder; got '{self.file}'")
+
+
 class Artist:
     """Draws one synthetic case at a time into a folder, judged, with a record of each."""
 
@@ -89,7 +104,10 @@ class Artist:
     def records(self, cases: Sequence[Case]) -> dict[str, dict[str, Any]]:
         """What was recorded of every scan drawn, by its name."""
         names = [name_of(case, k) for case in cases for k in range(self.drawing.variants)]
-        return {name: json.loads((self.folder / f"{name}.json").read_text()) for name in names}
+        files = {name: self.folder / f"{name}.json" for name in names}
+        for path in files.values():
+            read_json(path, Record, fix=f"remove {self.folder} and synthesise again")
+        return {name: read_json(path) for name, path in files.items()}
 
     def draw(self, case: Case, variant: int) -> None:
         """Draw a variant of a case, unless an earlier run did."""

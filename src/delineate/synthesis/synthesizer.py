@@ -7,7 +7,6 @@ foundation that saw few scans is no guide; (b) on the training scans of one task
 """
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,13 +20,14 @@ from delineate.diffusion.codec import PixelUnshuffleCodec
 from delineate.diffusion.sampling import Noise, guided, sample_ddim
 from delineate.diffusion.schedule import trailing_times
 from delineate.errors import ModelError
-from delineate.foundation.foundation import Foundation
+from delineate.foundation.foundation import FIX, Foundation
 from delineate.foundation.scan_control import Hint, ScanControl
 from delineate.foundation.text import Encoded
 from delineate.networks.encoder import ENCODER_WIDTHS
 from delineate.prompts.captions import modality_words
 from delineate.storage.files import write_json
-from delineate.storage.weights import load_weights, save_weights
+from delineate.storage.schema import Name, read_json
+from delineate.storage.weights import building, load_weights, save_weights
 from delineate.synthesis.edges import Extractor, gradient, hint, scharr
 from delineate.training.loop import Hyperparameters, Loss, Phase, Run, Step, train_phase
 
@@ -38,6 +38,13 @@ EDGES_FOLDER = "edges"  # in a foundation's folder
 ESTIMATE_SHARE = 0.35  # of the budget; the rest is for denoising
 UNCONDITIONAL = 0.1  # how often training sees no caption, as classifier-free guidance needs
 HEAVIEST = 5.0  # the weight 1 / σ² of an error in x0 (that of v-prediction) is cut here, or late times drown the rest
+
+
+@dataclass(frozen=True)
+class EdgesConfig:
+    """What edges/config.json must hold."""
+
+    preset: Name
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,13 +91,11 @@ class Synthesizer:
         foundation, own = Foundation.load(folder), Path(folder) / EDGES_FOLDER
         if not own.is_dir():
             return cls.make(foundation, preset, seed=seed)
-        try:
-            preset = json.loads((own / "config.json").read_text())["preset"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ModelError(f"{own}: config.json is missing or damaged; copy the foundation again") from error
-        if not isinstance(preset, str) or preset not in DETAIL:
+        preset = read_json(own / "config.json", EdgesConfig, fix=FIX).preset
+        if preset not in DETAIL:
             raise ModelError(f"{own}: preset '{preset}' is not known here; known: {', '.join(DETAIL)}")
-        synthesizer = cls.make(foundation, preset)
+        with building(Path(folder), FIX):
+            synthesizer = cls.make(foundation, preset)
         load_weights(synthesizer.control, own / "control.safetensors")
         return synthesizer
 

@@ -104,8 +104,15 @@ class SystemRow:
         return self._file().save(system, folder)
 
     def load(self, folder: Path, config: Mapping[str, Any], vocabulary: "Vocabulary") -> Any:
-        """The system that `save` wrote."""
-        return self._file().load(folder, config, vocabulary)
+        """The system that `save` wrote.
+
+        Raises:
+            ModelError: the configuration is none of this system's, or the weights are not those that it asks for.
+        """
+        from delineate.storage.weights import building  # which imports torch
+
+        with building(folder):
+            return self._file().load(folder, config, vocabulary)
 
 
 UNISEGDIFF = {"tiny": 128, "small": 256, "paper": 256}

@@ -32,7 +32,7 @@ from delineate.networks import NETWORKS
 from delineate.prompts.vocabulary import Vocabulary
 from delineate.scans.grid import View
 from delineate.systems import plain
-from delineate.systems.parts import filled, save, train
+from delineate.systems.parts import configured, filled, save, train
 from delineate.systems.plain import Plain, PlainConfig, supervised_loss
 from delineate.systems.system import Asked, Clue, Drawn, OnShare
 from delineate.training.loop import Loss, Phase, Step
@@ -205,5 +205,4 @@ def make(
 
 def load(folder: Path, config: Mapping[str, Any], vocabulary: Vocabulary) -> MonteCarlo:
     """What `save` wrote."""
-    known = DropoutConfig(**{**config, "plain": PlainConfig.from_json(config["plain"])})
-    return filled(build(known, vocabulary), folder)
+    return filled(build(configured(config, DropoutConfig, folder), vocabulary), folder)

@@ -9,9 +9,10 @@ examples, which it offers as a further aid; and members are not averaged here, b
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Interval
 from torch import Tensor, nn
 
 from delineate.data.slices import SliceBank
@@ -19,7 +20,7 @@ from delineate.errors import DelineateError
 from delineate.prompts.vocabulary import Vocabulary
 from delineate.scans.grid import View
 from delineate.systems import plain
-from delineate.systems.parts import filled, save, train
+from delineate.systems.parts import configured, filled, save, train
 from delineate.systems.plain import Plain, PlainConfig
 from delineate.systems.system import Asked, Clue, Drawn, OnShare
 from delineate.training.loop import Phase
@@ -37,7 +38,7 @@ class EnsembleConfig:
     """
 
     plain: PlainConfig
-    members: int = 5
+    members: Annotated[int, Interval(ge=1, le=64)] = 5
 
     def __post_init__(self):
         if self.members < 1:
@@ -131,5 +132,4 @@ def make(preset: str, size: int, vocabulary: Vocabulary, *, seed: int = 0, netwo
 
 def load(folder: Path, config: Mapping[str, Any], vocabulary: Vocabulary) -> Ensemble:
     """What `save` wrote."""
-    known = EnsembleConfig(**{**config, "plain": PlainConfig.from_json(config["plain"])})
-    return filled(build(known, vocabulary), folder)
+    return filled(build(configured(config, EnsembleConfig, folder), vocabulary), folder)

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Interval
 from torch import Tensor, nn
 
 from delineate.data.slices import Batch, SliceBank
@@ -18,7 +19,9 @@ from delineate.prompts.vocabulary import Vocabulary
 from delineate.scans.grid import View
 from delineate.storage.memory import at_once
 from delineate.storage.pretrained import PRETRAINED, read_pretrained
+from delineate.storage.schema import Side, Widths
 from delineate.storage.weights import load_weights, save_weights
+from delineate.systems.parts import configured
 from delineate.systems.system import Asked, Clue, Drawn, OnShare
 from delineate.training.loop import Loss, Phase, Run, Step, train_phases
 from delineate.training.losses import lumped, segmentation_loss
@@ -36,10 +39,10 @@ class PlainConfig:
         blocks: convolutions of a residual unit of the U-Net or at a level of a decoder, or MedNeXt's blocks at a level.
     """
 
-    size: int = 128
-    widths: tuple[int, ...] = (32, 64, 128, 256)
+    size: Side = 128
+    widths: Widths = (32, 64, 128, 256)
     network: str = "unet"
-    blocks: int = 2
+    blocks: Annotated[int, Interval(ge=1, le=64)] = 2
 
     def __post_init__(self):
         if self.network not in NETWORKS:
@@ -53,11 +56,6 @@ class PlainConfig:
         """That of a key of `NETWORKS` and one of its presets, on a working grid of `size` pixels."""
         widths, blocks = NETWORKS[network].presets[preset]
         return cls(size, widths, network, blocks)
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> "PlainConfig":
-        """What `dataclasses.asdict` gave, read back from JSON."""
-        return cls(**{**value, "widths": tuple(value["widths"])})
 
     def build(self, answers: int) -> nn.Module:
         """The network, untrained, for slices of three channels."""
@@ -197,6 +195,6 @@ def save(system: Plain, folder: Path) -> dict[str, Any]:
 
 def load(folder: Path, config: Mapping[str, Any], vocabulary: Vocabulary) -> Plain:
     """What `save` wrote."""
-    system = build(PlainConfig.from_json(config), vocabulary)
+    system = build(configured(config, PlainConfig, folder), vocabulary)
     load_weights(system.network, folder / "weights.safetensors")
     return system

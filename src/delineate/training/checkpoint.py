@@ -16,10 +16,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from delineate.errors import ModelError
 from delineate.storage.files import replacing, sha256_of, write_json
+from delineate.storage.schema import Count, Name, Sha256, checked, read_json
 from delineate.storage.swapping import swapping, sweep
+from delineate.storage.weights import read_weights
 
 KEPT = 2
+MOST_STATE = 256 << 20  # bytes of state.json, whose log grows with the training
+AGAIN = "remove its folder and train again"
 
 
 @dataclass(eq=False)
@@ -116,11 +121,36 @@ def load_checkpoint(state: TrainState, folder: Path) -> str | None:
 BEST = "best"
 
 
+@dataclass(frozen=True)
+class Best:
+    """What best.json must hold: of whose average the score is."""
+
+    score: float
+    images: Count
+    file: Name
+
+    def __post_init__(self):
+        if Path(self.file).name != self.file:
+            raise ValueError(f"file must be a name in the folder; got '{self.file}'")
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """What state.json must hold."""
+
+    images_seen: Count
+    seconds: float
+    seed: int
+    log: list[dict[Name, float]]
+    sha256: dict[Name, Sha256]
+    digest: Sha256
+
+
 def keep_if_best(state: TrainState, folder: Path, score: float) -> None:
     """Keep the state's average in `folder` if no average kept there scored as high."""
     written = folder / f"{BEST}.json"
-    known = json.loads(written.read_text()) if written.exists() else None
-    if known is not None and known["score"] >= score and known["images"] <= state.images_seen:
+    known = read_json(written, Best, fix=AGAIN) if written.exists() else None
+    if known is not None and known.score >= score and known.images <= state.images_seen:
         return
     folder.mkdir(parents=True, exist_ok=True)
     name = f"{BEST}-{state.images_seen:010d}.safetensors"
@@ -137,21 +167,28 @@ def load_best(state: TrainState, folder: Path) -> float | None:
     written = folder / f"{BEST}.json"
     if not written.exists():
         return None
-    known = json.loads(written.read_text())
-    loaded = load_file(folder / known["file"])
+    known = read_json(written, Best, fix=AGAIN)
+    loaded = read_weights(folder / known.file, AGAIN)
     state.average = {k: v.to(state.average[k].device) for k, v in loaded.items()}
-    return known["score"]
+    return known.score
 
 
 def _read_sound(path: Path) -> dict | None:
     """The numbers of a checkpoint whose files all have the hashes written down, else None."""
     try:
-        numbers = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        numbers = read_state(path / "state.json")
         sound = numbers.pop("digest") == _digest(numbers)
         sound = sound and all(sha256_of(path / name) == digest for name, digest in numbers["sha256"].items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ModelError):
         return None
     return numbers if sound else None
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """A checkpoint's state.json, as it stands there. Raises `ModelError` where it is none."""
+    numbers: dict[str, Any] = read_json(path, dict[str, Any], fix=AGAIN, most_bytes=MOST_STATE)
+    checked(numbers, Numbers, path, fix=AGAIN)
+    return numbers
 
 
 def _digest(numbers: dict[str, Any]) -> str:

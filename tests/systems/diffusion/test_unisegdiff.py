@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from delineate.data.slices import SliceBank
 from delineate.diffusion.schedule import schedule_from_config
 from delineate.diffusion.stages import Branch, Clamp, Stages, Strategy
+from delineate.errors import ModelError
 from delineate.foundation.foundation import SCHEDULER
 from delineate.networks.spread import cooled, log_odds
 from delineate.prompts.captions import captions
@@ -23,6 +24,7 @@ from delineate.systems.diffusion.unisegdiff import (
     train,
     with_generic,
 )
+from delineate.systems.parts import configured
 from delineate.systems.system import Asked
 from delineate.training import loop as training
 from delineate.training.loop import Budget, Run
@@ -298,12 +300,12 @@ def test_slices_where_the_condition_network_sees_nothing_are_not_drawn(system, s
     assert not asked
 
 
-def test_the_configuration_survives_json_and_unknown_keys_do_not():
+def test_the_configuration_survives_json_and_unknown_keys_do_not(tmp_path):
     stages = Stages(clamp=Clamp.NONE, high=699, low=-1, interval=100)
     config = UniSegDiffConfig(64, "small", stages, schedule="linear", noise="white", pretrained=False, start="nothing")
-    assert UniSegDiffConfig.from_json(asdict(config)) == config
-    with pytest.raises(TypeError, match="surprise"):
-        UniSegDiffConfig.from_json({**asdict(config), "surprise": 1})
+    assert configured(asdict(config), UniSegDiffConfig, tmp_path) == config
+    with pytest.raises(ModelError, match=r"'system_config\.surprise': is not known here"):
+        configured({**asdict(config), "surprise": 1}, UniSegDiffConfig, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,6 @@ After Tang et al. (2025), "U-Bench: A Comprehensive Understanding of U-Net throu
   unit in the interval (Student's t) of the difference to the first system.
 """
 
-import json
 import time
 from collections.abc import Sequence
 from math import log10
@@ -41,6 +40,7 @@ from delineate.pictures import COLOURS, new_figure, write_figure
 from delineate.prompts.vocabulary import Vocabulary
 from delineate.segmenter import Segmenter
 from delineate.storage.files import write_json
+from delineate.storage.schema import Name, Share, read_json
 from delineate.systems import SYSTEMS
 from delineate.training.loop import Budget, Run, polite_stop
 from delineate.training.planning import make_plan
@@ -95,7 +95,7 @@ def _one(
     """Dice of every subject, of a system that is trained where it is not there yet."""
     written = at.with_name(f"{at.name}.json")
     if written.is_file():
-        return json.loads(written.read_text())
+        return read_json(written, dict[Name, list[Share]], fix="remove the file")
     if not is_model(at):
         budget = Budget(request.images, request.minutes)
 

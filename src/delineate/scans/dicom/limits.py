@@ -10,16 +10,27 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from delineate.errors import ScanError
+from delineate.errors import ModelError, ScanError
 from delineate.storage.memory import OutOfMemory
+from delineate.storage.schema import Count, read_json
 
 HEADROOM = 1 << 30  # bytes for Python, numpy, pydicom and small change; the arrays come on top
 SECONDS = 120  # and one more for each MiB of files
 LONGEST_ANSWER = 64 << 20
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a child may answer."""
+
+    refused: str | None = None
+    memory: Count | None = None
+    done: dict[str, Any] | None = None
 
 
 def ask_child(job: dict[str, Any], folder: Path, *, size: int, array_bytes: int, name: str) -> dict[str, Any]:
@@ -83,10 +94,9 @@ def ask_child(job: dict[str, Any], folder: Path, *, size: int, array_bytes: int,
 
 def _answer(path: Path) -> dict[str, Any]:
     try:
-        if path.stat().st_size > LONGEST_ANSWER:
-            return {}
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
+        read_json(path, Answer, most_bytes=LONGEST_ANSWER)
+        return read_json(path, most_bytes=LONGEST_ANSWER)
+    except ModelError:  # of a process that was stopped while it wrote, or that its scan took over
         return {}
 
 

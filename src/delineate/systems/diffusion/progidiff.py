@@ -10,9 +10,10 @@ that is made here learns along.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Self
+from typing import Annotated, Self
 
 import torch
+from annotated_types import Interval
 from torch import Generator, Tensor, nn
 
 from delineate.data.slices import SliceBank
@@ -52,7 +53,7 @@ class ProGiDiffConfig(PromptedConfig):
         steps: in which a mask is drawn; of more than one, the later ones denoise what was drawn.
     """
 
-    steps: int = 1
+    steps: Annotated[int, Interval(ge=1, le=1000)] = 1
 
 
 class ProGiDiff(Prompted):

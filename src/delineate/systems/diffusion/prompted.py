@@ -26,9 +26,11 @@ from delineate.prompts.captions import captions
 from delineate.prompts.vocabulary import Vocabulary
 from delineate.scans.grid import View
 from delineate.storage.memory import at_once
+from delineate.storage.schema import Name, Share, Side
 from delineate.storage.weights import load_weights, save_weights
 from delineate.systems.diffusion.encoding import Captioned, coarse_share, encoder_loss, halved, rivals_in
 from delineate.systems.diffusion.thresholds import thresholds
+from delineate.systems.parts import configured
 from delineate.systems.system import Asked, Clue, Clues, Drawn, OnShare
 from delineate.training.loop import Phase, Run, train_phases
 
@@ -50,10 +52,16 @@ class PromptedConfig:
             (`rivals_in`). A name without an entry competes with all.
     """
 
-    size: int = 128
+    size: Side = 128
     encoder: str = "tiny"
-    skip_below: float = 0.1
-    rivals: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    skip_below: Share = 0.1
+    rivals: Mapping[Name, Sequence[Name]] = field(default_factory=dict)
+
+    def __post_init__(self):
+        if self.encoder not in ENCODER_WIDTHS:
+            raise ValueError(f"encoder is one of {', '.join(ENCODER_WIDTHS)}; got '{self.encoder}'")
+        if self.size % (multiple := 2 ** len(ENCODER_WIDTHS[self.encoder])):
+            raise ValueError(f"size must be a multiple of {multiple}; got {self.size}")
 
 
 class Prompted:
@@ -288,6 +296,7 @@ def save(system: Prompted, folder: Path) -> dict[str, Any]:
 
 def load(folder: Path, config: Mapping[str, Any], vocabulary: Vocabulary, *, kind: type[Prompted] = Prompted) -> Any:
     """What `save` wrote of a system of a kind."""
-    system = build(kind.configured(**config), Foundation.load(folder / "foundation"), vocabulary, kind=kind)
+    known = configured(config, kind.configured, folder)
+    system = build(known, Foundation.load(folder / "foundation"), vocabulary, kind=kind)
     load_weights(system.control, folder / WEIGHTS)
     return system

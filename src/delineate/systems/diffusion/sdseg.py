@@ -28,12 +28,15 @@ from delineate.diffusion.sampling import sample_one_step
 from delineate.diffusion.schedule import Schedule, schedule_from_config, trailing_times
 from delineate.errors import DelineateError
 from delineate.foundation.foundation import Foundation
+from delineate.foundation.shapes import CodecConfig, VaeConfig
 from delineate.networks.encoder import ENCODER_WIDTHS, ImageEncoder
 from delineate.prompts.vocabulary import Vocabulary
 from delineate.scans.grid import View
 from delineate.storage.memory import at_once
+from delineate.storage.schema import Side, read_json
 from delineate.storage.weights import load_weights, save_weights
 from delineate.systems.drawing import draw_pairs
+from delineate.systems.parts import configured
 from delineate.systems.system import Asked, Clue, Drawn, OnShare
 from delineate.training.loop import Loss, Phase, Run, Step, train_phases
 
@@ -75,13 +78,15 @@ class SDSegConfig:
         codec: a key of `CODECS`.
     """
 
-    size: int = 128
+    size: Side = 128
     preset: str = "tiny"
     codec: str = "unshuffle"
 
     def __post_init__(self):
         if self.preset not in SIZES:
             raise ValueError(f"preset is one of {', '.join(SIZES)}; got '{self.preset}'")
+        if self.codec not in CODECS:
+            raise ValueError(f"codec is one of {', '.join(CODECS)}; got '{self.codec}'")
         if self.size % 32:
             raise ValueError(f"size must be a multiple of 32; got {self.size}")
 
@@ -271,12 +276,15 @@ def save(system: SDSeg, folder: Path) -> dict[str, Any]:
 
 def load(folder: Path, config: Mapping[str, Any], vocabulary: Vocabulary) -> SDSeg:
     """What `save` wrote."""
-    known = SDSegConfig(**{k: v for k, v in config.items() if k != "codec_config"})
+    known = configured({k: v for k, v in config.items() if k != "codec_config"}, SDSegConfig, folder)
+    numbers = config.get("codec_config", {})
+    configured(numbers, CodecConfig, folder, below="codec_config")
     vae: Any = None
     if known.codec == "vae":
+        read_json(folder / "vae" / "config.json", VaeConfig)
         shape: Any = AutoencoderKL.load_config(folder / "vae", local_files_only=True)
         vae = AutoencoderKL.from_config(shape)
         load_weights(vae, folder / "vae" / "diffusion_pytorch_model.safetensors")
-    system = build(known, CODECS[known.codec](vae, **config["codec_config"]), vocabulary)
+    system = build(known, CODECS[known.codec](vae, **numbers), vocabulary)
     load_weights(system.network, folder / "weights.safetensors")
     return system

@@ -23,18 +23,20 @@ from delineate.data.slices import SliceBank
 from delineate.diffusion.codec import PixelUnshuffleCodec, noise_fields
 from delineate.diffusion.sampling import known, sample_ddim
 from delineate.diffusion.schedule import schedule_from_config
-from delineate.diffusion.stages import Branch, Clamp, Stages, Strategy
+from delineate.diffusion.stages import Branch, Stages, Strategy
+from delineate.errors import ModelError
 from delineate.networks.spread import cooled, log_odds
 from delineate.prompts import anatomy
 from delineate.prompts.concept import Concept
 from delineate.prompts.vocabulary import Vocabulary
 from delineate.scans.grid import View
 from delineate.storage.memory import at_once
+from delineate.storage.schema import Name, Share, Side
 from delineate.systems.diffusion.condition import ConditionNetwork
 from delineate.systems.diffusion.denoiser import TwinDenoiser
 from delineate.systems.diffusion.staged import clean_from, condition_loss, denoiser_loss
 from delineate.systems.drawing import draw_pairs
-from delineate.systems.parts import filled, train
+from delineate.systems.parts import FIX, configured, filled, train
 from delineate.systems.parts import save as save_parts
 from delineate.systems.system import Asked, Clue, Clues, Drawn, OnShare
 from delineate.training.loop import Hyperparameters, Phase
@@ -49,6 +51,7 @@ SCHEDULES = {
     "cosine": {"beta_schedule": "squaredcos_cap_v2"},
     "linear": {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02},
 }
+Targets = list[Name]  # what a model folder says of the names it was trained on
 NOISES = ("smooth", "pyramid", "white")
 
 
@@ -107,18 +110,18 @@ class UniSegDiffConfig:
         skip_below: slices where the condition network's own probability nowhere reaches this are not drawn.
     """
 
-    size: int = 128
+    size: Side = 128
     preset: str = "tiny"
     stages: Stages = field(default_factory=lambda: Stages(interval=300))
     schedule: str = "cosine"
     noise: str = "smooth"
-    level: float = 0.9
+    level: Share = 0.9
     cross_attention: bool = True
     pretrained: bool = True
     score: str = "energy"
     start: str = "posterior"
     chains: str = "own"
-    skip_below: float = 0.02
+    skip_below: Share = 0.02
 
     def __post_init__(self):
         allowed = {"preset": SIZES, "schedule": SCHEDULES, "noise": NOISES, "chains": ("own", "rapid", "shared")}
@@ -126,20 +129,15 @@ class UniSegDiffConfig:
         for name, choices in allowed.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is one of {', '.join(choices)}; got '{getattr(self, name)}'")
+        multiple = SIZES[self.preset].fold * 2 ** (len(SIZES[self.preset].condition) - 1)
+        if self.size % multiple or self.size < 32:
+            raise ValueError(f"size must be a multiple of {multiple}, 32 or more; got {self.size}")
         if self.chains != "own" and self.stages.strategy is not Strategy.STAGED:
             raise ValueError(f"chains that part between stages need stages; {self.stages.strategy} has none")
         if self.chains == "shared" and self.stages.low < 0:
             raise ValueError("shared chains part at the third stage; these stages have none")
         if self.start == "posterior" and not self.pretrained:
             raise ValueError("a condition network that is not pre-trained has no probabilities to start from")
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> "UniSegDiffConfig":
-        """The configuration that `asdict` and JSON made of one; unknown keys are errors."""
-        stages = dict(values["stages"])
-        stages["strategy"], stages["clamp"] = Strategy(stages["strategy"]), Clamp(stages["clamp"])
-        stages["weights"] = tuple(tuple(pair) for pair in stages["weights"])
-        return cls(**{**values, "stages": Stages(**stages)})
 
 
 @dataclass(frozen=True, eq=False)
@@ -412,6 +410,9 @@ def save(system: UniSegDiff, folder: Path) -> dict[str, Any]:
 
 def load(folder: Path, config: Mapping[str, Any], vocabulary: Vocabulary) -> UniSegDiff:
     """What `save` wrote."""
-    known = {k: v for k, v in config.items() if k != "targets"}
-    learnt = Vocabulary(tuple(c for c in vocabulary.concepts if c.name in config["targets"]))
-    return filled(build(UniSegDiffConfig.from_json(known), learnt), folder)
+    known = configured({k: v for k, v in config.items() if k != "targets"}, UniSegDiffConfig, folder)
+    targets = configured(config.get("targets", []), Targets, folder, below="targets")
+    learnt = tuple(c for c in vocabulary.concepts if c.name in targets)
+    if not learnt:
+        raise ModelError(f"{folder / 'config.json'}: field 'system_config.targets': names no target; {FIX}")
+    return filled(build(known, Vocabulary(learnt)), folder)

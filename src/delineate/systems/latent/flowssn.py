@@ -21,9 +21,10 @@ Decided:
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Interval
 from diffusers import UNet2DModel
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
@@ -35,7 +36,8 @@ from delineate.networks import NETWORKS
 from delineate.prompts.vocabulary import Vocabulary
 from delineate.scans.grid import View
 from delineate.storage.memory import at_once
-from delineate.systems.parts import filled, save, train
+from delineate.storage.schema import Side, Widths
+from delineate.systems.parts import configured, filled, save, train
 from delineate.systems.system import Asked, Clue, Drawn, OnShare
 from delineate.training.loop import Loss, Phase, Step
 from delineate.training.losses import log_shares
@@ -57,10 +59,10 @@ class FlowSSNConfig:
         steps: Euler steps of a proposal.
     """
 
-    size: int = 128
-    widths: tuple[int, ...] = (32, 64, 128, 256)
-    flow: tuple[int, ...] = (16, 16, 16)
-    steps: int = 10
+    size: Side = 128
+    widths: Widths = (32, 64, 128, 256)
+    flow: Widths = (16, 16, 16)
+    steps: Annotated[int, Interval(ge=1, le=1000)] = 10
 
     def __post_init__(self):
         levels = max(len(self.widths), len(self.flow))
@@ -68,11 +70,6 @@ class FlowSSNConfig:
             raise ValueError(f"{levels} levels need a size that is a multiple of {multiple}; got {self.size}")
         if any(width % 8 for width in self.flow):
             raise ValueError(f"channels of the flow are multiples of 8; got {self.flow}")
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> "FlowSSNConfig":
-        """What `dataclasses.asdict` gave, read back from JSON."""
-        return cls(**{**value, "widths": tuple(value["widths"]), "flow": tuple(value["flow"])})
 
 
 class FlowSSN:
@@ -205,4 +202,4 @@ def make(preset: str, size: int, vocabulary: Vocabulary, *, seed: int = 0, **_: 
 
 def load(folder: Path, config: Mapping[str, Any], vocabulary: Vocabulary) -> FlowSSN:
     """What `save` wrote."""
-    return filled(build(FlowSSNConfig.from_json(config), vocabulary), folder)
+    return filled(build(configured(config, FlowSSNConfig, folder), vocabulary), folder)

@@ -27,9 +27,10 @@ Decided:
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Interval
 from torch import Generator, Tensor, nn
 
 from delineate.data.slices import Batch, SliceBank
@@ -37,8 +38,9 @@ from delineate.diffusion.seeds import seed_of
 from delineate.prompts.vocabulary import Vocabulary
 from delineate.scans.grid import View
 from delineate.storage.memory import at_once
+from delineate.storage.schema import Channels, Side, Widths
 from delineate.systems.latent.probabilistic import ProbabilisticUNet
-from delineate.systems.parts import filled, save, train
+from delineate.systems.parts import configured, filled, save, train
 from delineate.systems.system import Asked, Clue, Drawn, OnShare
 from delineate.training.loop import Loss, Phase, Step
 from delineate.training.losses import (
@@ -72,14 +74,14 @@ class ProbUNetConfig:
         pixel: weight of the cross entropy of their mean beside a set distance.
     """
 
-    size: int = 128
-    widths: tuple[int, ...] = (32, 64, 128, 256)
-    features: int = 16
-    latent: int = 6
+    size: Side = 128
+    widths: Widths = (32, 64, 128, 256)
+    features: Channels = 16
+    latent: Annotated[int, Interval(ge=1, le=1024)] = 6
     objective: str = "elbo"
-    beta: float = 10.0
-    samples: int = 4
-    pixel: float = 1.0
+    beta: Annotated[float, Interval(ge=0, le=1e6)] = 10.0
+    samples: Annotated[int, Interval(ge=1, le=64)] = 4
+    pixel: Annotated[float, Interval(ge=0, le=1e6)] = 1.0
 
     def __post_init__(self):
         if self.objective not in BETAS:
@@ -94,11 +96,6 @@ class ProbUNetConfig:
         """That of a key of `BETAS` and one of `SIZES`, on a working grid of `size` pixels."""
         widths, features = SIZES[preset]
         return cls(size, widths, features, objective=objective, beta=BETAS[objective])
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> "ProbUNetConfig":
-        """What `dataclasses.asdict` gave, read back from JSON."""
-        return cls(**{**value, "widths": tuple(value["widths"])})
 
     @property
     def divergence_weight(self) -> float:
@@ -275,4 +272,4 @@ def make(
 
 def load(folder: Path, config: Mapping[str, Any], vocabulary: Vocabulary) -> ProbUNet:
     """What `save` wrote."""
-    return filled(build(ProbUNetConfig.from_json(config), vocabulary), folder)
+    return filled(build(configured(config, ProbUNetConfig, folder), vocabulary), folder)
