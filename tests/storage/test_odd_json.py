@@ -174,15 +174,15 @@ def sweep(name: str, folder: Path, tried: int | None) -> int:
     for path, at, odd in mutants(folder, tried):
         if sealed:
             seal(folder)
-        started = time.process_time()
+        started, told = time.process_time(), ""
         try:
             load(folder)
         except DelineateError as error:
-            refused += 1
-            assert str(error).isprintable(), (path, at, odd)
-            assert len(str(error)) < 1000, (path, at, odd)
+            refused, told = refused + 1, str(error)
         except BaseException as error:
             raise AssertionError(f"{path}: {at} = {str(odd)[:40]}: {error!r}") from error
+        assert told.isprintable(), (path, at, odd)
+        assert len(told) < 1000, (path, at, odd)
         assert time.process_time() - started < 5, (path, at, odd)
     return refused
 
