@@ -301,7 +301,7 @@ def test_weights_that_are_damaged_are_one_line(edges_base, tmp_path, damage):
     else:
         shutil.copy(copy / "unet" / "diffusion_pytorch_model.safetensors", path)
     with pytest.raises(
-        ModelError, match="weights do not fit this model|weights cannot be read|than its files hold"
+        ModelError, match=r"weights do not fit this model|weights cannot be read|than its files hold"
     ) as caught:
         Synthesizer.load(copy)
     assert "\n" not in str(caught.value)
