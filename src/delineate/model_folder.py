@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 from annotated_types import Interval, Len
 
 from delineate import __version__
-from delineate.data.synthetic import Seen
 from delineate.errors import ModelError
 from delineate.prompts.vocabulary import Vocabulary
 from delineate.scans.preparation import Habits
@@ -23,6 +22,7 @@ from delineate.storage import sealed
 from delineate.storage.files import sha256_of_json, write_json, write_text
 from delineate.storage.schema import Line, Name, checked, read_json
 from delineate.storage.sealed import sealing
+from delineate.storage.seen import Seen
 from delineate.storage.shipped import house_folder
 from delineate.systems import SYSTEMS
 

@@ -7,6 +7,7 @@ from torch import nn
 
 from delineate.adapters import AdapterConfig
 from delineate.adapters.adapter import attach
+from delineate.errors import ModelError
 from delineate.prompts.vocabulary import Vocabulary
 from delineate.scans.grid import View
 from delineate.systems import SYSTEMS, plain
@@ -183,7 +184,7 @@ def test_a_folder_gives_the_same_proposals(system, tmp_path):
 @pytest.mark.parametrize("odd", [{"colour": "red"}, {"plain": {"widths": [8, 16], "colour": "red"}}])
 def test_a_configuration_that_is_not_known_is_refused(system, tmp_path, odd):
     entry = SYSTEMS["mcdropout"]
-    with pytest.raises(TypeError, match="colour"):
+    with pytest.raises(ModelError, match=r"colour.: is not known here"):
         entry.load(tmp_path, {**entry.save(system, tmp_path), **odd}, VOCABULARY)
 
 

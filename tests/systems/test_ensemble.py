@@ -6,7 +6,7 @@ from tests.rounding import assert_same_up_to_rounding
 
 from delineate.adapters import AdapterConfig
 from delineate.adapters.adapter import attach
-from delineate.errors import DelineateError
+from delineate.errors import DelineateError, ModelError
 from delineate.few_shot.learning import phases_of
 from delineate.prompts.vocabulary import Vocabulary
 from delineate.scans.grid import View
@@ -133,7 +133,7 @@ def test_a_folder_holds_a_file_a_member_and_gives_the_same_proposals(system, tmp
 @pytest.mark.parametrize("odd", [{"colour": "red"}, {"plain": {"widths": [8, 16], "colour": "red"}}])
 def test_a_configuration_that_is_not_known_is_refused(system, tmp_path, odd):
     entry = SYSTEMS["ensemble"]
-    with pytest.raises(TypeError, match="colour"):
+    with pytest.raises(ModelError, match=r"colour.: is not known here"):
         entry.load(tmp_path, {**entry.save(system, tmp_path), **odd}, VOCABULARY)
 
 

@@ -3,6 +3,7 @@ from dataclasses import asdict
 import pytest
 import torch
 
+from delineate.errors import ModelError
 from delineate.networks import NETWORKS
 from delineate.prompts.vocabulary import Vocabulary
 from delineate.scans.grid import View
@@ -96,7 +97,7 @@ def test_a_folder_from_before_there_was_a_choice_holds_a_unet(tmp_path):
     old = {"size": 32, "widths": [8, 16]}
     stack = torch.randn(2, 3, 32, 32)
     assert torch.equal(entry.load(tmp_path, old, VOCABULARY).see(View(stack)), made.see(View(stack)))
-    with pytest.raises(TypeError, match="colour"):
+    with pytest.raises(ModelError, match=r"colour.: is not known here"):
         entry.load(tmp_path, {**old, "colour": "red"}, VOCABULARY)
 
 

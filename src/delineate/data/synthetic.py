@@ -13,7 +13,8 @@ from typing import Any
 
 from delineate.data.layout import FIX, find_files, read_json, read_splits, read_subjects
 from delineate.errors import DatasetError
-from delineate.storage.schema import Line, checked
+from delineate.storage.schema import checked
+from delineate.storage.seen import Seen
 
 PROVENANCE = "provenance.json"
 
@@ -31,17 +32,6 @@ class Origin:
     source: str
     variant: int
     slices: tuple[int, int]
-
-
-@dataclass(frozen=True)
-class Seen:
-    """An entry of `delineate.data.folds.held_out`: a dataset that was trained on; more fields may follow."""
-
-    name: Line
-    fold: Line | None = None
-    subjects: Line | None = None
-    train: Line | None = None
-    test: Line | None = None
 
 
 def read_origins(root: Path, splits: Path | None = None) -> dict[str, Origin]:

@@ -9,7 +9,6 @@ from typing import Any
 from delineate.data.dataset import Dataset
 from delineate.data.folds import Fold, held_out, refuse_seen
 from delineate.data.named import NamedFolder, parse_named
-from delineate.data.synthetic import Seen
 from delineate.diffusion.codec import CODECS
 from delineate.errors import DelineateError
 from delineate.foundation.foundation import FIX, Foundation
@@ -19,6 +18,7 @@ from delineate.jobs.watch import Nobody, Watch, finished_before, reporter, work_
 from delineate.pictures import training_curves
 from delineate.storage.files import write_json
 from delineate.storage.schema import checked, read_json
+from delineate.storage.seen import Seen
 from delineate.storage.swapping import swapping
 from delineate.systems import PRESETS
 from delineate.training.loop import Budget, Run, polite_stop

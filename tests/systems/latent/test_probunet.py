@@ -7,6 +7,7 @@ from tests.rounding import assert_same_up_to_rounding
 from delineate.adapters import ADAPTERS, AdapterConfig
 from delineate.adapters.adapter import attach
 from delineate.data.slices import NOBODY, SliceBank
+from delineate.errors import ModelError
 from delineate.few_shot.learning import phases_of
 from delineate.prompts.vocabulary import Vocabulary
 from delineate.scans.grid import View
@@ -193,7 +194,7 @@ def test_a_saved_system_is_its_configuration_and_weights(name, objective, tmp_pa
     again = SYSTEMS[name].load(tmp_path, {**config, "widths": list(config["widths"])}, VOCABULARY)
     assert again.config == made.config
     assert torch.equal(drawn(again, slices(2), 3), drawn(made, slices(2), 3))
-    with pytest.raises(TypeError, match="colour"):
+    with pytest.raises(ModelError, match=r"colour.: is not known here"):
         SYSTEMS[name].load(tmp_path, {**config, "colour": "red"}, VOCABULARY)
 
 
