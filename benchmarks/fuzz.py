@@ -7,7 +7,7 @@
 
 Each trial is `delineate` with arguments and files drawn from (seed, kind, number), run in a fork of a process that has
 imported it. It ends *answered* (exit code 0, or 1, 4, 8, 75 as documented), *refused* (another documented code and a
-line that says why), or in a fault: *traceback* (or an internal error, a signal, an undocumented code), *hang* (more than
+line that says why), or in a fault: *traceback* (or an internal error, a signal, an undocumented code), *hang* (over
 60 s), *memory* (more than 4 GB), *silent wrong* (an oracle knows better), *lost* (what was whole is not any more).
 A killed command must leave what was there whole, old or new, and the same command must then come to the same end.
 The exit code is 1 where there was a fault. What a fault was given stays in the work folder.
@@ -91,7 +91,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--list", action="store_true", help="name the kinds of inputs and leave")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--work", type=Path, default=Path("runs/fuzz"), help="where it is tried; faults stay there")
-    parser.add_argument("--result", type=Path, help="where to write; with --only nothing is written unless this is given")
+    parser.add_argument(
+        "--result", type=Path, help="where to write; with --only nothing is written unless this is given"
+    )
     parser.add_argument("--repeat", metavar="ID", help="one trial again; prints all of it, writes nothing")
     parser.add_argument("--largest", action="store_true", help="also the ten largest inputs, one after another")
     return parser.parse_args()
@@ -116,7 +118,10 @@ def run_all(args: argparse.Namespace, world: World, work: Path) -> dict[str, Any
         done[record["outcome"]] += 1
         if record["outcome"] in (*FAULTS, "broken"):
             print(
-                f"{record['id']}: {record['outcome']}: {record['reason']}\n    {record['what']}\n    {record['command']}"
+                f"{record['id']}: {record['outcome']}: {record['reason']}",
+                f"    {record['what']}",
+                f"    {record['command']}",
+                sep="\n",
             )
         elif sum(done.values()) % 50 == 0:
             print(", ".join(f"{count} {outcome}" for outcome, count in done.items()))

@@ -93,7 +93,7 @@ def _safely(do: Callable[[Any], Record], job: Any) -> Record:
 
 
 def alike(records: Sequence[Record]) -> list[Record]:
-    """Faults that are probably one, gathered: how many, of which kinds, one command of them; the most frequent first."""
+    """Faults that are probably one, gathered: how many, of which kinds, a command of them; the most frequent first."""
     groups: dict[tuple[str, str], list[Record]] = {}
     for record in records:
         plain = re.sub(r"'[^']*'|\"[^\"]*\"|(/[\w.\-+]+)+|[\d.]+(e[+-]?\d+)?|x{5,}|o{5,}", "…", record["reason"])

@@ -1,4 +1,4 @@
-"""What is asked after a trial, of any kind: did it write where it may, is what it wrote whole and readable, is it told."""
+"""What is asked after a trial, of any kind: did it write where it may, is what it wrote whole, is it told."""
 
 import hashlib
 import json

@@ -56,9 +56,9 @@ def trial(rng: Random, world: World, folder: Path) -> Trial:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
-                write_series(series, whole, **({tag: value} if every else {}))
+                write_series(series, whole, elements={tag: value} if every else {})
                 if not every:
-                    write_series(folder / "odd", whole, **{tag: value})
+                    write_series(folder / "odd", whole, elements={tag: value})
                     shutil.copy(folder / "odd" / "001.dcm", series / "001.dcm")
                     shutil.rmtree(folder / "odd")
                 what = f"{tag} is {value!r} in {'all' if every else 'one'}"
@@ -137,7 +137,7 @@ def _files(series: Path, rng: Random) -> str:
             file.unlink()
     elif how == "another series beside":
         other = series.parent / "other"
-        write_series(other, np.zeros((3, 20, 20)), SeriesInstanceUID="1.2.3.4.5", SeriesNumber=0)
+        write_series(other, np.zeros((3, 20, 20)), elements={"SeriesInstanceUID": "1.2.3.4.5", "SeriesNumber": 0})
         for file in sorted(other.iterdir()):
             file.rename(series / f"other-{file.name}")
         other.rmdir()

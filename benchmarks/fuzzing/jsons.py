@@ -1,4 +1,4 @@
-"""JSON that is nearly right: one value of a document changed for a hostile one, a key lost or added, the text itself cut."""
+"""JSON that is nearly right: a value changed for a hostile one, a key lost or added, the text itself cut."""
 
 import json
 from pathlib import Path

@@ -98,7 +98,22 @@ def _older(part: str) -> Callable[[World, Path], None]:
 
 def _segment(world: World) -> list[str]:
     model = str(world["model"])
-    return ["segment", str(world["scans"]), "-p", "liver", "-p", "spleen", "-m", model, "-n", "2", "-o", "out", "--seed", "3"]
+    return [
+        "segment",
+        str(world["scans"]),
+        "-p",
+        "liver",
+        "-p",
+        "spleen",
+        "-m",
+        model,
+        "-n",
+        "2",
+        "-o",
+        "out",
+        "--seed",
+        "3",
+    ]
 
 
 def _train(world: World) -> list[str]:
@@ -115,11 +130,24 @@ def _adapt(world: World) -> list[str]:
 
 def _synthesize(world: World) -> list[str]:
     base = str(world["edges"])
-    return ["synthesize", str(world["dataset"]), "-o", "out", "--images", "16", "-k", "1", "--steps", "2", "--foundation", base]
+    return [
+        "synthesize",
+        str(world["dataset"]),
+        "-o",
+        "out",
+        "--images",
+        "16",
+        "-k",
+        "1",
+        "--steps",
+        "2",
+        "--foundation",
+        base,
+    ]
 
 
 def _calibrate(world: World) -> list[str]:
-    return ["calibrate", "out", str(world["dataset"]), "-n", "2", "--split", "all"]
+    return ["calibrate", "out", str(world["dataset"]), "-n", "2"]
 
 
 def _merge(world: World) -> list[str]:
@@ -150,7 +178,11 @@ def plan(count: int, only: Sequence[str] = ()) -> list[tuple[str, int]]:
     for name, kill in chosen.items():
         order += [(name, number) for number in range(max(1, round(count * kill.share / total)))]
     order.sort(key=lambda one: (one[1] / KILLS[one[0]].share, one[0]))
-    return order[:count] if len(order) >= count else [*order, *((order[0][0], 10_000 + n) for n in range(count - len(order)))]
+    return (
+        order[:count]
+        if len(order) >= count
+        else [*order, *((order[0][0], 10_000 + n) for n in range(count - len(order)))]
+    )
 
 
 def references(names: Sequence[str], world: World, work: Path) -> dict[str, Reference]:
@@ -162,7 +194,9 @@ def _reference(name: str, world: World, folder: Path) -> Reference:
     kill = KILLS[name]
     _prepare(kill, world, folder)
     count = folder / ".log" / "changes"
-    done = server.run(kill.arguments(world), folder, folder / ".log", seconds=600, before=lambda: _watch(folder, None, count))
+    done = server.run(
+        kill.arguments(world), folder, folder / ".log", seconds=600, before=lambda: _watch(folder, None, count)
+    )
     if done.code not in (0, 8):
         raise RuntimeError(f"{name}: left alone it ends with {done.code}: {done.err[-400:]}")
     return Reference(_files(folder, kill.same), done.seconds, len(count.read_bytes()))
@@ -243,7 +277,7 @@ def _files(folder: Path, globs: Sequence[str]) -> dict[str, str]:
 
 
 def _watch(folder: Path, last: int | None, count: Path) -> None:
-    """In the fork: count changes to the file system below `folder`, a byte each; be killed at the one numbered `last`."""
+    """In the fork: count changes to files below `folder`, a byte each; be killed at the one numbered `last`."""
     root, seen = str(folder), 0
     written = os.open(count, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
 

@@ -10,10 +10,11 @@ from typing import Any
 
 import nibabel
 import numpy as np
+from PIL import Image
+
 from fuzzing import checks, server
 from fuzzing.trial import GIGABYTES, Trial, judge
 from fuzzing.world import World, copy_of
-from PIL import Image
 
 SECONDS = 900.0
 LESION = ("-p", "skin lesion")
@@ -99,9 +100,11 @@ def _photo(width: int, height: int, folder: Path, world: World) -> Path:
 
 def _ct(shape: tuple[int, int, int], folder: Path, world: World) -> Path:
     """A CT of the usual size or above it: the one that ships, repeated."""
-    image = nibabel.load(world["ct"] / "ct.nii")
+    image: Any = nibabel.load(world["ct"] / "ct.nii")
     voxels = np.asarray(image.dataobj)
-    index = [np.arange(n) * voxels.shape[a] // n if a < 2 else np.arange(n) % voxels.shape[2] for a, n in enumerate(shape)]
+    index = [
+        np.arange(n) * voxels.shape[a] // n if a < 2 else np.arange(n) % voxels.shape[2] for a, n in enumerate(shape)
+    ]
     path = folder / "ct.nii"
     nibabel.save(nibabel.Nifti1Image(voxels[np.ix_(*index)].astype(np.int16), np.diag([-0.7, -0.7, 1.0, 1.0])), path)
     return path

@@ -41,7 +41,7 @@ STEMS = (
         "a&b",
     ),
     *(
-        "[/red]liver",
+        "[red]liver",
         "[bold]x",
         "%s%n",
         "{0}",

@@ -1,9 +1,10 @@
-"""Odd and broken NIfTI files: headers that lie, bytes that are wrong, arrays of every shape; and good ones kept otherwise."""
+"""Odd and broken NIfTI files: headers that lie, wrong bytes, arrays of every shape; and good ones kept otherwise."""
 
 import gzip
 import struct
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -76,7 +77,7 @@ def trial(rng: Random, world: World, folder: Path) -> Trial:
 
 def same_trial(rng: Random, world: World, folder: Path) -> Trial:
     """A segmentation of a good scan in another container, type or order of axes: the answer stays what it is."""
-    image = nibabel.load(world["ct"] / "ct.nii")
+    image: Any = nibabel.load(world["ct"] / "ct.nii")
     voxels, affine = np.asarray(image.dataobj), image.affine
     name, what = "scan.nii.gz", []
     if rng.random() < 0.7:

@@ -1,4 +1,4 @@
-"""What the answer to a scan must be, known from elsewhere: from another library, or from the same scan kept otherwise."""
+"""What the answer to a scan must be, as another library knows it, or the same scan kept otherwise."""
 
 import json
 import shutil
@@ -74,7 +74,7 @@ def geometry_fits(scan: Path, output: Path) -> Check:
 
 
 def _compare(scan: Path, masks: Sequence[Path]) -> dict[str, str]:
-    import SimpleITK as sitk
+    import SimpleITK as sitk  # noqa: N813
 
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
     try:
@@ -134,7 +134,7 @@ def true_to_content(scan: Path, output: Path, options: Sequence[str], usual: Seq
 
 def _rewrite(scan: Path, plain: Path) -> Any:
     """Write what SimpleITK reads as a plain file; size and spacing, or None where it does not read it."""
-    import SimpleITK as sitk
+    import SimpleITK as sitk  # noqa: N813
 
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
     try:

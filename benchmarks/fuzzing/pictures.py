@@ -5,6 +5,7 @@ import struct
 import zlib
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -50,7 +51,8 @@ def same_trial(rng: Random, world: World, folder: Path) -> Trial:
         "interlaced",
     )
     name = rng.choice(ways)
-    file, more = "scan.png", {}
+    file = "scan.png"
+    more: dict[str, Any] = {}
     image: Image.Image = grey
     if name.startswith("TIFF"):
         file = "scan.tif"

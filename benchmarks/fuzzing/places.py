@@ -47,38 +47,33 @@ def _output(rng: Random, world: World, folder: Path) -> Trial:
 def _odd_output(rng: Random, world: World, folder: Path) -> tuple[str, str, int | None]:
     """Where to write, what that is, and the bytes at which files end."""
     file = folder / "there"
+    out = folder / "out"
     ways: dict[str, Callable[[], str]] = {
-        "a file": lambda: (file.write_text("mine"), "there")[1],
-        "below a file": lambda: (file.write_text("mine"), "there/out")[1],
+        "a file": lambda: after(file.write_text("mine"), path="there"),
+        "below a file": lambda: after(file.write_text("mine"), path="there/out"),
         "/dev/null": lambda: "/dev/null",
         "/dev/full": lambda: "/dev/full/x",
         "/proc": lambda: "/proc/nothing",
         "/sys": lambda: "/sys/out",
-        "a pipe": lambda: (os.mkfifo(folder / "out"), "out")[1],
-        "a link to itself": lambda: ((folder / "out").symlink_to("out"), "out")[1],
-        "a link to nothing": lambda: ((folder / "out").symlink_to("there"), "out")[1],
-        "a link to /dev/null": lambda: ((folder / "out").symlink_to("/dev/null"), "out")[1],
-        "a folder of other things": lambda: (
-            (folder / "out").mkdir(),
-            (folder / "out" / "mine.txt").write_text("x"),
-            "out",
-        )[2],
+        "a pipe": lambda: after(os.mkfifo(out), path="out"),
+        "a link to itself": lambda: after(out.symlink_to("out"), path="out"),
+        "a link to nothing": lambda: after(out.symlink_to("there"), path="out"),
+        "a link to /dev/null": lambda: after(out.symlink_to("/dev/null"), path="out"),
+        "a folder of other things": lambda: after(out.mkdir(), (out / "mine.txt").write_text("x"), path="out"),
         "a name too long": lambda: "o" * 300,
         "a path too long": lambda: "/".join(["o" * 200] * 30),
         "no name": lambda: "",
         "a dot": lambda: ".",
         "a name with a newline": lambda: "out/a\nb\x1b[31m",
         "a name of bytes": lambda: "out/\udcff\udcfe",
-        "a folder whose training folder is a file": lambda: ((folder / "out-training").write_text("mine"), "out")[1],
-        "a folder whose run.json is a folder": lambda: ((folder / "out" / "run.json").mkdir(parents=True), "out")[1],
-        "a folder whose report.json is a folder": lambda: ((folder / "out" / "report.json").mkdir(parents=True), "out")[
-            1
-        ],
+        "a training folder that is a file": lambda: after((folder / "out-training").write_text("mine"), path="out"),
+        "a run.json that is a folder": lambda: after((out / "run.json").mkdir(parents=True), path="out"),
+        "a report.json that is a folder": lambda: after((out / "report.json").mkdir(parents=True), path="out"),
     }
-    if world.full:
-        ways["a full disk"] = lambda: str(world.full / f"o{rng.randrange(10**6)}")
-    if world.read_only:
-        ways["a disk that cannot be written"] = lambda: str(world.read_only / "out")
+    if full := world.full:
+        ways["a full disk"] = lambda: str(full / f"o{rng.randrange(10**6)}")
+    if read_only := world.read_only:
+        ways["a disk that cannot be written"] = lambda: str(read_only / "out")
     name = rng.choice([*ways, "small files only", "small files only"])
     if name == "small files only":
         limit = rng.choice((0, 10, 1000, 20_000, 500_000))
@@ -90,27 +85,24 @@ def _input(rng: Random, world: World, folder: Path) -> Trial:
     command = rng.choice(READERS)
     arguments = baseline(command, world, rng)
     there = [n for n, a in enumerate(arguments) if a.startswith(str(world.root)) and arguments[n - 1] != "-o"]
+    inside = folder / "d"
+
+    def link(name: str, to: str) -> str:
+        return after((folder / name).symlink_to(to), path=name)
+
     ways: dict[str, Callable[[], str]] = {
-        "a pipe": lambda: (os.mkfifo(folder / "p"), "p")[1],
-        "a pipe called as a scan": lambda: (os.mkfifo(folder / "p.nii.gz"), "p.nii.gz")[1],
+        "a pipe": lambda: after(os.mkfifo(folder / "p"), path="p"),
+        "a pipe called as a scan": lambda: after(os.mkfifo(folder / "p.nii.gz"), path="p.nii.gz"),
         "/dev/zero": lambda: "/dev/zero",
         "/dev/stdin": lambda: "/dev/stdin",
         "/dev/null": lambda: "/dev/null",
-        "a link to itself": lambda: ((folder / "l.nii.gz").symlink_to("l.nii.gz"), "l.nii.gz")[1],
-        "a link to /dev/zero": lambda: ((folder / "z.nii.gz").symlink_to("/dev/zero"), "z.nii.gz")[1],
-        "a folder called as a scan": lambda: ((folder / "d.nii.gz").mkdir(), "d.nii.gz")[1],
-        "an empty folder": lambda: ((folder / "d").mkdir(), "d")[1],
-        "a folder with a link to nothing": lambda: (
-            (folder / "d").mkdir(),
-            (folder / "d" / "x.nii.gz").symlink_to("y"),
-            "d",
-        )[2],
-        "a folder with a pipe": lambda: ((folder / "d").mkdir(), os.mkfifo(folder / "d" / "x.nii.gz"), "d")[2],
-        "a folder with a link to /dev/zero": lambda: (
-            (folder / "d").mkdir(),
-            (folder / "d" / "x.nii").symlink_to("/dev/zero"),
-            "d",
-        )[2],
+        "a link to itself": lambda: link("l.nii.gz", "l.nii.gz"),
+        "a link to /dev/zero": lambda: link("z.nii.gz", "/dev/zero"),
+        "a folder called as a scan": lambda: after((folder / "d.nii.gz").mkdir(), path="d.nii.gz"),
+        "an empty folder": lambda: after(inside.mkdir(), path="d"),
+        "a folder with a link to nothing": lambda: after(inside.mkdir(), link("d/x.nii.gz", "y"), path="d"),
+        "a folder with a pipe": lambda: after(inside.mkdir(), os.mkfifo(inside / "x.nii.gz"), path="d"),
+        "a folder with a link to /dev/zero": lambda: after(inside.mkdir(), link("d/x.nii", "/dev/zero"), path="d"),
         "nothing": lambda: "nothing.nii.gz",
         "below a file": lambda: str(world["ct"] / "ct.nii.gz" / "x"),
         "no name": lambda: "",
@@ -124,3 +116,8 @@ def _input(rng: Random, world: World, folder: Path) -> Trial:
         arguments[rng.choice(there)] = ways[name]()
     more = {"stop_when": '"url"', "stop_after": 15.0} if command == "review" else {}
     return Trial(arguments, f"{command} of {name}", **more)
+
+
+def after(*done: object, path: str) -> str:
+    """The path, once what makes it odd is done: arguments come first."""
+    return path

@@ -8,11 +8,10 @@ from random import Random
 
 import numpy as np
 
+from delineate.storage.shipped import house_folder
 from fuzzing import checks, jsons
 from fuzzing.trial import Done, Trial, Verdict
 from fuzzing.world import World, copy_of, own
-
-from delineate.storage.shipped import house_folder
 
 ODD = (float("nan"), float("inf"), 1e30, 0.0)
 

@@ -1,24 +1,26 @@
 """A small DICOM series of a patient who does not exist."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
+STEP_MM = 6.0
 
 
-def write_series(folder: Path, voxels: np.ndarray, *, pixel_mm: float = 2.4, step_mm: float = 6.0, **more: Any) -> None:
-    """Write voxels (slices, rows, columns), int16, as a CT file a slice; `more` are elements, None leaves one out."""
+def write_series(folder: Path, voxels: np.ndarray, elements: Mapping[str, Any] | None = None) -> None:
+    """Write voxels (slices, rows, columns), int16, as a CT file a slice; `elements` are in place of the usual, None leaves one out."""
     from pydicom.dataset import FileDataset, FileMetaDataset
-    from pydicom.uid import ExplicitVRLittleEndian
+    from pydicom.uid import UID, ExplicitVRLittleEndian
 
     folder.mkdir(parents=True, exist_ok=True)
     for k, plane in enumerate(voxels):
         meta = FileMetaDataset()
         meta.TransferSyntaxUID = ExplicitVRLittleEndian
         made = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
-        elements: dict[str, Any] = {
+        usual: dict[str, Any] = {
             "SOPClassUID": CT,
             "SOPInstanceUID": f"1.2.826.0.1.3680043.8.498.9.{k + 1}",
             "PatientID": "p1",
@@ -36,9 +38,9 @@ def write_series(folder: Path, voxels: np.ndarray, *, pixel_mm: float = 2.4, ste
             "Modality": "CT",
             "SeriesNumber": 3,
             "InstanceNumber": k + 1,
-            "SliceThickness": step_mm,
-            "PixelSpacing": [pixel_mm, pixel_mm],
-            "ImagePositionPatient": [-100.0, -80.0, 40.0 + k * step_mm],
+            "SliceThickness": STEP_MM,
+            "PixelSpacing": [2.4, 2.4],
+            "ImagePositionPatient": [-100.0, -80.0, 40.0 + k * STEP_MM],
             "ImageOrientationPatient": [1, 0, 0, 0, 1, 0],
             "RescaleSlope": 1,
             "RescaleIntercept": 0,
@@ -51,11 +53,11 @@ def write_series(folder: Path, voxels: np.ndarray, *, pixel_mm: float = 2.4, ste
             "HighBit": 15,
             "PixelRepresentation": 1,
         }
-        for keyword, value in (elements | more).items():
+        for keyword, value in {**usual, **(elements or {})}.items():
             if value is not None:
                 setattr(made, keyword, value)
         made.PixelData = np.ascontiguousarray(plane.astype(np.int16)).tobytes()
         made["PixelData"].VR = "OW"
-        meta.MediaStorageSOPClassUID = CT
+        meta.MediaStorageSOPClassUID = UID(CT)
         meta.MediaStorageSOPInstanceUID = made.get("SOPInstanceUID", "1.2.3")
         made.save_as(folder / f"{k:03d}.dcm")

@@ -211,8 +211,8 @@ def _redirect(log: Path) -> None:
         to = os.open(log / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         os.dup2(to, number)
         os.close(to)
-    sys.stdout = io.TextIOWrapper(open(1, "wb", closefd=False), "utf-8", "strict", write_through=False)
-    sys.stderr = io.TextIOWrapper(open(2, "wb", closefd=False), "utf-8", "backslashreplace", write_through=True)
+    sys.stdout = io.TextIOWrapper(os.fdopen(1, "wb", closefd=False), "utf-8", "strict")
+    sys.stderr = io.TextIOWrapper(os.fdopen(2, "wb", closefd=False), "utf-8", "backslashreplace", write_through=True)
 
 
 def _text(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""Datasets that are not as they should be: JSON, splits, names, masks; and folders of answers and trainings, damaged."""
+"""Datasets that are not as they should be: JSON, splits, names, masks; and damaged folders of answers and trainings."""
 
 import gzip
 import json
@@ -159,7 +159,7 @@ def _changed(data: Path, rng: Random, flat: bool) -> str:
     if how < 0.5:
         file = rng.choice(documents)
         return jsons.change_file(own(file), rng)
-    folder = rng.choice((images, labels, labels, *([data / "raters"] if (data / "raters").is_dir() else [])))
+    folder: Path = rng.choice([images, labels, labels, *([data / "raters"] if (data / "raters").is_dir() else [])])
     files = sorted(folder.iterdir())
     if not files:
         return "nothing left"
@@ -177,7 +177,7 @@ def _changed(data: Path, rng: Random, flat: bool) -> str:
     elif what == "another name":
         file.rename(
             file.with_name(
-                rng.choice(("\x1b[31m.nii.gz", "a\nb.png", "x.nii.gz", "é.png", ".hid.png", "[/red].nii.gz"))
+                rng.choice(("\x1b[31m.nii.gz", "a\nb.png", "x.nii.gz", "é.png", ".hid.png", "[red]x.nii.gz"))
             )
         )
     elif what in ("values", "shape"):

@@ -1,10 +1,11 @@
-"""What is whole: small scans, datasets, models and answers, made by the commands themselves before anything is tried."""
+"""What is whole: small scans, datasets, models and answers, made by the commands before anything is tried."""
 
 import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -48,7 +49,11 @@ class World:
 
     def states(self) -> dict[str, tuple[int, int]]:
         """Size and time of change of every file, by its path: no trial may change one."""
-        files = [p for p in sorted(self.root.rglob("*")) if p.is_file() and not p.relative_to(self.root).parts[0].startswith(".")]
+        files = [
+            p
+            for p in sorted(self.root.rglob("*"))
+            if p.is_file() and not p.relative_to(self.root).parts[0].startswith(".")
+        ]
         return {str(p.relative_to(self.root)): (p.stat().st_size, p.stat().st_mtime_ns) for p in files}
 
 
@@ -80,7 +85,7 @@ def samples() -> Path:
 def _ct(world: World, path: Path) -> None:
     """Three slices of the CT that ships, int16, with a sform and a qform that agree."""
     path.mkdir(parents=True)
-    whole = nibabel.load(samples() / "ct" / "images" / "case13.nii.gz")
+    whole: Any = nibabel.load(samples() / "ct" / "images" / "case13.nii.gz")
     voxels = np.asarray(whole.dataobj)[40:232, 20:188, 14:17].astype(np.int16)
     affine = whole.affine.copy()
     affine[:3, 3] = (whole.affine @ [40, 20, 14, 1])[:3]
@@ -100,7 +105,8 @@ def _pictures(world: World, path: Path) -> None:
 
 
 def _dicom(world: World, path: Path) -> None:
-    voxels = np.asarray(nibabel.load(world["ct"] / "ct.nii").dataobj)
+    image: Any = nibabel.load(world["ct"] / "ct.nii")
+    voxels = np.asarray(image.dataobj)
     write_series(path, np.moveaxis(voxels, 2, 0).swapaxes(1, 2)[:, ::2, ::2])
 
 

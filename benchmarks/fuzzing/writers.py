@@ -44,7 +44,14 @@ def one_pair(seed: int, world: World, work: Path, number: int) -> dict[str, Any]
     if outcome in ("one waited or was refused", "both whole"):
         shutil.rmtree(folder, ignore_errors=True)
     command = printable(f"delineate {' '.join(one)} & delineate {' '.join(other)}")
-    return {"id": name, "kind": f"writers-{what}", "outcome": outcome, "reason": reason, "what": what, "command": command}
+    return {
+        "id": name,
+        "kind": f"writers-{what}",
+        "outcome": outcome,
+        "reason": reason,
+        "what": what,
+        "command": command,
+    }
 
 
 def _pair(what: str, world: World) -> tuple[list[str], list[str]]:
@@ -75,7 +82,10 @@ def _judged(what: str, output: Path, ends: list[Done], alone: list[dict[str, str
             if wrong := checks.case_is_whole(case):
                 return "silent wrong", f"{case.name}: {wrong}"
             here = {f"{case.name}/{n}": d for n, d in checks.digests(case).items() if not n.endswith("case.json")}
-            own = [{n: d for n, d in a.items() if n.split("/")[0] == case.name and n.split("/")[1] != "case.json"} for a in alone]
+            own = [
+                {n: d for n, d in a.items() if n.split("/")[0] == case.name and n.split("/")[1] != "case.json"}
+                for a in alone
+            ]
             if here not in own:
                 return "silent wrong", f"{case.name}: files of both runs, or of neither, lie side by side"
         if any(done.code == 0 for done in ends) and not list(output.glob("*/case.json")):

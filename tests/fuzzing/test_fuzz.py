@@ -9,7 +9,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from fuzzing import checks, jsons, kinds, kills, server
+from fuzzing import checks, jsons, kills, kinds, server
 from fuzzing.trial import Done, Trial, judge
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "fuzz.py"
@@ -93,7 +93,9 @@ def test_what_a_command_has_no_business_with_is_watched(tmp_path):
 
 def test_the_same_seed_makes_the_same_changes(tmp_path):
     document = {"a": [1, 2, {"b": "x"}], "c": 0.5}
-    assert [jsons.changed(document, Random(n)) for n in range(30)] == [jsons.changed(document, Random(n)) for n in range(30)]
+    assert [jsons.changed(document, Random(n)) for n in range(30)] == [
+        jsons.changed(document, Random(n)) for n in range(30)
+    ]
     assert document == {"a": [1, 2, {"b": "x"}], "c": 0.5}
 
 
