@@ -181,8 +181,8 @@ def told(args: argparse.Namespace, inputs: list, ended: list, two: list) -> dict
         "kills_by_kind": counted(ended),
         "leftovers_after_kills": sum(r.get("leftovers", 0) for r in ended),
         "writers": counted(two),
-        "most_seconds": max((r["seconds"] for r in inputs), default=0),
-        "most_megabytes": max((r["mb"] for r in inputs), default=0),
+        "most_seconds": max((r.get("seconds", 0) for r in inputs), default=0),
+        "most_megabytes": max((r.get("mb", 0) for r in inputs), default=0),
     }
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 DEEP = '{"a":' * 3000 + "1" + "}" * 3000
 
+DULL = {"training", "figures", "about", "datasets", "rivals"}
 VALUES: tuple[Any, ...] = (
     *(None, True, False, 0, -1, 1, 2, 10**9, 10**18, 10**30, -(10**9), 0.5, -0.5, 1e300, 1e-300),
     *(float("nan"), float("inf"), "", "x", "[/red]liver", "\u001b[31mred", "../../etc", "a\nb", "é" * 40, "x" * 5000),
@@ -32,6 +33,8 @@ def changed(document: Any, rng: Random) -> tuple[Any, str]:
     if not places or rng.random() < 0.06:
         value = rng.choice(VALUES)
         return value, f"the whole is {short(value)}"
+    if rng.random() < 0.85:  # what merely records how something came about is seldom read
+        places = [place for place in places if not DULL & set(place)] or places
     by_depth = sorted({len(place) for place in places})
     depth = rng.choice(by_depth)  # else the many values of long lists would hide the few that matter
     place = rng.choice([p for p in places if len(p) == depth])

@@ -18,14 +18,16 @@ ODD = (float("nan"), float("inf"), 1e30, 0.0)
 
 def model_trial(rng: Random, world: World, folder: Path) -> Trial:
     """A command with a changed model; unsealed it must be refused, sealed it may be used where it makes sense."""
-    if rng.random() < 0.75:
+    house = rng.random() < 0.25
+    if not house:
         model = copy_of(world["model"], folder / "model")
     else:
         model = Path(shutil.copytree(house_folder(), folder / "model"))
     what, sealed, nonsense = _changed(model, rng)
     scan = str(sorted(world["scans"].iterdir())[0])
     dataset = str(world["dataset"])
-    name = rng.choice(("segment",) * 5 + ("prompts", "prompts", "evaluate", "calibrate", "adapt", "merge", "review"))
+    quick = ("segment",) * 6 + ("prompts", "prompts", "review")
+    name = rng.choice(quick if house else (*quick, "evaluate", "calibrate", "adapt", "merge"))
     commands = {
         "segment": ["segment", scan, "-p", "liver", "-m", "model", "-n", "1", "--no-pictures", "-o", "out"],
         "prompts": ["prompts", "-m", "model", *rng.choice(([], ["liver"], ["--json"]))],

@@ -11,7 +11,7 @@ STEP_MM = 6.0
 
 
 def write_series(folder: Path, voxels: np.ndarray, elements: Mapping[str, Any] | None = None) -> None:
-    """Write voxels (slices, rows, columns), int16, as a CT file a slice; `elements` are in place of the usual, None leaves one out."""
+    """Write voxels (slices, rows, columns) as CT files; `elements` replace the usual ones, and None leaves one out."""
     from pydicom.dataset import FileDataset, FileMetaDataset
     from pydicom.uid import UID, ExplicitVRLittleEndian
 

@@ -99,7 +99,7 @@ def unfinished_trial(rng: Random, world: World, folder: Path) -> Trial:
     arguments = [
         a.replace("../dataset", "dataset").replace("m", "out") if a in ("../dataset", "m") else a for a in UNFINISHED
     ]
-    return Trial(arguments, f"an unfinished training: {name}: {what}", stop_after=12)
+    return Trial(arguments, f"an unfinished training: {name}: {what}", stop_after=6)
 
 
 def _as_answered(output: Path, reference: Path):
