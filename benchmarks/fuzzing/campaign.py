@@ -38,6 +38,7 @@ def one_trial(seed: int, kind: str, number: int, world: World, work: Path) -> Re
         stop_after=trial.stop_after,
         stop_when=trial.stop_when,
         largest_file=trial.largest_file,
+        hard=trial.hard_limit,
     )
     judged = judge(trial, done, world.documented)
     if judged.outcome not in FAULTS:

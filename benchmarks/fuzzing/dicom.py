@@ -6,7 +6,7 @@ from random import Random
 
 import numpy as np
 
-from fuzzing import checks
+from fuzzing import checks, oracles
 from fuzzing.series import write_series
 from fuzzing.trial import Trial
 from fuzzing.world import SMALL, World
@@ -39,6 +39,7 @@ VALUES = {
     "NumberOfFrames": (0, 3, 10**6),
     "PatientName": ("Müller^\x1b[2J", "x" * 60, "="),
 }
+OPTIONS = ("-p", "liver", *SMALL)
 UIDS = ("1.2.3", "", "x", "1." * 40 + "1", "1.2.3\n4")
 
 
@@ -82,6 +83,42 @@ def trial(rng: Random, world: World, folder: Path) -> Trial:
         f"DICOM: {what}",
         [checks.cases_are_whole(folder / "out")],
     )
+
+
+def same_trial(rng: Random, world: World, folder: Path) -> Trial:
+    """A good series with its files in another order, under other names, or read under `ulimit -v`."""
+    series = folder / "series"
+    shutil.copytree(world["dicom"], series)
+    how = rng.choice(("other order", "no suffix", ".IMA", "text beside", "limited addresses", "a copy of one"))
+    files = sorted(series.iterdir())
+    for number, file in enumerate(files):
+        if how == "other order":
+            file.rename(series / f"x{(number * 2 + 1) % len(files)}.dcm")
+        elif how in ("no suffix", ".IMA"):
+            file.rename(series / f"IM.1.2.{number}{'.IMA' if how == '.IMA' else ''}")
+    if how == "text beside":
+        (series / "README.txt").write_text("hello")
+    elif how == "a copy of one":
+        shutil.copy(files[1], series / "again.dcm")
+    output = folder / "out"
+    return Trial(
+        ["segment", "series", *OPTIONS, "-o", "out"],
+        f"the same DICOM series, {how}",
+        [
+            checks.cases_are_whole(output),
+            lambda done: ("silent wrong", "a good series is refused") if done.code else None,
+            oracles.same_volumes(output, usual_volumes(world)),
+        ],
+        hard_limit=how == "limited addresses",
+    )
+
+
+def usual_volumes(world: World) -> dict[str, float]:
+    """What the series is answered as it is."""
+    output = world.root / "usual_dicom"
+    if not (output / "run.json").exists():
+        world.do("segment", world["dicom"], *OPTIONS, "-o", output)
+    return oracles.volumes(output)
 
 
 def _files(series: Path, rng: Random) -> str:

@@ -272,7 +272,8 @@ def _prepare(kill: Kill, world: World, folder: Path) -> None:
 
 
 def _files(folder: Path, globs: Sequence[str]) -> dict[str, str]:
-    found = sorted(path for glob in globs for path in folder.glob(glob) if path.is_file())
+    there = (path for glob in globs for path in folder.glob(glob))
+    found = sorted(path for path in there if path.is_file() and not path.name.startswith("."))  # leftovers are counted
     return {str(path.relative_to(folder)): checks.digest(path) for path in found}
 
 

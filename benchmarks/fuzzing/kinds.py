@@ -33,6 +33,7 @@ KINDS: dict[str, Kind] = {
     "picture": Kind(10, pictures.trial, ("pictures",)),
     "picture-same": Kind(3, pictures.same_trial, ("pictures",)),
     "dicom": Kind(7, dicom.trial, ("dicom",)),
+    "dicom-same": Kind(2, dicom.same_trial, ("dicom",)),
     "names": Kind(9, names.trial, ("scans", "model")),
     "places": Kind(12, places.trial, ("ct", "flat", "scans", "model", "adapter", "edges")),
     "model": Kind(9, sealed.model_trial, ("scans", "model", "adapter")),
@@ -65,4 +66,5 @@ def shares(count: int, only: Sequence[str]) -> list[tuple[str, int]]:
 FIRST: dict[str, Callable[[World], object]] = {  # what a kind compares with, made before workers part
     "nifti-same": nifti.usual_volumes,
     "picture-same": pictures.usual_pixels,
+    "dicom-same": dicom.usual_volumes,
 }

@@ -69,6 +69,7 @@ def trial(rng: Random, world: World, folder: Path) -> Trial:
         f"NIfTI: {what}",
         [
             checks.cases_are_whole(output),
+            oracles.plausible(output),
             oracles.geometry_fits(scan, output),
             oracles.true_to_content(scan, output, options),
         ],

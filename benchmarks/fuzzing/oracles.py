@@ -14,6 +14,7 @@ from fuzzing.trial import Check, Done, Verdict
 SAME_SHARE = 0.03  # of a volume; interpolation of what was turned costs less
 SAME_LEAST_ML = 1.5
 SAME_LEAST_PIXELS = 60.0
+MOST_ML = 1e6  # a cubic metre
 FAR_MM = 0.05  # how far the corner of a mask may lie from that of its scan
 
 
@@ -26,6 +27,18 @@ def volumes(output: Path) -> dict[str, float]:
             if size is not None:
                 found[str(target["target"])] = float(size)
     return found
+
+
+def plausible(output: Path) -> Check:
+    """Whether the volumes that are told could be of anything in the world."""
+
+    def check(done: Done) -> Verdict | None:
+        for name, size in volumes(output).items() if done.code == 0 else ():
+            if not size <= MOST_ML:
+                return "silent wrong", f"{name} of {size:.3g} ml"
+        return None
+
+    return check
 
 
 def notes(output: Path, done: Done) -> list[str]:

@@ -137,21 +137,32 @@ def start(
     largest_file: int | None = None,
     before: Callable[[], None] | None = None,
     addresses: int = MOST_ADDRESSES,
+    hard: bool = False,
 ) -> Running:
-    """Run `delineate ARGUMENTS` in `folder`, in a fork; standard output and error go to `log/out` and `log/err`."""
+    """Run `delineate ARGUMENTS` in `folder`, in a fork; standard output and error go to `log/out` and `log/err`.
+
+    Args:
+        arguments: what follows `delineate`.
+        folder: the current one.
+        log: a folder.
+        largest_file: bytes at which writing fails.
+        before: called in the fork.
+        addresses: bytes that it may map.
+        hard: whether it cannot allow its own children more, as under `ulimit -v`.
+    """
     log.mkdir(parents=True, exist_ok=True)
     sys.stdout.flush()
     sys.stderr.flush()
     started = time.monotonic()
     pid = os.fork()
     if pid == 0:
-        _become(arguments, folder, log, largest_file, before, addresses)
+        _become(arguments, folder, log, largest_file, before, addresses, hard)
     return Running(pid, started, log)
 
 
 def run(arguments: list[str], folder: Path, log: Path, **more: Any) -> Done:
     """`start` and `finish` with what of `more` belongs to each."""
-    at_start = {k: more.pop(k) for k in ("largest_file", "before", "addresses") if k in more}
+    at_start = {k: more.pop(k) for k in ("largest_file", "before", "addresses", "hard") if k in more}
     return start(arguments, folder, log, **at_start).finish(**more)
 
 
@@ -197,13 +208,14 @@ def _become(
     largest_file: int | None,
     before: Callable[[], None] | None,
     addresses: int,
+    hard: bool,
 ) -> None:
     """Be `delineate` from here on; never returns."""
     code = 1
     try:
         os.setsid()
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        resource.setrlimit(resource.RLIMIT_AS, (addresses, addresses))
+        resource.setrlimit(resource.RLIMIT_AS, (addresses, addresses if hard else resource.RLIM_INFINITY))
         _redirect(log)
         if largest_file is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, resource.RLIM_INFINITY))

@@ -57,6 +57,7 @@ class Trial:
         largest_file: bytes at which writing fails, as on a full disk.
         seconds: allowed.
         touches: folders that the command may write to, from the trial's own folder.
+        hard_limit: its addresses are limited as `ulimit -v` does it, for its children too.
         adds_anywhere: it may also write new files beside them, since it was told to write right there.
     """
 
@@ -70,6 +71,7 @@ class Trial:
     seconds: float = SECONDS
     touches: tuple[str, ...] = ("out", "out-training")
     adds_anywhere: bool = False
+    hard_limit: bool = False
 
     @property
     def command(self) -> str:

@@ -1,5 +1,6 @@
 """The robustness campaign notices what it is there for, and its short form finds nothing."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -47,6 +48,7 @@ def test_what_is_lost_weighs_more_than_a_traceback():
 
 
 def test_a_fork_ends_as_its_command_does(tmp_path, monkeypatch):
+    app = importlib.import_module("delineate.cli.app")  # the name `app` in it is the typer application
     ways = {
         "fine": lambda: print("yes") or 0,
         "raises": lambda: [][0],
@@ -54,7 +56,7 @@ def test_a_fork_ends_as_its_command_does(tmp_path, monkeypatch):
         "sleeps": lambda: time.sleep(60),
         "writes": lambda: Path("big").write_bytes(bytes(5000)) and 0,
     }
-    monkeypatch.setattr(server, "_main", lambda arguments: ways[arguments[0]]())
+    monkeypatch.setattr(app, "main", lambda: ways[sys.argv[1]]())
     ends = {name: server.run([name], tmp_path, tmp_path / ".log", seconds=2, largest_file=1000) for name in ways}
     assert (ends["fine"].code, ends["fine"].out) == (0, "yes\n")
     assert "Traceback (most recent call last)" in ends["raises"].err
