@@ -5,73 +5,11 @@ from pathlib import Path
 from random import Random
 
 from fuzzing import checks
+from fuzzing.options import VALUES
 from fuzzing.trial import Trial, printable
 from fuzzing.world import World, copy_of
 
-STEMS = (
-    *(
-        "a\nb",
-        "\x1b[31mred\x1b[0m",
-        "a\tb",
-        "a\rb",
-        "..",
-        ".",
-        "...",
-        "._0000",
-        ".._0000",
-        "_0000",
-        "_0000_0000",
-        " ",
-        "  x",
-    ),
-    *(
-        "run.json",
-        "case.json",
-        "run",
-        "run.jsonl",
-        "montage",
-        "liver",
-        "-o",
-        "--help",
-        "-",
-        "~",
-        "$HOME",
-        "`id`",
-        "a;b",
-        "a&b",
-    ),
-    *(
-        "[red]liver",
-        "[bold]x",
-        "%s%n",
-        "{0}",
-        "CON",
-        "nul",
-        "a:b",
-        "a\\b",
-        "é",
-        "e\u0301",
-        "日本語",
-        "\u202egnp",
-        "a\u2028b",
-    ),
-    *(
-        "x" * 200,
-        "x" * 247,
-        "é" * 120,
-        "\udcff\udcfe",
-        "a\x7fb",
-        "a\u0085b",
-        ".hidden",
-        "a b",
-        "'",
-        '"',
-        "a.b.c",
-        "a.nii",
-        "*",
-        "?",
-    ),
-)
+STEMS = (*VALUES["stems"], "x" * 200, "é" * 120)
 SUFFIXES = (".nii.gz", ".nii.gz", ".nii", ".NII.GZ", ".nii.gz.nii.gz", ".png", "", ".dcm", ".nrrd", ".gz")
 
 

@@ -83,11 +83,9 @@ def same_trial(rng: Random, world: World, folder: Path) -> Trial:
     name, what = "scan.nii.gz", []
     if rng.random() < 0.7:
         codes = rng.choice(("RAS", "LAS", "PIR", "ASL", "SPL", "IRP", "LPI", "SAR"))
-        turned = nibabel.Nifti1Image(voxels, affine).as_reoriented(
-            nibabel.orientations.ornt_transform(
-                nibabel.orientations.io_orientation(affine), nibabel.orientations.axcodes2ornt(codes)
-            )
-        )
+        here, there = nibabel.orientations.io_orientation(affine), nibabel.orientations.axcodes2ornt(codes)
+        way: Any = nibabel.orientations.ornt_transform(here, there)
+        turned: Any = nibabel.Nifti1Image(voxels, affine).as_reoriented(way)
         voxels, affine = np.asarray(turned.dataobj), turned.affine
         what.append(codes)
     kind = rng.choice((np.int16, np.uint16, np.int32, np.int64, np.float32, np.float64, np.uint8))

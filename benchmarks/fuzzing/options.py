@@ -1,5 +1,6 @@
 """Options of every command, read from the command line itself: new ones are tried the day they are added."""
 
+import json
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -10,118 +11,35 @@ from fuzzing import checks
 from fuzzing.trial import Done, Trial, Verdict
 from fuzzing.world import World
 
-NUMBERS = (
-    "0",
-    "-1",
-    "1",
-    "2",
-    "3",
-    "1e3",
-    "1e9",
-    "99999999999",
-    "1" + "0" * 30,
-    "9" * 5000,
-    "-0",
-    "+1",
-    "0x10",
-    "1_0",
-    " 1",
-    "١",
-)
-FLOATS = (
-    *NUMBERS,
-    "nan",
-    "inf",
-    "-inf",
-    "1e400",
-    "1e-320",
-    "0.5",
-    "-0.5",
-    "1e-9",
-    ".",
-    "1,5",
-    "5%",
-    "NaN%",
-    "inf%",
-    "1/2",
-)
-WORDS = (
-    *(
-        "",
-        " ",
-        "\t",
-        "x",
-        "none",
-        "None",
-        "null",
-        "auto",
-        "liver",
-        "all",
-        "0",
-        "-1",
-        "[/red]liver",
-        "[bold]",
-        "\x1b[31mliver",
-    ),
-    *(
-        "liver\nspleen",
-        "liver; spleen",
-        "'",
-        '"',
-        "é",
-        "肝臓",
-        "\u202eliver",
-        "\udcff",
-        "../x",
-        "/",
-        "a=b",
-        "=",
-        "x=",
-        "=x",
-        "a@b",
-        "@",
-    ),
-    *(
-        "liver" * 20000,
-        "liver " * 300,
-        "not the liver",
-        "everything",
-        "?",
-        "*",
-        "%s",
-        "{}",
-        "{0.__class__}",
-        "1/4",
-        "4/1",
-        "0/0",
-        "a/b",
-    ),
-    *("-", "--", "--help", "nan", "inf", "CT", "MR", "ct", "X\nY", "1/1000000000", "-1/4", "\\0"),
-)
+VALUES: dict[str, Any] = json.loads((Path(__file__).parent / "values.json").read_text(encoding="utf-8"))
+LONG = ("liver" * 20000, "liver " * 300)
 KINDS_OF = {"bool": "flag", "float": "float", "int": "int", "Path": "path"}
 SLOW = {"demo": 8.0, "review": 12.0}
 ENDLESS = ("train", "adapt", "pretrain", "synthesize", "study", "demo", "calibrate", "evaluate")
-ALL = (
-    "segment",
-    "segment",
-    "segment",
-    "prompts",
-    "check",
-    "pretrain",
-    "train",
-    "train",
-    "evaluate",
-    "study",
-    "adapt",
-    "adapt",
-    "merge",
-)
-ALL = (*ALL, "calibrate", "review", "synthesize", "distance", "samples", "systems", "doctor", "demo")
+COMMANDS = {  # how often each
+    "segment": 5,
+    "train": 4,
+    "adapt": 3,
+    "evaluate": 2,
+    "calibrate": 2,
+    "synthesize": 2,
+    "pretrain": 2,
+    "study": 2,
+    "distance": 2,
+    "prompts": 2,
+    "check": 2,
+    "review": 2,
+    "merge": 1,
+    "demo": 0.5,
+    "samples": 0.2,
+    "systems": 0.2,
+    "doctor": 0.2,
+}
 
 
 def trial(rng: Random, world: World, folder: Path) -> Trial:
     """A command that is right but for one to three options, or words too many."""
-    command = rng.choice(ALL)
+    command = rng.choices(list(COMMANDS), list(COMMANDS.values()))[0]
     arguments = baseline(command, world, rng)
     options = parameters(command)
     said, checks_of = [], []
@@ -133,7 +51,7 @@ def trial(rng: Random, world: World, folder: Path) -> Trial:
             arguments.append(extra)
             said.append(repr(extra[:40]))
             continue
-        option = rng.choice(options)
+        option = rng.choices(options, [0.25 if dull(one) else 1.0 for one in options])[0]
         if option["kind"] == "flag":
             arguments.append(rng.choice(option["names"]))
             said.append(arguments[-1])
@@ -144,11 +62,12 @@ def trial(rng: Random, world: World, folder: Path) -> Trial:
         said.append(f"{name} {value[:40]!r}")
         if option["kind"] == "float" and value.strip("%").lower() in ("nan", "inf", "-inf", "1e400"):
             checks_of.append(_not_finite(f"{name} {value}"))
-    trial = Trial(arguments, f"{command} with {', '.join(said)}", checks_of)
+    said_of = ", ".join(said)
+    trial = Trial(arguments, f"{command} with {said_of}", checks_of)
     if command == "segment":
         trial.checks.append(checks.cases_are_whole(folder / "out"))
     if command in ENDLESS:
-        trial.stop_after = 20.0
+        trial.stop_after = 8.0 if "--minutes" in said_of else 20.0
     if command in SLOW:
         trial.stop_after = SLOW[command]
     if command == "review":
@@ -214,24 +133,32 @@ def parameters(command: str) -> list[dict[str, Any]]:
     return found
 
 
+def dull(option: dict[str, Any]) -> bool:
+    """Whether little can go wrong with an option: a flag, or where to write, which is tried elsewhere."""
+    return option["kind"] == "flag" or "-o" in option["names"]
+
+
 def _value(option: dict[str, Any], rng: Random, world: World) -> str:
-    if option["kind"] == "int":
-        return rng.choice((*NUMBERS, "nan", "1.5", "x"))
-    if option["kind"] == "float":
-        return rng.choice(FLOATS)
-    if option["kind"] == "path" and rng.random() < 0.6:
-        parts = ("ct", "pictures", "dataset", "flat", "scans", "model", "adapter", "foundation", "edges", "answers")
-        there = [str(world.root / part) for part in parts if (world.root / f".{part}.ready").exists()]
-        return (
-            rng.choice([*there, "/dev/null", "nothing", "", "/", "x" * 300]) if "-o" not in option["names"] else "out"
-        )
+    known = next((VALUES["known"][name] for name in option["names"] if name in VALUES["known"]), ())
+    if known and rng.random() < 0.6:
+        return rng.choice(known)
+    if option["kind"] in ("int", "float"):
+        sense = VALUES["whole numbers" if option["kind"] == "int" else "numbers"]
+        return rng.choice(sense if rng.random() < 0.8 else [*VALUES["no numbers"], "9" * 5000])
     if option["kind"] == "path" and "-o" in option["names"]:
         return rng.choice(("out/a/b/c", "out", "./out/../out", "out/é", "out/ "))
-    return rng.choice(WORDS)
+    if option["kind"] == "path" and rng.random() < 0.7:
+        parts = ("ct", "pictures", "dataset", "flat", "scans", "model", "adapter", "foundation", "edges", "answers")
+        there = [str(world.root / part) for part in parts if (world.root / f".{part}.ready").exists()]
+        return rng.choice([*there, "/dev/null", "nothing", "", "/", "x" * 300])
+    return rng.choice([*VALUES["words"], *LONG])
 
 
 def _set(arguments: list[str], names: list[str], name: str, value: str) -> None:
-    """Give an option this value, in place of the one that it has."""
+    """Give an option this value, in place of the one that it has; minutes take the place of images."""
+    if name == "--minutes" and "--images" in arguments:
+        at = arguments.index("--images")
+        del arguments[at : at + 2]
     for at, word in enumerate(arguments[:-1]):
         if word in names:
             arguments[at + 1] = value
