@@ -18,6 +18,7 @@ Writes benchmarks/results/fuzz.json.
 import argparse
 import hashlib
 import json
+import os
 import platform
 import sys
 import time
@@ -27,12 +28,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
-
 from fuzzing import campaign, disks, kills, kinds, largest, server, writers
 from fuzzing.trial import FAULTS, GIGABYTES, SECONDS
 from fuzzing.world import World
 
+import delineate
+
+SOURCE = Path(__file__).resolve().parents[1] / "src"
 RESULT = Path(__file__).parent / "results" / "fuzz.json"
 
 
@@ -43,6 +45,7 @@ def main() -> None:
     if args.list:
         print("\n".join(f"{name:14} {kind.share:4g} of a hundred" for name, kind in kinds.KINDS.items()))
         return
+    try_this_tree()
     started = time.monotonic()
     documented = server.warm_up()
     work = args.work.resolve()
@@ -63,6 +66,15 @@ def main() -> None:
         print(f"{one['count']:4} {one['outcome']}: {one['reason']}\n       {one['example']}: {one['command']}")
     print(f"{result['inputs']} inputs, {result['kills']} kills, {len(faults)} faults, {result['seconds']} s")
     sys.exit(1 if faults else 0)
+
+
+def try_this_tree() -> None:
+    """Start again where another tree's `delineate` would be tried than the one beside this script."""
+    if not Path(delineate.__file__).resolve().is_relative_to(SOURCE):
+        if os.environ.get("PYTHONPATH") == str(SOURCE):
+            sys.exit(f"fuzz: {delineate.__file__} would be tried, not {SOURCE}")
+        os.environ["PYTHONPATH"] = str(SOURCE)  # for the children of `delineate` too
+        os.execv(sys.executable, [sys.executable, *sys.argv])
 
 
 def keep(args: argparse.Namespace, result: dict[str, Any]) -> None:
@@ -159,7 +171,6 @@ def parts_for(trials: Sequence[tuple[str, int]], killed: Sequence[tuple[str, int
 
 def told(args: argparse.Namespace, inputs: list, ended: list, two: list) -> dict[str, Any]:
     """Counts and settings."""
-    import delineate
 
     def counted(records: list) -> dict[str, dict[str, int]]:
         names = sorted({r["kind"] for r in records})
@@ -188,8 +199,6 @@ def told(args: argparse.Namespace, inputs: list, ended: list, two: list) -> dict
 
 def fresh(work: Path, everything: bool) -> None:
     """Remove what an earlier campaign left, and the world where another version of the program made it."""
-    import delineate
-
     sources = sorted(Path(delineate.__file__).parent.rglob("*.py"))
     version = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
     known = work / "world" / ".version"
