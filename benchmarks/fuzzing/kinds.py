@@ -36,7 +36,7 @@ KINDS: dict[str, Kind] = {
     "dicom-same": Kind(2, dicom.same_trial, ("dicom",)),
     "names": Kind(9, names.trial, ("scans", "model")),
     "places": Kind(12, places.trial, ("ct", "flat", "scans", "model", "adapter", "edges")),
-    "model": Kind(9, sealed.model_trial, ("scans", "model", "adapter")),
+    "model": Kind(9, sealed.model_trial, ("scans", "model")),
     "adapter": Kind(4, sealed.adapter_trial, ("scans", "model", "adapter")),
     "foundation": Kind(3, sealed.foundation_trial, ("foundation", "edges")),
     "dataset": Kind(10, sets.dataset_trial, ("dataset", "flat", "model", "edges")),

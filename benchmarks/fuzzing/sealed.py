@@ -27,14 +27,13 @@ def model_trial(rng: Random, world: World, folder: Path) -> Trial:
     scan = str(sorted(world["scans"].iterdir())[0])
     dataset = str(world["dataset"])
     quick = ("segment",) * 6 + ("prompts", "prompts", "review")
-    name = rng.choice(quick if house else (*quick, "evaluate", "calibrate", "adapt", "merge"))
+    name = rng.choice(quick if house else (*quick, "evaluate", "calibrate", "adapt"))
     commands = {
         "segment": ["segment", scan, "-p", "liver", "-m", "model", "-n", "1", "--no-pictures", "-o", "out"],
         "prompts": ["prompts", "-m", "model", *rng.choice(([], ["liver"], ["--json"]))],
         "evaluate": ["evaluate", dataset, "-m", "model", "-n", "1", "-o", "out"],
         "calibrate": ["calibrate", "model", dataset, "-n", "1", "-o", "out"],
         "adapt": ["adapt", "model", dataset, "--images", "8", "--shots", "1", "-o", "out"],
-        "merge": ["merge", "model", str(world["adapter"]), "-o", "out"],
         "review": ["review", scan, "-m", "model", "--no-browser", "-o", "out", "--json"],
     }
     trial = Trial(commands[name], f"model: {what}, {'sealed' if sealed else 'not sealed'}")
