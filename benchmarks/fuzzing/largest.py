@@ -3,7 +3,7 @@
 import gzip
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -79,14 +79,17 @@ def _png(side: int, folder: Path, world: World) -> Path:
 
 
 def _tiff(side: int, folder: Path, world: World) -> Path:
-    import tifffile
-
-    def strips() -> Iterator[np.ndarray]:
-        for _ in range(0, side, 500):
-            yield np.zeros((500, side), np.uint8)
-
-    path = folder / "zeros.tif"
-    tifffile.imwrite(path, strips(), shape=(side, side), dtype=np.uint8, rowsperstrip=500, compression="zlib")
+    """A square grey TIFF of zeros whose strips of 500 rows are all the same bytes."""
+    path, strip = folder / "zeros.tif", zlib.compress(bytes(500 * side), 9)
+    count, start = side // 500, 8
+    lists = start + len(strip)
+    entries = [  # tag, type (3 short, 4 long), count, value
+        *((256, 4, 1, side), (257, 4, 1, side), (258, 3, 1, 8), (259, 3, 1, 8), (262, 3, 1, 1)),
+        *((273, 4, count, lists), (277, 3, 1, 1), (278, 4, 1, 500), (279, 4, count, lists + 4 * count)),
+    ]
+    numbers = struct.pack(f"<{2 * count}I", *([start] * count), *([len(strip)] * count))
+    directory = struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", *e) for e in entries) + bytes(4)
+    path.write_bytes(b"II*\0" + struct.pack("<I", lists + len(numbers)) + strip + numbers + directory)
     return path
 
 
