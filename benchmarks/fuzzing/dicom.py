@@ -8,7 +8,7 @@ import numpy as np
 
 from fuzzing import checks, oracles
 from fuzzing.series import write_series
-from fuzzing.trial import Trial
+from fuzzing.trial import Check, Done, Trial, Verdict
 from fuzzing.world import SMALL, World
 
 TAGS = (
@@ -39,6 +39,7 @@ VALUES = {
     "NumberOfFrames": (0, 3, 10**6),
     "PatientName": ("Müller^\x1b[2J", "x" * 60, "="),
 }
+DAMAGED = ("cut", "cut early", "empty", "rubbish")
 OPTIONS = ("-p", "liver", *SMALL)
 UIDS = ("1.2.3", "", "x", "1." * 40 + "1", "1.2.3\n4")
 
@@ -81,7 +82,7 @@ def trial(rng: Random, world: World, folder: Path) -> Trial:
     return Trial(
         ["segment", target, "-p", "liver", *SMALL, *arguments, "-o", "out"],
         f"DICOM: {what}",
-        [checks.cases_are_whole(folder / "out")],
+        [checks.cases_are_whole(folder / "out"), *([_is_told(folder / "out")] if what in DAMAGED else [])],
     )
 
 
@@ -111,6 +112,17 @@ def same_trial(rng: Random, world: World, folder: Path) -> Trial:
         ],
         hard_limit=how == "limited addresses",
     )
+
+
+def _is_told(output: Path) -> Check:
+    """Whether an answer from fewer files than there are says so."""
+
+    def check(done: Done) -> Verdict | None:
+        if done.code == 0 and not oracles.notes(output, done):
+            return "silent wrong", "a damaged file of the series is left out, and nothing is said"
+        return None
+
+    return check
 
 
 def usual_volumes(world: World) -> dict[str, float]:
