@@ -87,7 +87,8 @@ def keep(args: argparse.Namespace, result: dict[str, Any]) -> None:
     elif not args.largest and path.is_file() and (known := json.loads(path.read_text()).get("largest")):
         result["largest"] = known
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    text = json.dumps(result, indent=1, ensure_ascii=False) + "\n"
+    path.write_text(text.replace(f"{args.work.resolve()}/", ""), encoding="utf-8")  # no paths of this machine
 
 
 def arguments() -> argparse.Namespace:
@@ -178,7 +179,7 @@ def told(args: argparse.Namespace, inputs: list, ended: list, two: list) -> dict
 
     commands = Counter(r["command"].split()[1] for r in inputs if len(r["command"].split()) > 1)
     return {
-        "command": " ".join(["python", *sys.argv]),
+        "command": f"python benchmarks/fuzz.py --inputs {args.inputs} --kills {args.kills} --seed {args.seed}",
         "delineate": delineate.__version__,
         "python": platform.python_version(),
         "seed": args.seed,
