@@ -88,7 +88,9 @@ def keep(args: argparse.Namespace, result: dict[str, Any]) -> None:
         result["largest"] = known
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(result, indent=1, ensure_ascii=False) + "\n"
-    path.write_text(text.replace(f"{args.work.resolve()}/", ""), encoding="utf-8")  # no paths of this machine
+    path.write_text(
+        text.replace(f"{args.work.resolve()}/", ""), "utf-8", "backslashreplace"
+    )  # no paths of this machine
 
 
 def arguments() -> argparse.Namespace:
@@ -117,7 +119,7 @@ def run_all(args: argparse.Namespace, world: World, work: Path) -> dict[str, Any
     trials = kinds.shares(args.inputs, [k for k in args.only if k in kinds.KINDS]) if args.inputs else []
     chosen = [k for k in args.only if k in kills.KILLS]
     killed = kills.plan(args.kills, chosen) if args.kills and (chosen or not args.only) else []
-    pairs = writers.plan(args.pairs) if not args.only or "writers" in args.only else []
+    pairs = writers.plan(args.pairs) if (args.kills and not args.only) or "writers" in args.only else []
     for part in parts_for(trials, killed, pairs):
         _ = world[part]
     for kind in {kind for kind, _ in trials} & kinds.FIRST.keys():
