@@ -32,14 +32,15 @@ class Kill:
         arguments: of the command, with its output in `out`.
         again: what is added when it is run again.
         before: puts into the trial's folder what was there before; None for nothing.
-        whole: what is wrong with `out` at any moment, given digests of it before and of the reference; None if nothing.
+        whole: what is wrong with `out` at any moment, given digests of what was there before and of the reference's
+            files; None if nothing.
         same: the files (globs) that must be equal to the reference's in the end.
     """
 
     share: float
     needs: Sequence[str]
     arguments: Callable[[World], list[str]]
-    whole: Callable[[Path, dict[str, str]], str | None]
+    whole: Callable[[Path, dict[str, str], dict[str, str]], str | None]
     same: Sequence[str]
     again: Sequence[str] = ()
     before: Callable[[World, Path], None] | None = None
@@ -54,18 +55,24 @@ class Reference:
     changes: int
 
 
-def cases_whole(output: Path, before: dict[str, str]) -> str | None:
-    """Of a run of `segment`: every case that counts as finished is whole, and none that was finished is gone."""
+def cases_whole(output: Path, before: dict[str, str], after: dict[str, str]) -> str | None:
+    """Of a run of `segment`: every finished case is whole, all old or all new, and none that was finished is gone."""
     for file in sorted(output.glob("*/case.json")):
         if wrong := checks.case_is_whole(file.parent):
             return f"{file.parent.name}: {wrong}"
+        case = file.parent.name
+        masks = {f"{case}/{p.name}": checks.digest(p) for p in file.parent.glob("[!.]*.nii.gz")}
+        old = {name: d for name, d in before.items() if name.startswith(f"{case}/") and name.endswith(".nii.gz")}
+        new = {name.removeprefix("out/"): d for name, d in after.items() if name.startswith(f"out/{case}/")}
+        if masks not in (old, new):
+            return f"{case}: masks of two runs, or of none, lie side by side"
     for name in sorted(name for name in before if name.endswith("/case.json")):
         if not (output / name).is_file():
             return f"{name} was there before"
     return None
 
 
-def sealed_whole(output: Path, before: dict[str, str]) -> str | None:
+def sealed_whole(output: Path, before: dict[str, str], after: dict[str, str]) -> str | None:
     """Of a model or adapter: whole, or not there where none was before."""
     if not output.exists() and not before:
         return None
@@ -74,16 +81,21 @@ def sealed_whole(output: Path, before: dict[str, str]) -> str | None:
     return checks.sealed_wrong(output)
 
 
-def foundation_whole(output: Path, before: dict[str, str]) -> str | None:
+def foundation_whole(output: Path, before: dict[str, str], after: dict[str, str]) -> str | None:
     """Of a foundation: all files of the old or of a new one, or nothing where nothing was before."""
     if not output.exists():
         return "the older one is gone, and no new one is there" if before else None
     needed = ("delineate.json", "model_index.json", "unet/diffusion_pytorch_model.safetensors", "held_out.json")
     missing = [name for name in needed if not (output / name).is_file()]
-    return f"{missing[0]} is missing" if missing else None
+    if missing:
+        return f"{missing[0]} is missing"
+    weights = {str(p.relative_to(output)): checks.digest(p) for p in output.glob("*/*.safetensors")}
+    old = {name: d for name, d in before.items() if name.endswith(".safetensors")}
+    new = {name.removeprefix("out/"): d for name, d in after.items()}
+    return None if weights in (old, new) else "weights of two trainings lie side by side"
 
 
-def synthetic_whole(output: Path, before: dict[str, str]) -> str | None:
+def synthetic_whole(output: Path, before: dict[str, str], after: dict[str, str]) -> str | None:
     """Of an enlarged dataset: there is nothing, or what there is can be gone on with (seen when it is run again)."""
     return None
 
@@ -248,14 +260,14 @@ def _after(
         return "traceback", f"not killed, exit code {done.code}: {last_line_of(done.err)}", 0
     output = folder / "out"
     there = checks.digests(output) if output.exists() else {}
-    if there != before and (wrong := kill.whole(output, before)):
+    if there != before and (wrong := kill.whole(output, before, reference.files)):
         return "lost", printable(f"after the kill: {wrong}"), 0
     again = server.run([*kill.arguments(world), *kill.again], folder, folder / ".log2", seconds=LONGEST)
     if again.timed_out:
         return "hang", "run again it does not end", 0
     if again.code not in (0, 8):
         return "lost", f"run again it ends with {again.code}: {last_line_of(again.err)}", 0
-    if wrong := kill.whole(output, before):
+    if wrong := kill.whole(output, before, reference.files):
         return "lost", printable(f"run again: {wrong}"), 0
     files = _files(folder, kill.same)
     if odd := sorted(n for n in reference.files.keys() | files.keys() if files.get(n) != reference.files.get(n)):
