@@ -92,7 +92,7 @@ def foundation_whole(output: Path, before: dict[str, str], after: dict[str, str]
     weights = {str(p.relative_to(output)): checks.digest(p) for p in output.glob("*/*.safetensors")}
     old = {name: d for name, d in before.items() if name.endswith(".safetensors")}
     new = {name.removeprefix("out/"): d for name, d in after.items()}
-    return None if weights in (old, new) else "weights of two trainings lie side by side"
+    return None if weights in (old, new) else "its weights are neither all old nor all new"
 
 
 def synthetic_whole(output: Path, before: dict[str, str], after: dict[str, str]) -> str | None:
