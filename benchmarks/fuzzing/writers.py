@@ -57,8 +57,8 @@ def one_pair(seed: int, world: World, work: Path, number: int) -> dict[str, Any]
 def _pair(what: str, world: World) -> tuple[list[str], list[str]]:
     model, dataset = str(world["model"]), str(world["dataset"])
     if what == "segment":
-        same = ["segment", str(world["scans"]), "-p", "liver", "-m", model, "-o", "out"]
-        return [*same, "-n", "2", "--seed", "1"], [*same, "-p", "spleen", "-n", "3", "--seed", "2"]
+        same = ["segment", str(world["scans"]), "-m", model, "-o", "out"]  # each asks for what the other does not
+        return [*same, "-p", "liver", "-n", "2", "--seed", "1"], [*same, "-p", "spleen", "-n", "3", "--seed", "2"]
     if what == "train":
         same = ["train", "unet", dataset, "-o", "out", "--images", "160"]
     elif what == "adapt":
