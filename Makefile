@@ -4,7 +4,7 @@ DATA ?= ../shared/data
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test test-browser test-slow check fix bench lesions diffboost adapt doubt review house clean
+.PHONY: setup demo test test-browser test-slow check fix fuzz bench lesions diffboost adapt doubt review house clean
 
 setup: $(READY)
 
@@ -38,6 +38,11 @@ check: $(READY)
 fix: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Twenty minutes on two cores: a thousand odd and broken inputs to every command, a hundred kills, two writers at once.
+# Ends with 1 if anything failed; python benchmarks/fuzz.py --repeat ID tries one again, --largest the largest scans.
+fuzz: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/fuzz.py --inputs 1000 --kills 100
 
 bench: $(READY)
 	$(BIN)/python benchmarks/cost.py
