@@ -10,6 +10,7 @@ import tifffile
 from PIL import Image, ImageOps
 from tests.scans.test_scan import RNG, refusal
 
+from delineate.errors import ScanError
 from delineate.scans.geometry import Orientation, orientation_of
 from delineate.scans.reading import read_labels, read_scan
 
@@ -338,3 +339,20 @@ def test_tifffile_prints_nothing_beside_our_line(tmp_path):
     code = "try: read_scan(sys.argv[1])\nexcept Exception as error: print(type(error).__name__)"
     without_imagecodecs(code, path)  # asserts that stderr is empty
     assert logging.getLogger("tifffile").propagate  # whoever listens still hears it
+
+
+@pytest.mark.parametrize("kind", [0, 1], ids=["pages", "smaller copies"])
+def test_pages_that_form_a_ring_are_refused(tmp_path, kind):
+    path = tmp_path / "ring.tif"
+    tifffile.imwrite(path, np.zeros((2, 8, 8), np.uint8), metadata=None, photometric="minisblack", subfiletype=kind)
+    data = bytearray(path.read_bytes())
+    (first,) = struct.unpack_from("<I", data, 4)
+
+    def link(at):
+        return at + 2 + 12 * struct.unpack_from("<H", data, at)[0]
+
+    (second,) = struct.unpack_from("<I", data, link(first))
+    struct.pack_into("<I", data, link(second), first)
+    path.write_bytes(data)
+    with pytest.raises(ScanError, match=r"ring\.tif: a TIFF must hold one 2-D page, found pages without end"):
+        read_scan(path)

@@ -1,6 +1,7 @@
 import gzip
 import os
 
+import nibabel
 import numpy as np
 import pytest
 from tests.scans.test_geometry import affine_with
@@ -196,3 +197,16 @@ def test_metres_and_micrometres_become_mm(tmp_path, codes, unit, name, factor):
 def test_no_unit_is_mm(tmp_path, unit):
     read = read_scan(nifti(tmp_path / "a.nii", xyzt_units=unit))
     assert (read.spacing_mm, read.notes) == ((1, 2, 3), ())
+
+
+@pytest.mark.parametrize("code", [5, 6, 128, 1792, 32767])
+def test_masks_of_scans_in_spaces_that_nobody_named_are_written(tmp_path, code):
+    image = nibabel.Nifti1Image(np.zeros((8, 8, 4), np.int16), np.diag([1, 1, 3, 1]))
+    block = image.header.copy()
+    block["sform_code"], block["qform_code"], block["vox_offset"] = code, 0, 352
+    (tmp_path / "scan.nii").write_bytes(block.binaryblock + bytes(4) + bytes(8 * 8 * 4 * 2))
+    scan = read_scan(tmp_path / "scan.nii")
+    write_labels(tmp_path / "mask.nii", np.ones(scan.shape, bool), scan)
+    written = nibabel.load(tmp_path / "mask.nii")
+    assert int(written.header["sform_code"]) == (code if code == 5 else 2)  # "aligned": NIfTI names no such space
+    np.testing.assert_allclose(written.affine, image.affine)

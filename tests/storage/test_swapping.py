@@ -167,3 +167,22 @@ def test_the_current_folder_can_be_the_place(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     put(tmp_path / "." / "x" / "..", {"a": "1"})
     assert content(tmp_path) == {"a": "1"}
+
+
+def test_a_folder_is_held_until_the_process_ends(tmp_path):
+    code = f"""
+        from pathlib import Path
+        from delineate.storage.swapping import hold
+        hold(Path({str(tmp_path)!r}), "is at work")
+        hold(Path({str(tmp_path)!r}), "is at work")
+        print("held", flush=True)
+        input()
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert other.stdout.readline() == b"held\n"
+    with pytest.raises(BusyError, match="another command is at work"):
+        module.hold(tmp_path, "is at work")
+    other.communicate(b"\n")
+    with locked(tmp_path, "is at work"):
+        pass

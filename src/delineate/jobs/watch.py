@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from delineate.errors import DelineateError
 from delineate.storage.files import write_json
 from delineate.storage.schema import read_json
+from delineate.storage.swapping import hold, make_folder
 from delineate.training.checkpoint import TrainState, read_state
 
 
@@ -79,6 +80,8 @@ def work_folder(output: Path, request: Request, **more: Any) -> Path:
 
     Raises:
         DelineateError: a training that was asked for otherwise is unfinished there.
+        BusyError: another command is at work there.
+        OutputError: nothing can be written there.
     """
     work = Path(f"{output}-training")
     written = work / "settings.json"
@@ -88,6 +91,7 @@ def work_folder(output: Path, request: Request, **more: Any) -> Path:
         raise DelineateError(
             f"{work}: holds an unfinished training with other settings; repeat those to go on, or remove the folder"
         )
-    work.mkdir(parents=True, exist_ok=True)
+    make_folder(work)
+    hold(work, "is at work on it")
     write_json(written, settings)
     return work

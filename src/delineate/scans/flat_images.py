@@ -16,7 +16,9 @@ from PIL import Image
 from delineate.errors import ScanError
 from delineate.scans.geometry import check_size
 from delineate.scans.unfolding import check_strips, has_bounded_decoder
+from delineate.storage.memory import need
 
+MOST_PAGES = 10_000  # of a TIFF: smaller copies of one picture are ten or twenty
 PILLOW_BYTES = {"I;16": 2, "I": 4, "F": 4}  # of a sample; of other modes one
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
 TIFF_SUFFIXES = (".tif", ".tiff")
@@ -100,7 +102,9 @@ def _plain_pixels(
 def _read_picture(path: Path, max_voxels: int, as_labels: bool) -> tuple[np.ndarray, list[str]]:
     notes: list[str] = []
     with path.open("rb") as file, _open_picture(file, "PNG", "JPEG") as image:
-        check_size(path, image.size, max_voxels, len(image.getbands()) * _bytes_each(PILLOW_BYTES.get(image.mode, 1)))
+        check_size(path, image.size, max_voxels)
+        samples = prod(image.size) * len(image.getbands())
+        need(samples * _bytes_each(PILLOW_BYTES.get(image.mode, 1)), f"{path}: reading it")
         if image.format == "PNG" and getattr(image, "n_frames", 1) > 1:
             raise ScanError(f"{path}: an image must be one frame, found an animation; save one frame of it")
         depth, colour = _png_depth(file) if image.format == "PNG" else (8, 2)
@@ -169,6 +173,11 @@ def _read_tiff(path: Path, max_voxels: int, as_labels: bool, measured: bool) -> 
 
 def _only_page(path: Path, tiff: tifffile.TiffFile) -> tifffile.TiffPage:
     """The one page that is no smaller copy of another."""
+    seen: set[int] = set()
+    for page in tiff.pages:
+        if page.offset in seen or len(seen) >= MOST_PAGES:
+            raise ScanError(f"{path}: a TIFF must hold one 2-D page, found pages without end; save the image again")
+        seen.add(page.offset)
     pages = [page for page in tiff.pages if isinstance(page, tifffile.TiffPage) and not page.is_reduced]
     page = pages[0] if pages else tiff.pages.first
     if len(pages) > 1 or prod(tiff.series[0].shape) > prod(page.shape) or set(page.axes) - set("YXS"):
@@ -181,10 +190,10 @@ def _only_page(path: Path, tiff: tifffile.TiffFile) -> tifffile.TiffPage:
 
 def _checked_page(path: Path, page: tifffile.TiffPage, max_voxels: int) -> str:
     """The name of the page's colour kind, once its size and place in the file are known to be sound."""
-    sample = _bytes_each(max(1, page.bitspersample // 8))
-    check_size(path, (page.imagelength, page.imagewidth), max_voxels, page.samplesperpixel * sample)
+    check_size(path, (page.imagelength, page.imagewidth), max_voxels)
     if prod(page.shape) > 4 * page.imagelength * page.imagewidth:  # before samples without end are allocated
         raise ScanError(f"{path}: an image must be grey or RGB, found shape {page.shape}; convert it to RGB")
+    need(prod(page.shape) * _bytes_each(max(1, page.bitspersample // 8)), f"{path}: reading it")
     ends = [start + size for start, size in zip(page.dataoffsets, page.databytecounts, strict=True)]
     if max(ends) > path.stat().st_size:  # tifffile would fill what is missing with zeros
         raise ScanError(

@@ -13,7 +13,6 @@ import nibabel
 import numpy as np
 
 from delineate.errors import ScanError
-from delineate.storage.memory import need
 
 CANONICAL = "SPL"
 """Axis 0 grows to Superior (slices), 1 to Posterior (rows), 2 to patient Left (columns): `array[k]` is an
@@ -117,25 +116,14 @@ def _sizes(spacing_mm: Iterable[float]) -> str:
     return " x ".join(f"{size:.4g}" for size in spacing_mm)
 
 
-def check_size(path: Path, shape: Sequence[int], max_voxels: int, bytes_each: int) -> None:
-    """An error if a grid of this shape has more than `max_voxels`, or memory does not hold it.
-
-    Args:
-        path: for messages.
-        shape: as the header has it.
-        max_voxels: the most that are read.
-        bytes_each: that a voxel takes until the scan is there.
-
-    Raises:
-        ScanError, OutOfMemory: what the names say.
-    """
+def check_size(path: Path, shape: Sequence[int], max_voxels: int) -> None:
+    """A `ScanError` if a grid of this shape has more than `max_voxels`."""
     if prod(shape) > max_voxels:
         size = " x ".join(str(length) for length in shape)
         raise ScanError(
             f"{path}: at most {max_voxels} voxels are read, the header asks for {size}; crop or downsample it, "
             "or raise max_voxels if the file is trusted"
         )
-    need(prod(shape) * bytes_each, f"{path}: reading it")
 
 
 def affine_of_header(

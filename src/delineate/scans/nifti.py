@@ -12,11 +12,14 @@ import nibabel
 import numpy as np
 from isal import igzip
 from isal.igzip_lib import IsalError
+from nibabel.nifti1 import xform_codes
 from nibabel.volumeutils import array_from_file
 
 from delineate.errors import ScanError
 from delineate.scans.geometry import affine_of_header, check_size, spacing_of, unit_of
+from delineate.storage.memory import need
 
+ALIGNED = 2  # the code of a form that is none of the named spaces
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
 DAMAGE: tuple[type[Exception], ...] = (OSError, EOFError, ValueError, zlib.error, cast("type[Exception]", IsalError))
 """What reading a damaged file may raise. Not MemoryError: sizes are checked before."""
@@ -59,8 +62,9 @@ def read_nifti(path: Path, volume: int | None, assume_spacing_mm: Sequence[float
         found = _REFUSED_KINDS.get(kind, f"datatype code {kind}; convert it to float32 or an integer type")
         raise ScanError(f"{path}: voxels must be plain integers or floats, found {found}")
     shape, index, notes = _shape(path, header, volume)
-    check_size(path, shape, max_voxels, header.get_data_dtype().itemsize + 4)  # and as float32
+    check_size(path, shape, max_voxels)
     needed = _checked_bytes(path, header)
+    need(prod(shape) * (header.get_data_dtype().itemsize + 4), f"{path}: reading it")  # as stored, and as float32
     slope, inter = _scaling(path, header)
     affine, space_code, decisions = affine_of_header(path, header, shape, assume_spacing_mm)
     values = _voxels(path, header, shape, index, needed)
@@ -77,15 +81,16 @@ def write_nifti(
     array = np.asfortranarray(array)  # as it is stored: nibabel is slow with others
     kind = nibabel.Nifti1Image if max(array.shape) <= np.iinfo(np.int16).max else nibabel.Nifti2Image
     image = kind(array, affine)
-    image.set_sform(affine, space_code)
-    image.set_qform(affine, space_code)
+    code = space_code if space_code in xform_codes.code else ALIGNED  # nibabel writes those that NIfTI names
+    image.set_sform(affine, code)
+    image.set_qform(affine, code)
     if not np.allclose(image.get_qform(), affine, rtol=1e-4, atol=1e-3):
         image.set_qform(None, 0)  # a qform holds no shear: better none than one that contradicts the sform
     image.header.set_xyzt_units("mm")
     if forms is not None:
         own = image.header.copy()
         for name, value in forms.items():
-            own[name] = value
+            own[name] = value if not name.endswith("_code") or int(value) in xform_codes.code else ALIGNED
         if np.allclose(own.get_best_affine(), affine, rtol=1e-5, atol=1e-4):  # type: ignore[arg-type]
             image = kind(array, None, own)  # with an affine nibabel would write its own forms
     with path.open("wb") as file:

@@ -27,6 +27,7 @@ except ImportError:  # Windows: two commands at work on one folder are not notic
 BUILDING = ".writing-"
 WHOLE = ".whole"
 ASIDE = ".older"
+_HELD: list[int] = []  # descriptors of folders, locked while this process lives
 Keep = Callable[[Path], Mapping[str, str]]
 
 
@@ -101,6 +102,26 @@ def locked(folder: Path, what: str, shared: bool = False) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def hold(folder: Path, what: str) -> None:
+    """As `locked`, until this process ends; asked again by it, nothing changes. Of `torchrun`'s the first does it.
+
+    Raises:
+        BusyError: another one is.
+    """
+    if fcntl is None or os.environ.get("RANK", "0") != "0":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    if any(os.path.samestat(os.fstat(descriptor), os.fstat(one)) for one in _HELD):
+        os.close(descriptor)
+        return
+    try:
+        _lock(descriptor, fcntl.LOCK_EX, f"{folder}: another command {what}")
+    except BaseException:
+        os.close(descriptor)
+        raise
+    _HELD.append(descriptor)
 
 
 def sync(path: Path) -> None:
