@@ -137,11 +137,11 @@ def test_saved_weights_hold_the_custom_encoder_and_give_the_same_outputs(foundat
 def test_weights_of_another_shape_or_damaged_are_refused_in_one_line(foundation, control, tmp_path):
     path = tmp_path / "weights.safetensors"
     save_weights(control.head, path)
-    with pytest.raises(ModelError, match="do not fit this model") as caught:
+    with pytest.raises(ModelError, match=r"the weights (do not fit this model|cannot be read)") as caught:
         load_weights(control, path)
     assert "\n" not in str(caught.value)
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(ModelError, match="do not fit this model"):
+    with pytest.raises(ModelError, match=r"the weights (do not fit this model|cannot be read)"):
         load_weights(control.head, path)
 
 

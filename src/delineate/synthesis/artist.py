@@ -67,14 +67,16 @@ class Drawing:
 class Record:
     """What must be recorded of a scan that was drawn; more is for people."""
 
-    file: Name
     source: Name
     slices: tuple[Count, Count]
     kept: bool
     verdict: Verdict
+    file: Name | None = None  # of what was not kept there is none
 
     def __post_init__(self):
-        if Path(self.file).name != self.file:
+        if self.kept and self.file is None:
+            raise ValueError("file must be named where it is kept")
+        if self.file is not None and Path(self.file).name != self.file:
             raise ValueError(f"file must be a name in the folder; got '{self.file}'")
 
 
