@@ -2,7 +2,7 @@ import json
 import os
 import shutil
 import signal
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import nibabel
 import numpy as np
@@ -29,6 +29,7 @@ from delineate.scans.scan import Scan
 from delineate.storage.files import write_json
 from delineate.synthesis.artist import Drawing, name_of, seed_of
 from delineate.synthesis.synthesizer import Synthesizer
+from delineate.systems.plain import PlainConfig, build
 from delineate.training.loop import Interrupted
 
 pytestmark = (
@@ -216,7 +217,7 @@ def test_an_interrupted_run_goes_on_and_gives_the_same_bytes(made, small, edges_
     draw, train = synthesizing.Artist.draw, synthesizing.train_synthesizer
     count = 0
 
-    def stops_early(*given, should_stop, **more):
+    def stops_early(synthesizer, bank, run, **more):
         nonlocal count
 
         def stop():
@@ -224,7 +225,7 @@ def test_an_interrupted_run_goes_on_and_gives_the_same_bytes(made, small, edges_
             count += 1
             return count > 3
 
-        return train(*given, should_stop=stop, **more)
+        return train(synthesizer, bank, replace(run, should_stop=stop), **more)
 
     with monkeypatch.context() as patch:
         patch.setattr(synthesizing, "train_synthesizer", stops_early)
@@ -432,7 +433,7 @@ def artist(small, edges_base, tmp_path_factory):
     def make(folder, keep_all=False):
         dataset = open_dataset(small, targets=TARGETS)
         bank = build_slices([dataset], "train", 64)
-        judge = synthesizing.build(synthesizing.PlainConfig(64, (8, 16)), bank.vocabulary)
+        judge = build(PlainConfig(64, (8, 16)), bank.vocabulary)
         synthesizer = Synthesizer.load(edges_base)
         drawing = Drawing(variants=1, steps=1, keep_all=keep_all, look=0)
         return synthesizing.Artist(synthesizer, judge, bank, dataset, drawing, synthesizing.EDGES["scharr"], 0, folder)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tests.dicom_series import answer_here, write_series
 from tests.scans.test_geometry import affine_with
 
+from delineate.errors import ScanError
 from delineate.scans.dicom import series as series_module
 from delineate.scans.reading import read_labels, read_scan
 from delineate.scans.writing import write_labels, write_map
@@ -162,3 +163,11 @@ def test_kept_cases_are_told_and_open(shared_cases, tmp_path):
         scan = read_scan(source)
         written = write_labels(tmp_path / source.name, scan.voxels > 0, scan)
         np.testing.assert_allclose(opened(written), opened(source), rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [1e30, 1e5, 1e-7, 1e-30])
+def test_voxels_of_a_size_that_cannot_be_are_refused(tmp_path, size):
+    image = nibabel.Nifti1Image(np.zeros((4, 4, 4), np.int16), np.diag([size, 1, 1, 1]))
+    nibabel.save(image, tmp_path / "scan.nii")
+    with pytest.raises(ScanError, match=r"scan\.nii: (voxels of .* mm cannot be|the sform must be finite)"):
+        read_scan(tmp_path / "scan.nii")

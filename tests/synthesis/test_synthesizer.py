@@ -373,11 +373,11 @@ def test_a_resumed_training_equals_an_uninterrupted_one(edges_base, few, tmp_pat
                 asked += 1
                 return stop is not None and asked > stop
 
-            how = {"budget": Budget(images=80), "folder": folder, "seed": 1, "should_stop": should_stop}
+            run = Run(Budget(images=80), folder, seed=1, should_stop=should_stop)
             if stop is None:
-                return train_synthesizer(synthesizer, few, **how)
+                return train_synthesizer(synthesizer, few, run)
             with pytest.raises(Interrupted):
-                train_synthesizer(synthesizer, few, **how)
+                train_synthesizer(synthesizer, few, run)
         return None
 
     whole, resumed = trained(tmp_path / "whole"), trained(tmp_path / "resumed", (2, 4))

@@ -199,7 +199,7 @@ def compute(threads: int | None, device: str) -> str:
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.ones(1, device=device).item()  # which "meta", a device without memory, cannot answer
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise typer.BadParameter(f"--device {device} cannot be used here: {str(error).splitlines()[0]}") from error
     return device

@@ -195,13 +195,17 @@ def _serve(
     else:
         for name, url in urls.items():
             out.print(url if len(urls) == 1 else f"{name}: {url}", soft_wrap=True, markup=False)
-        folders = list(dict.fromkeys(case.folder if len(cases) == 1 else case.folder.parent for case in cases))
+        folders = list(dict.fromkeys(case.folder if len(cases) == 1 else case.place.parent for case in cases))
         say(f"delineate: what is made there is kept in {', '.join(map(str, folders))}; Ctrl-C ends this")
     if browser:
         webbrowser.open(urls[users[0]])
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # uvicorn raises it again once it has shut down
-    with contextlib.suppress(KeyboardInterrupt):
-        server.run(sockets=[listening])
+
+    def stop(*told: object) -> None:  # uvicorn has handlers of its own while it runs, and passes on what they caught
+        server.should_exit = True
+
+    for one in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(one, stop)
+    server.run(sockets=[listening])
     if not desk.close():
         os._exit(0)  # a thread that loads or computes cannot be ended otherwise; all that was told is on the disk
 

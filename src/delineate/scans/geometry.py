@@ -28,6 +28,9 @@ SILENT_COSINE = 1e-3
 PLAUSIBLE_MM = (0.005, 200.0)
 """Sides of a voxel: beyond these a metre or a micrometre was written where a millimetre was meant, as a rule."""
 
+POSSIBLE_MM = (1e-6, 1e4)
+"""Sides of a voxel: from a nanometre, for microscopes, to ten metres, for a header in the wrong unit."""
+
 MAX_SHEAR_DEGREES = 2.0
 """Beyond this a box of voxels is no box any more: spacings, distances and volumes would be wrong."""
 
@@ -105,8 +108,13 @@ def checked_spacing(spacing_mm: Sequence[float]) -> tuple[float, float, float]:
     return i, j, k
 
 
-def implausible_notes(spacing_mm: Sequence[float]) -> list[str]:
-    """A note where voxels are no size that scanners make."""
+def implausible_notes(path: Path, spacing_mm: Sequence[float]) -> list[str]:
+    """A note where voxels are no size that scanners make; a `ScanError` where they are none that anything makes."""
+    if not (POSSIBLE_MM[0] <= min(spacing_mm) and max(spacing_mm) <= POSSIBLE_MM[1]):
+        raise ScanError(
+            f"{path}: voxels of {_sizes(spacing_mm)} mm cannot be, so no volume or distance would be true; repair the "
+            "header, or convert the scan again from its source"
+        )
     if PLAUSIBLE_MM[0] <= min(spacing_mm) and max(spacing_mm) <= PLAUSIBLE_MM[1]:
         return []
     return [f"voxels of {_sizes(spacing_mm)} mm are implausible: see that the header counts in the unit it names"]
@@ -165,7 +173,7 @@ def affine_of_header(
     unit, factor = unit_of(header)
     if factor != 1:
         notes.append(f"the header counts in {unit}: brought to mm, times {factor:g}")
-    notes += implausible_notes(spacing_of(affine))
+    notes += implausible_notes(path, spacing_of(affine))
     if assume_spacing_mm is not None:
         notes.append(f"assumed spacing {tuple(assume_spacing_mm)} not used: the file has its own geometry")
     return affine, code, notes

@@ -104,7 +104,7 @@ def _scan(path: Path, files: list[Path], told: dict[str, Any], voxels: np.ndarra
     stated = told["modality"]
     named = modality or MODALITY_CODES.get(stated.lower(), stated if stated not in ("", "OT") else None)
     voxels, named, more = in_hounsfield_units(voxels, named, told["placed"])
-    notes += (*more, *(implausible_notes(spacing_of(affine)) if told["has_spacing"] else ()))
+    notes += (*more, *(implausible_notes(path, spacing_of(affine)) if told["has_spacing"] else ()))
     return Scan(voxels, affine, named, path, told["has_spacing"], tuple(notes), dicom=source)
 
 
