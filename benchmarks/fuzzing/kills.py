@@ -20,6 +20,7 @@ from fuzzing.world import World
 
 CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.chmod", "os.link", "os.symlink", "os.truncate"}
 LONGEST = 120.0
+USAGE = 2  # the exit code of a command that cannot be meant
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Reference:
 
 def cases_whole(output: Path, before: dict[str, str], after: dict[str, str]) -> str | None:
     """Of a run of `segment`: every finished case is whole, all old or all new, and none that was finished is gone."""
-    for file in sorted(output.glob("*/case.json")):
+    for file in sorted(output.glob("[!.]*/case.json")):  # hidden is what was being built, or is on its way out
         if wrong := checks.case_is_whole(file.parent):
             return f"{file.parent.name}: {wrong}"
         case = file.parent.name
@@ -262,9 +263,12 @@ def _after(
     there = checks.digests(output) if output.exists() else {}
     if there != before and (wrong := kill.whole(output, before, reference.files)):
         return "lost", printable(f"after the kill: {wrong}"), 0
+    all_done = _files(folder, kill.same) == reference.files
     again = server.run([*kill.arguments(world), *kill.again], folder, folder / ".log2", seconds=LONGEST)
     if again.timed_out:
         return "hang", "run again it does not end", 0
+    if all_done and again.code == USAGE and "exists and is not empty" in again.err:
+        return "had ended", "killed when all was done; asked again it is refused, as after any other end", 0
     if again.code not in (0, 8):
         return "lost", f"run again it ends with {again.code}: {last_line_of(again.err)}", 0
     if wrong := kill.whole(output, before, reference.files):

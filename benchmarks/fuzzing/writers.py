@@ -78,7 +78,7 @@ def _judged(what: str, output: Path, ends: list[Done], alone: list[dict[str, str
         if done.code not in world.documented | ANSWERS:
             return "traceback", f"exit code {done.code} is not documented: {last_line_of(said)}"
     if what == "segment":
-        for case in sorted(p.parent for p in output.glob("*/case.json")):
+        for case in sorted(p.parent for p in output.glob("[!.]*/case.json")):
             if wrong := checks.case_is_whole(case):
                 return "silent wrong", f"{case.name}: {wrong}"
             here = {f"{case.name}/{n}": d for n, d in checks.digests(case).items() if not n.endswith("case.json")}
@@ -88,7 +88,7 @@ def _judged(what: str, output: Path, ends: list[Done], alone: list[dict[str, str
             ]
             if here not in own:
                 return "silent wrong", f"{case.name}: files of both runs, or of neither, lie side by side"
-        if any(done.code == 0 for done in ends) and not list(output.glob("*/case.json")):
+        if any(done.code == 0 for done in ends) and not list(output.glob("[!.]*/case.json")):
             return "lost", "exit code 0, and no case"
     elif any(done.code in (0, 8) for done in ends) and (wrong := checks.sealed_wrong(output)):
         return "lost", wrong

@@ -148,7 +148,7 @@ def find_cases(path: Path, output: Path | None = None, **reading: Any) -> list[R
     path, reading = Path(path), _said(reading)
     if not path.exists():
         raise ScanError(f"{path}: no such file or folder; check the path")
-    done = sorted(path.glob("*/case.json")) if path.is_dir() else []
+    done = sorted(path.glob("[!.]*/case.json")) if path.is_dir() else []  # hidden is what is being built
     if (path / "case.json").is_file():
         done = [path / "case.json"]
     if done:
