@@ -106,19 +106,19 @@ def test_what_never_fits_is_told_in_a_line():
 def test_a_scan_that_a_limit_does_not_hold_is_refused_before_it_is_read(tmp_path, limit):
     header = nibabel.Nifti1Header()
     header.set_data_dtype(np.int16)
-    header.set_data_shape((900, 900, 900))
+    header.set_data_shape((700, 700, 700))
     header.set_sform(np.eye(4), 1)
     header["vox_offset"] = 352
     header["magic"] = b"n+1"
     with gzip.open(tmp_path / "large.nii.gz", "wb", 1) as file:
         file.write(header.binaryblock + b"\0" * 4)
-        for _ in range(90):
-            file.write(bytes(2 * 900 * 900 * 10))
+        for _ in range(70):
+            file.write(bytes(2 * 700 * 700 * 10))
     code = f"""
         import resource
         from delineate.errors import DelineateError
         from delineate.scans.reading import read_scan
-        resource.setrlimit({limit}, (2 * 2**30, 2 * 2**30))
+        resource.setrlimit({limit}, (3 * 2**29, 3 * 2**29))
         try:
             read_scan({str(tmp_path / "large.nii.gz")!r})
         except DelineateError as error:
@@ -129,5 +129,5 @@ def test_a_scan_that_a_limit_does_not_hold_is_refused_before_it_is_read(tmp_path
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True)
     line, peak = done.stdout.splitlines()
     assert line.startswith("OutOfMemory")
-    assert "large.nii.gz: reading it takes about 4.4 GB of memory and" in line
+    assert "large.nii.gz: reading it takes about 2.1 GB of memory and" in line
     assert int(peak) < 600
