@@ -25,7 +25,7 @@ from delineate.networks.precision import halves
 from delineate.prompts.captions import captions
 from delineate.prompts.vocabulary import Vocabulary
 from delineate.scans.grid import View
-from delineate.storage.memory import at_once
+from delineate.storage.memory import at_once, need
 from delineate.storage.schema import Name, Share, Side
 from delineate.storage.weights import load_weights, save_weights
 from delineate.systems.diffusion.encoding import Captioned, coarse_share, encoder_loss, halved, rivals_in
@@ -106,9 +106,17 @@ class Prompted:
     def see(self, view: View) -> Features:
         """Encode slices once, for any number of prompts; in half precision where the machine is made for it."""
         stack = view.stack.to(self.foundation.device)
+        levels, done = [], 0
         with halves(stack.device):
-            parts = [self.control.encoder(chunk).levels[: self.levels_kept] for chunk in stack.split(at_once(16))]
-        return Features(tuple(torch.cat(level).float() for level in zip(*parts, strict=True)))
+            for chunk in stack.split(at_once(16)):
+                some = self.control.encoder(chunk).levels[: self.levels_kept]
+                if not levels:  # once for all slices: parts that are joined in the end would be there twice
+                    need(len(stack) * sum(4 * level[0].numel() for level in some), "what is seen of the scan")
+                    levels = [_room_for(len(stack), level) for level in some]
+                for level, part in zip(levels, some, strict=True):
+                    level[done : done + len(part)] = part
+                done += len(chunk)
+        return Features(tuple(levels))
 
     @torch.no_grad()
     def estimate(self, seen: Features, asked: Asked, slices: Tensor | None = None) -> Tensor:
@@ -237,6 +245,13 @@ class Prompted:
             return Captioned(at_hand.draw(size, prompts, generator), draw_captions(bank, generator))
 
         return draw
+
+
+def _room_for(slices: int, like: Tensor) -> Tensor:
+    """Float32, for so many slices instead of those of `like`, in memory as they lie there."""
+    last = like.is_contiguous(memory_format=torch.channels_last)
+    form = torch.channels_last if last else torch.contiguous_format
+    return torch.empty((slices, *like.shape[1:]), device=like.device, memory_format=form)
 
 
 def train(system: Prompted, bank: SliceBank, run: Run) -> Prompted:
