@@ -4,7 +4,7 @@ DATA ?= ../shared/data
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test test-browser test-slow check fix fuzz bench lesions diffboost adapt doubt review house clean
+.PHONY: setup demo test test-browser test-slow check fix fuzz fuzz-short bench lesions diffboost adapt doubt review house clean
 
 setup: $(READY)
 
@@ -41,6 +41,10 @@ fix: $(READY)
 
 # Twenty minutes on two cores: a thousand odd and broken inputs to every command, a hundred kills, two writers at once.
 # Ends with 1 if anything failed; python benchmarks/fuzz.py --repeat ID tries one again, --largest the largest scans.
+# Half a minute of it: what CI runs beside the tests.
+fuzz-short: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/fuzz.py --inputs 40 --kills 4 --pairs 1 --seed 1 --result build/fuzz.json
+
 fuzz: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/fuzz.py --inputs 1000 --kills 100
 

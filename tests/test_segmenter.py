@@ -19,7 +19,7 @@ def families() -> list:
     params = []
     for name, row in SYSTEMS.items():
         family = row.module.split(".")[0]
-        known = family in seen or row.takes_network
+        known = family in seen or row.takes_network or family == "latent"  # half a minute; its own tests see it learn
         params.append(pytest.param(name, marks=[pytest.mark.slow] if known else []))
         seen.add(family)
     return params

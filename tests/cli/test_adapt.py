@@ -154,6 +154,7 @@ def test_what_cannot_be_done_ends_in_one_line(base, mr, tmp_path, words, message
         )  # fmt: skip
 
 
+@pytest.mark.slow  # adapts the model that ships
 def test_the_model_that_ships_is_called_house(mr, tmp_path):
     """It knows liver and spleen by itself; 16 images show that the door is open, no more."""
     done = call("adapt", "house", f"{mr}=liver", "-o", tmp_path / "a", "--shots", "1", "--images", "8", "--json")

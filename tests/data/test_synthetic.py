@@ -370,7 +370,7 @@ def test_merging_teaches_something_else_and_repeats(banks, mode, tmp_path):
         ("unet", {"merge": "image", "keep_real": 0.3, "cell": 16, "augmentation": "nnunet"}, "pair", "image"),
         ("unet", {"merge": "extra"}, "extra", None),
         ("unet", {"merge": "none"}, "none", None),
-        ("unisegdiff", {}, "extra", None),
+        pytest.param("unisegdiff", {}, "extra", None, marks=pytest.mark.slow),
     ],
 )
 def test_a_model_says_what_it_learnt_from(augmented, tmp_path, system, asked, use, mode):

@@ -150,6 +150,7 @@ def test_a_head_that_is_not_whole_in_time_ends_its_connection(said):
         assert 0.5 < seconds_until_closed(client) < 2.5
 
 
+@pytest.mark.slow  # waits
 def test_the_next_head_on_a_connection_has_its_own_time():
     with serving(guarded_at(echo), http=Quick) as port, connected(port, head(port, more=AUTHORIZED)) as client:
         assert client.recv(9999).startswith(b"HTTP/1.1 200")
@@ -181,6 +182,7 @@ def test_a_body_that_trickles_or_stops_ends_its_connection(every):
         assert 0.5 < seconds_until_closed(client) < 2.5
 
 
+@pytest.mark.slow  # waits
 def test_a_body_at_its_pace_may_take_its_time():
     with (
         serving(guarded_at(echo), http=Quick) as port,
@@ -192,6 +194,7 @@ def test_a_body_at_its_pace_may_take_its_time():
         assert heard(client, '"bytes": 20000')
 
 
+@pytest.mark.slow  # waits
 @pytest.mark.parametrize("expects", ["", "expect: 100-continue\r\n"])
 def test_a_body_that_waits_for_us_is_not_late(expects):
     async def slow_to_read(scope, receive, send):

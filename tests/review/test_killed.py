@@ -111,6 +111,7 @@ def test_a_second_server_on_the_same_case_is_told_so(scan, tmp_path):
     second.end(signal.SIGTERM)
 
 
+@pytest.mark.slow  # asks the model that ships
 def test_a_question_to_the_house_model_is_answered_and_a_stop_does_not_wait_for_the_next(scan, tmp_path):
     server = Server(scan, "-o", tmp_path / "work", "--modality", "CT")
     ask = server.http.post("/api/cases/c0/asks", json={"prompt": "liver", "proposals": 2}).json()

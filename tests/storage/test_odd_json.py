@@ -118,8 +118,8 @@ MAKERS = {
     "foundation": make_foundation,
     **{name: make_system(name) for name in ("ensemble", "flowssn", "probunet", "spread", "unisegdiff", "sdseg")},
 }
-TRIED = {"model": 4, "adapter": 4, "marks": 4, "dataset": 4}  # odd values of each field by turns; of others one
-ELSEWHERE = "foundation"  # a part of some models: of its many fields every third, where it lies alone
+TRIED = {"model": 2, "adapter": 2, "marks": 2, "dataset": 2}  # odd values of each field by turns; of others one
+ELSEWHERE = "foundation"  # a part of some models: of its many fields every sixth, where it lies alone
 WHOLE = "tokenizer.json"  # hundreds of words, which are replaced together
 
 
@@ -157,7 +157,7 @@ def mutants(folder: Path, tried: int | None) -> Iterator[tuple[Path, tuple, Any]
         told = json.loads(whole)
         for at in places(told) if path.name != WHOLE else [(), *((key,) for key in told)]:
             count += 1
-            if tried and folder.name == ELSEWHERE and count % 3:
+            if tried and folder.name == ELSEWHERE and count % 6:
                 continue
             chosen = [ODD[(count + i * 3) % len(ODD)] for i in range(tried)] if tried else ODD
             for odd in chosen:

@@ -84,8 +84,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 def _forget_caches() -> None:
     import torch
 
-    gc.collect()
     if torch.cuda.is_available():
+        gc.collect()
         torch.cuda.empty_cache()
 
 
