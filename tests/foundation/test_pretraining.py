@@ -40,6 +40,7 @@ def test_the_corpus_has_every_caption_that_training_draws(phantom_bank):
         assert set(drawn) <= corpus
 
 
+@pytest.mark.slow  # a pre-training of its own
 def test_captions_of_one_concept_come_together_and_others_move_apart(phantom_bank, pretrained):
     same, other = nearness(pretrained, phantom_bank)
     before_same, before_other = nearness(made(phantom_bank), phantom_bank)
@@ -47,6 +48,7 @@ def test_captions_of_one_concept_come_together_and_others_move_apart(phantom_ban
     assert same - other > 0.5
 
 
+@pytest.mark.slow  # a pre-training of its own
 def test_every_part_has_learnt_and_is_frozen_afterwards(phantom_bank, pretrained):
     fresh = made(phantom_bank)
     for name, module in pretrained.modules.items():
@@ -57,6 +59,7 @@ def test_every_part_has_learnt_and_is_frozen_afterwards(phantom_bank, pretrained
     assert fresh.pretraining == "not pre-trained"
 
 
+@pytest.mark.slow  # a pre-training of its own
 def test_the_foundation_denoises_masks_better_than_before(phantom_bank, pretrained):
     def error(foundation):
         batch = phantom_bank.draw(16, 1, torch.Generator().manual_seed(5))
