@@ -6,6 +6,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
+from delineate import pictures
 from delineate.pictures import (
     adaptation_chart,
     contour,
@@ -259,3 +260,14 @@ def test_slices_stand_side_by_side_with_their_masks(scan, slices, tmp_path):
     both = picture(tiles({"scan": tiles_of(scan, {}, slices), "found": row}, tmp_path / "both.png"))
     assert len(both) > 1.5 * len(bare)
     assert both.std() > 10
+
+
+def test_a_large_picture_is_thinned_and_no_mask_in_it_is_lost():
+    mask = np.zeros((5000, 3001), bool)
+    mask[4999, 3000] = mask[1, 1] = True
+    small = pictures.thinned(mask)
+    assert max(small.shape) <= pictures.MOST_PIXELS
+    assert small.sum() == 2
+    assert small[-1, -1]
+    assert pictures.thinned(np.zeros((5000, 3001, 3))).shape == (*small.shape, 3)
+    assert pictures.thinned(mask[:100, :90]).shape == (100, 90)

@@ -274,7 +274,7 @@ def test_a_case_that_breaks_off_leaves_what_was_finished_before(system, scans, t
 
     report = run(Full(), scans, tmp_path / "out", replace(REQUEST, seed=1))
     assert statuses(report) == ["failed"] * 3
-    assert report["cases"][0]["reason"] == "No space left on device"
+    assert report["cases"][0]["reason"] == f"{scans / 'case0.png'}: No space left on device"
     assert content(tmp_path / "out" / "case0") == before
     assert not list((tmp_path / "out").glob(".writing-*"))
     assert statuses(run(system, scans, tmp_path / "out", resume=True)) == ["skipped", "failed", "skipped"]
@@ -355,7 +355,7 @@ def test_where_memory_runs_out_smaller_batches_are_tried(system, scans, tmp_path
             raise MemoryError
 
     (case,) = run(Greedier(), scans / "case0.png", tmp_path / "b")["cases"]
-    assert case["reason"].startswith("memory ran out, with one slice at a time too")
+    assert case["reason"].startswith(f"{scans / 'case0.png'}: memory ran out, with one slice at a time too")
 
 
 def test_another_scan_of_the_same_name_gets_a_place_of_its_own(system, scans, tmp_path):

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 from tests.review_world import Client, desk_for, write_volume
 
 from delineate.review import schema
-from delineate.review.names import HIDDEN, hidden_in, without_hidden
+from delineate.storage.hidden import HIDDEN, hidden_in, without_hidden
 
 SEEN = ["liver", "Leber, links", "κόλον", "肝臓", "печень", "كبد", "כבד", "T2 (core) #1", "µm² – 5 %", "🫁"]
 UNSEEN = {

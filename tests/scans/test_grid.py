@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from tests.rounding import assert_same_up_to_rounding
 
+from delineate.scans import grid
 from delineate.scans.geometry import FLAT_AFFINE
 from delineate.scans.grid import (
     CT_WINDOW_HU,
@@ -384,3 +385,11 @@ def test_normalising_takes_the_range_to_one_and_back(modality, lowest):
 def test_the_range_of_a_huge_scan_is_found_on_a_part_of_it():
     voxels = np.random.default_rng(0).normal(size=3_000_001).astype(np.float32)
     assert intensity_range(voxels, "MR") == pytest.approx(tuple(np.percentile(voxels, (0.5, 99.5))), abs=0.02)
+
+
+def test_a_large_colour_picture_is_seen_one_colour_after_another_and_is_the_same(monkeypatch):
+    voxels = np.random.default_rng(0).random((1, 70, 90, 3)).astype(np.float32)
+    scan = Scan(voxels, FLAT_AFFINE, None, None, has_spacing=False)
+    together = stack_of(scan, 32)
+    monkeypatch.setattr(grid, "PIXELS_AT_ONCE", 1)
+    torch.testing.assert_close(stack_of(scan, 32), together, rtol=0, atol=1e-6)

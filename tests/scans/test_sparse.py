@@ -10,6 +10,7 @@ from delineate.prompts.prompt import Prompt
 from delineate.proposals.fusion import FUSIONS, foreground
 from delineate.proposals.ordering import doubtful_slices
 from delineate.proposals.proposals import Outcome, TargetProposals, entropy, presence
+from delineate.scans import grid
 from delineate.scans.geometry import orientation_of, to_canonical
 from delineate.scans.grid import canonical_fit, to_scan_grid, to_scan_voxels
 from delineate.scans.scan import Scan
@@ -36,9 +37,11 @@ def whole_grid(values, scan):
     return out
 
 
+@pytest.mark.parametrize("together", [grid.PIXELS_AT_ONCE, 1], ids=["all", "one by one"])
 @pytest.mark.parametrize("rows_columns", [(64, 64), (96, 64), (37, 50), (48, 96), (24, 24)])
-def test_the_way_back_to_the_scan_is_that_of_whole_slices_to_the_bit(rows_columns):
-    """In all orientations; 64 is cut in both directions, 37 in none."""
+def test_the_way_back_to_the_scan_is_that_of_whole_slices_to_the_bit(rows_columns, together, monkeypatch):
+    """In all orientations; 64 is cut in both directions, 37 in none. As large pictures are, one map after another."""
+    monkeypatch.setattr(grid, "PIXELS_AT_ONCE", together)
     draws = torch.Generator().manual_seed(0)
     values = torch.rand(3, 5, 32, 32, generator=draws) * (torch.rand(3, 5, 32, 32, generator=draws) < 0.05)
     values[:, 1] = values[:, 2] = values[:, :, :9] = values[:, 4, :, 20:] = 0

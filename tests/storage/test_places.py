@@ -1,10 +1,10 @@
 import json
-import unicodedata
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from delineate.storage.hidden import hidden_in
 from delineate.storage.places import case_folder_name, keep_of_people, place_for, read_case, scans_of
 
 ODD = [
@@ -30,7 +30,7 @@ def test_any_text_becomes_the_name_of_one_folder(text):
     assert "/" not in name
     assert not name.startswith(".")
     assert len(name.encode()) <= 100
-    assert not any(unicodedata.category(one)[0] == "C" for one in name)
+    assert hidden_in(name) is None
     assert case_folder_name(name) == name
 
 
@@ -81,3 +81,10 @@ def test_records_that_lead_elsewhere_are_none(tmp_path, written):
     record(tmp_path / "a", "1", written=written)
     assert read_case(tmp_path / "a") is None
     assert keep_of_people(tmp_path / "a") == {}
+
+
+def test_hidden_files_of_people_are_kept_too(tmp_path):
+    record(tmp_path / "a", "1")
+    for name in (".workspace", ".whole", ".writing-x.png", "notes"):
+        (tmp_path / "a" / name).write_text("mine")
+    assert keep_of_people(tmp_path / "a") == {".workspace": ".workspace", "notes": "notes"}

@@ -157,9 +157,12 @@ def test_sweeping_finishes_what_is_whole_and_removes_the_rest(tmp_path):
     (tmp_path / ".writing-abc.json").write_text("{")
     live = (tmp_path / ".writing-live.json").open("w")
     fcntl.flock(live, fcntl.LOCK_EX)
+    (tmp_path / ".writing-young.json").write_text("{")
+    os.utime(tmp_path / ".writing-abc.json", (0, 0))
+    os.utime(tmp_path / ".writing-live.json", (0, 0))
     assert sweep(tmp_path) == ["one", "two"]
     assert content(tmp_path / "one") == content(tmp_path / "two") == {"a": "2"}
-    assert sorted(os.listdir(tmp_path)) == [".writing-live.json", "one", "two"]
+    assert sorted(os.listdir(tmp_path)) == [".writing-live.json", ".writing-young.json", "one", "two"]
     live.close()
 
 
@@ -186,3 +189,19 @@ def test_a_folder_is_held_until_the_process_ends(tmp_path):
     other.communicate(b"\n")
     with locked(tmp_path, "is at work"):
         pass
+
+
+def test_what_is_kept_goes_back_where_not_all_of_it_can_be_moved(tmp_path, monkeypatch):
+    folder = put(tmp_path / "case", {"a": "1", "notes.txt": "mine", "review/log": "mine too"})
+    rename = module.Path.rename
+
+    def fail_at_the_second(path, to):
+        if path == folder / "review":
+            raise OSError("the disk is gone")
+        return rename(path, to)
+
+    monkeypatch.setattr(module.Path, "rename", fail_at_the_second)
+    with pytest.raises(OSError, match="gone"):
+        put(folder, {"a": "2"}, notes_of)
+    assert content(folder) == {"a": "1", "notes.txt": "mine", "review/log": "mine too"}
+    assert [p.name for p in tmp_path.iterdir()] == ["case"]

@@ -49,8 +49,8 @@ if TYPE_CHECKING:
 
 EXIT_CODES = """Exit codes: 0 done; 1 some cases failed, or `check` found errors; 2 wrong usage; 3 unreadable scan;
 4 unknown prompt; 5 dataset not as it should be; 6 model missing or damaged; 7 training cannot go on;
-8 a guarantee that was asked for cannot be given; 9 another command is at work in the same place; 10 nothing can be
-written there; 70 a fault of delineate; 75 stopped on request, the same command goes on; 130 stopped."""
+8 a guarantee that was asked for cannot be given; 9 another command is at work in the same place; 10 a file cannot be
+read or written; 70 a fault of delineate; 75 stopped on request, the same command goes on; 130 stopped."""
 
 app = typer.Typer(
     help="Name a target in a medical image; get several plausible masks, their consensus, and where they disagree. "
@@ -72,9 +72,7 @@ def main() -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # read when torch is loaded
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(
-                errors="backslashreplace"
-            )  # a terminal that cannot show a character, a name that is none
+            stream.reconfigure(errors="backslashreplace")  # of a character that the terminal cannot show
     try:
         app()
     except KeyboardInterrupt:

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from delineate.evaluation.protocols import PROTOCOLS
 from delineate.prompts.modality import modality_code
+from delineate.storage.hidden import HIDDEN
 from delineate.systems import SYSTEMS
 
 if TYPE_CHECKING:
@@ -28,13 +29,10 @@ class Plain(Console):
         return super().render_str(printable(text), **more)
 
 
-OBEYED = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")  # categories of characters that are no letters, marks or spaces
-
-
 def printable(text: str) -> str:
     """`text` with what a terminal would obey written out; line ends and tabs stay."""
     return "".join(
-        one if one in "\n\t" or unicodedata.category(one) not in OBEYED else one.encode("unicode_escape").decode()
+        one if one in "\n\t" or unicodedata.category(one) not in HIDDEN else one.encode("unicode_escape").decode()
         for one in text
     )
 

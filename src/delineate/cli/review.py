@@ -80,8 +80,8 @@ def review(
     """Look at answers on a local page, ask again, correct with a brush, and keep masks with their provenance."""
     _need_extra()
     from delineate.review.cases import find_cases
-    from delineate.review.names import hidden_in
     from delineate.storage.files import safe_name
+    from delineate.storage.hidden import hidden_in
 
     users = user or [_login()]
     for name in users:

@@ -120,7 +120,7 @@ def segment(
     from delineate.segmenter import Segmenter
     from delineate.storage.swapping import make_folder
 
-    share = None if part is None else Part.parse(part)
+    own_part = None if part is None else Part.parse(part)
     chosen = compute(threads, device)
     shares: dict[str, Any] = {"missed_at_most": missed_at_most, "false_at_most": false_at_most}  # floats by `fraction`
     names = [name for one in meant.values() for name in one.targets]
@@ -148,7 +148,7 @@ def segment(
             calibration_hash=calibration_hash(folder) if adapter is None else None,
             device=chosen,
             resume=resume,
-            part=share,
+            part=own_part,
             on_case=on_case,
             on_step=lambda share: bar.update((number + share) / len(scans)),
         )

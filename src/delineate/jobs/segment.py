@@ -91,7 +91,7 @@ def run_cohort(
     calibration_hash: str | None = None,
     device: str = "cpu",
     resume: bool = False,
-    part: "Part | None" = None,
+    part: Part | None = None,
     on_case: Callable[[int, Found], None] = lambda number, scan: None,
     on_step: Callable[[float], None] = lambda share: None,
 ) -> dict[str, Any]:
@@ -193,6 +193,8 @@ def _case(
             reason = f"{scan.path}: a fault of delineate ({type(error).__name__}: {error}); run.jsonl has the traceback"
         else:
             trace, reason = {}, str(error) or type(error).__name__
+        if str(scan.path) not in reason:  # memory, say, does not know whose it was
+            reason = f"{scan.path}: {reason}"
         return {"case": name, "file": str(scan.path), "status": "failed", "reason": " ".join(reason.split())} | trace
 
 

@@ -8,9 +8,9 @@ import numpy as np
 
 from delineate.review import editing, schema
 from delineate.review.answers import Answer
-from delineate.review.names import without_hidden
 from delineate.review.runs import NOTHING, from_pairs, mask_of, pack, toggles_of, xor
 from delineate.review.work import NotHere, Work, WorkError
+from delineate.storage.hidden import without_hidden
 
 MOST_LAYERS = 200  # of one case
 

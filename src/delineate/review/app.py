@@ -16,9 +16,9 @@ from delineate.errors import DelineateError, ScanError
 from delineate.review.desk import Busy, Desk
 from delineate.review.log import LogError
 from delineate.review.monai_label import router as monai_router
-from delineate.review.names import without_hidden
 from delineate.review.routes import router
 from delineate.review.work import NotHere
+from delineate.storage.hidden import without_hidden
 
 STATIC = Path(__file__).parent / "static"
 STATUS = {NotHere: 404, Busy: 409, LogError: 409, ScanError: 409}  # any other problem of the user's: 422

@@ -6,7 +6,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 from pydantic_core import PydanticCustomError
 
 from delineate.prompts.prompt import LONGEST_PROMPT
-from delineate.review.names import hidden_in
+from delineate.storage.hidden import hidden_in
 
 MOST_RUNS = 500_000  # of one stroke
 MOST_MARKS = 10_000

@@ -21,6 +21,9 @@ except ImportError:  # Windows
     fcntl = None
 
 
+TEMPORARY = ".writing-"  # what is being written begins with it, and what a killed command left
+
+
 @contextmanager
 def replacing(path: Path, check: Callable[[Path], None] | None = None) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success `check` it, flush it to disk and rename it to `path`.
@@ -82,7 +85,7 @@ def as_usual(folder: Path) -> None:
 
 
 def _temporary_name(folder: Path, suffix: str) -> Path:
-    return Path(folder) / f".writing-{secrets.token_hex(4)}{suffix}"
+    return Path(folder) / f"{TEMPORARY}{secrets.token_hex(4)}{suffix}"
 
 
 def _mode(path: Path) -> int:

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from delineate.errors import BusyError, ScanError
-from delineate.storage.files import sha256_of
+from delineate.storage.files import TEMPORARY, sha256_of
+from delineate.storage.hidden import HIDDEN
 from delineate.storage.schema import read_json
-from delineate.storage.swapping import is_locked
+from delineate.storage.swapping import WHOLE, is_locked
 
 CASE = "case.json"
 SCAN = "scan.json"
@@ -41,7 +42,7 @@ def case_folder_name(text: str) -> str:
 
 
 def _plain(one: str) -> str:
-    return "_" if one in '<>:"/\\|?*' or unicodedata.category(one)[0] == "C" or one in "\u2028\u2029" else one
+    return "_" if one in '<>:"/\\|?*' or unicodedata.category(one) in HIDDEN else one
 
 
 def place_for(parent: Path, name: str, sha256: str) -> Path:
@@ -82,7 +83,7 @@ def keep_of_people(place: Path) -> dict[str, str]:
     kept = {}
     for path in sorted(place.iterdir()):
         name = path.name
-        if name == CASE or name.startswith(".w"):  # `swapping` and `files.replacing`
+        if name in (CASE, WHOLE) or name.startswith(TEMPORARY):
             continue
         if name not in written:
             kept[name] = name

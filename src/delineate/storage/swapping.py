@@ -12,21 +12,22 @@ import errno
 import os
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from delineate.errors import BusyError, OutputError
-from delineate.storage.files import as_usual, new_file
+from delineate.storage.files import TEMPORARY, as_usual, new_file
 
 try:
     import fcntl
 except ImportError:  # Windows: two commands at work on one folder are not noticed there
     fcntl = None
 
-BUILDING = ".writing-"
 WHOLE = ".whole"
 ASIDE = ".older"
+YOUNG = 60.0  # seconds in which a file that nobody locks may still be about to be locked
 _HELD: list[int] = []  # descriptors of folders, locked while this process lives
 Keep = Callable[[Path], Mapping[str, str]]
 
@@ -51,7 +52,7 @@ def swapping(folder: Path, keep: Keep = keep_nothing) -> Iterator[Path]:
     """
     folder = Path(os.path.abspath(folder))  # which has a name, also where it was given as "."
     folder.parent.mkdir(parents=True, exist_ok=True)
-    building = folder.with_name(f"{BUILDING}{folder.name}")
+    building = folder.with_name(f"{TEMPORARY}{folder.name}")
     while True:
         with _own(building):
             if any(building.iterdir()):
@@ -73,13 +74,13 @@ def swapping(folder: Path, keep: Keep = keep_nothing) -> Iterator[Path]:
 def sweep(parent: Path, keep: Keep = keep_nothing) -> list[str]:
     """Finish or remove what killed commands left in a folder; the names of the folders that were put in place."""
     finished = []
-    for left in sorted(Path(parent).glob(f"{BUILDING}*")):
+    for left in sorted(Path(parent).glob(f"{TEMPORARY}*")):
         try:
             if left.is_dir() and not left.is_symlink():
                 with _own(left):
                     if _finish(left, keep):
-                        finished.append(left.name.removeprefix(BUILDING))
-            elif fcntl is not None and not is_locked(left):
+                        finished.append(left.name.removeprefix(TEMPORARY))
+            elif fcntl is not None and time.time() - left.stat().st_mtime > YOUNG and not is_locked(left):
                 left.unlink(missing_ok=True)
         except (BusyError, OSError):
             continue
@@ -161,7 +162,7 @@ def make_folder(folder: Path) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        new_file(folder).unlink()
+        new_file(folder).unlink(missing_ok=True)
     except OSError as error:
         raise OutputError(
             f"{folder}: nothing can be written there ({error.strerror}); choose another folder"
@@ -196,7 +197,7 @@ def _own(building: Path) -> Iterator[None]:
         except FileNotFoundError:  # removed by who was done
             continue
         try:
-            target = building.with_name(building.name.removeprefix(BUILDING))
+            target = building.with_name(building.name.removeprefix(TEMPORARY))
             _lock(descriptor, fcntl.LOCK_EX, f"{target}: another command is writing it")
             if not _is_at(descriptor, building):
                 continue
@@ -225,13 +226,15 @@ def _is_at(descriptor: int, path: Path) -> bool:
 
 def _finish(building: Path, keep: Keep) -> bool:
     """Put a whole folder in place; remove what is not whole. Whether there was a whole one."""
-    folder = building.with_name(building.name.removeprefix(BUILDING).removesuffix(ASIDE))
-    aside = building.with_name(f"{BUILDING}{folder.name}{ASIDE}")  # only where folders cannot change places
+    folder = building.with_name(building.name.removeprefix(TEMPORARY).removesuffix(ASIDE))
+    aside = building.with_name(f"{TEMPORARY}{folder.name}{ASIDE}")  # only where folders cannot change places
     whole = (building / WHOLE).is_file()
     if whole:
         older = next((one for one in (folder, aside) if one.is_dir() and not one.is_symlink()), None)
-        moved = _bring(older, building, keep) if older is not None else {}
+        moved: dict[Path, Path] = {}
         try:
+            if older is not None:
+                _bring(older, building, keep, moved)
             _put(building, folder, aside)
         except BaseException:
             for was, now in moved.items():
@@ -267,9 +270,8 @@ def _put(building: Path, folder: Path, aside: Path) -> None:
             raise
 
 
-def _bring(older: Path, building: Path, keep: Keep) -> dict[Path, Path]:
-    """Move what is kept, and return where it was and is; beside a new file of its name, one gets `-kept` behind it."""
-    moved = {}
+def _bring(older: Path, building: Path, keep: Keep, moved: dict[Path, Path]) -> None:
+    """Move what is kept, and write down where it was and is; beside a new file of its name, one gets `-kept`."""
     for name, called in keep(older).items():
         stem, dot, suffixes = called.partition(".") if not called.startswith(".") else (called, "", "")
         number, to = 0, building / called
@@ -278,7 +280,6 @@ def _bring(older: Path, building: Path, keep: Keep) -> dict[Path, Path]:
             to = building / f"{stem}-kept{f'-{number}' * (number > 1)}{dot}{suffixes}"
         (older / name).rename(to)
         moved[older / name] = to
-    return moved
 
 
 def _remove(folder: Path) -> None:
