@@ -2,15 +2,16 @@
 
     python benchmarks/company.py --data ../shared/data/btcv_ct --work runs/company              trains, scores on val
     python benchmarks/company.py --table ablation --minutes 10 ...                               each change alone
-    python benchmarks/company.py ... --split test                                               once, at the very end
+    python benchmarks/company.py ... --split val test                                            once, at the very end
 
 Every training runs in a process of its own with one thread; its budget is that process's CPU time (drawing, learning,
 but not reading the scans), so that what else the machine does hits none of them. No run looks at held-out patients.
 Dice is in 3-D on each scan's own voxels, over the 13 organs of BTCV, mean over the organs that a patient shows, then
 over patients; intervals are Student's t over patients of the mean over seeds.
 
-nnU-Net needs an interpreter of its own (`--nnunet PYTHON`, see `company_nnunet.txt`). Runs that are done are skipped:
-stop and go on at will. Writes benchmarks/results/company.json or learning_ablation.json.
+nnU-Net needs an interpreter of its own (`--nnunet PYTHON`, see `company_nnunet.txt`). Runs whose figures are written are
+not made again, wherever their models went: stop and go on at will. Writes benchmarks/results/company.json or
+learning_ablation.json.
 """
 
 import argparse
@@ -135,7 +136,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=20.0, help="of CPU time each")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--arms", nargs="+", help="of the table, in this order; all by default")
-    parser.add_argument("--split", choices=("val", "test"), default="val")
+    parser.add_argument("--split", choices=("val", "test"), nargs="+", default=["val"])
     parser.add_argument("--at-once", type=int, default=1, help="trainings at a time, a core for each")
     parser.add_argument("--nnunet", type=Path, help="an interpreter that has nnunetv2")
     parser.add_argument("--one", nargs=2, metavar=("ARM", "SEED"), help=argparse.SUPPRESS)
@@ -147,26 +148,21 @@ def main() -> None:
     arms, result = TABLES[args.table]
     if unknown := set(args.arms or ()) - set(arms):
         parser.error(f"--arms of '{args.table}' are {', '.join(arms)}; got {', '.join(sorted(unknown))}")
+    told: dict[str, Any] = json.loads(result.read_text()) if result.exists() else {"runs": {}, "trivial": {}}
     jobs = [(arm, seed) for seed in args.seeds for arm in args.arms or arms]
-    missing = [job for job in jobs if not done(args, *job) and (args.nnunet or isinstance(arms[job[0]], Arm))]
-    print(f"{len(missing)} trainings of {args.minutes:g} minutes of CPU time, {args.at_once} at a time", flush=True)
-    with ThreadPoolExecutor(args.at_once) as pool:
-        list(pool.map(lambda job: run_one(args, *job), missing))
+    jobs = [job for job in jobs if not set(args.split) <= told["runs"].get("/".join(map(str, job)), {}).keys()]
+    jobs = [job for job in jobs if done(args, *job) or args.nnunet or isinstance(arms[job[0]], Arm)]
+    print(f"{len(jobs)} runs of {args.minutes:g} minutes of CPU time, {args.at_once} at a time", flush=True)
     dataset = open_dataset(args.data)
-    told: dict[str, Any] = json.loads(result.read_text()) if result.exists() else {"runs": {}}
-    for arm, seed in [job for job in jobs if done(args, *job)]:
-        run = told["runs"].setdefault(f"{arm}/{seed}", {"minutes": args.minutes})
-        if args.split not in run:
-            run[args.split] = scored(args, arm, seed, dataset)
-            run |= how_much(args, arm, seed)
+    for split in set(args.split) - told["trivial"].keys():
+        told["trivial"][split] = trivial(dataset, split)
+    with ThreadPoolExecutor(args.at_once) as pool:
+        for (arm, seed), run in zip(jobs, pool.map(lambda job: run_one(args, *job, dataset), jobs), strict=True):
+            told["runs"][f"{arm}/{seed}"] = run
+            told["command"] = " ".join(["python", *sys.argv])
+            told |= {f"table_{split}": table(told, split) for split in args.split}
             write_json(result, told)
-    told.setdefault("trivial", {})
-    if args.split not in told["trivial"]:
-        told["trivial"][args.split] = trivial(dataset, args.split)
-    told["command"] = " ".join(["python", *sys.argv])
-    told[f"table_{args.split}"] = table(told, args.split)
-    write_json(result, told)
-    print(json.dumps(told[f"table_{args.split}"], indent=2))
+    print(json.dumps({split: told[f"table_{split}"] for split in args.split}, indent=2))
 
 
 def folder_of(args: argparse.Namespace, arm: str, seed: int) -> Path:
@@ -180,8 +176,18 @@ def done(args: argparse.Namespace, arm: str, seed: int) -> bool:
     return is_model(folder / "model") or (folder / "told.json").exists()
 
 
-def run_one(args: argparse.Namespace, arm: str, seed: int) -> None:
-    """A training in a process of its own."""
+def run_one(args: argparse.Namespace, arm: str, seed: int, dataset: Dataset) -> dict[str, Any]:
+    """A training in a process of its own, if it was not to its end before; and what came of it."""
+    if not done(args, arm, seed):
+        train(args, arm, seed)
+    started = time.monotonic()
+    run = {"minutes": args.minutes} | {split: scored(args, arm, seed, dataset, split) for split in args.split}
+    print(f"{arm}, seed {seed}: scored in {time.monotonic() - started:.0f} s", flush=True)
+    return run | how_much(args, arm, seed)
+
+
+def train(args: argparse.Namespace, arm: str, seed: int) -> None:
+    """One training, in a process of its own."""
     folder, one = folder_of(args, arm, seed), TABLES[args.table][0][arm]
     folder.mkdir(parents=True, exist_ok=True)
     common = ["--data", str(args.data)]
@@ -200,6 +206,8 @@ def run_one(args: argparse.Namespace, arm: str, seed: int) -> None:
             command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1"}
         ).returncode
     print(f"{arm}, seed {seed}: {time.monotonic() - started:.0f} s, exit {code}", flush=True)
+    if code:
+        sys.exit(f"{arm}, seed {seed} failed: see {folder / 'log.txt'}; run again to go on")
 
 
 class CpuClock:
@@ -279,7 +287,7 @@ def mild_place(mirrored: Tensor, generator: torch.Generator) -> Tensor:
 Scores = dict[str, dict[str, float]]  # Dice by case and target
 
 
-def scored(args: argparse.Namespace, arm: str, seed: int, dataset: Dataset) -> dict[str, Scores]:
+def scored(args: argparse.Namespace, arm: str, seed: int, dataset: Dataset, split: str) -> dict[str, Scores]:
     """Of a run that is done: consensus of proposals, and the encoder alone where there is one.
 
     Nothing of an arm without a softmax: proposals would be drawn by one. Its labels are scored in training.
@@ -288,13 +296,13 @@ def scored(args: argparse.Namespace, arm: str, seed: int, dataset: Dataset) -> d
     if isinstance(one, Arm) and one.sigmoid:
         return {}
     if not is_model(folder / "model"):
-        return {"consensus": of_masks(folder, dataset, args.split)}
+        return {"consensus": of_masks(folder, dataset, split)}
     segmenter = Segmenter.load(folder / "model")
-    out = {"consensus": of_segmenter(segmenter, dataset, args.split)}
+    out = {"consensus": of_segmenter(segmenter, dataset, split)}
     if hasattr(segmenter.system, "estimate"):
         alone: Any = EstimateAlone(segmenter.system)
         bare = Segmenter(alone, segmenter.modalities, habits=segmenter.habits)
-        out["encoder alone"] = of_segmenter(bare, dataset, args.split)
+        out["encoder alone"] = of_segmenter(bare, dataset, split)
     return out
 
 
@@ -349,7 +357,7 @@ def table(told: dict[str, Any], split: str) -> dict[str, Any]:
     for name, own in told["trivial"].get(split, {}).items():
         scores[name] = [own]
     by_case = {name: patients(runs) for name, runs in scores.items()}
-    first = next(name for name in ("ours", "all") if name in by_case)
+    first = next((name for name in ("ours", "all") if name in by_case), next(iter(by_case)))
     out = {}
     for name, runs in sorted(scores.items(), key=lambda item: -fmean(by_case[item[0]].values())):
         organs: dict[str, list[float]] = {}
