@@ -9,8 +9,8 @@ but not reading the scans), so that what else the machine does hits none of them
 Dice is in 3-D on each scan's own voxels, over the 13 organs of BTCV, mean over the organs that a patient shows, then
 over patients; intervals are Student's t over patients of the mean over seeds.
 
-nnU-Net needs an interpreter of its own (`--nnunet PYTHON`, see `company_nnunet.txt`). Runs whose figures are written are
-not made again, wherever their models went: stop and go on at will. Writes benchmarks/results/company.json or
+nnU-Net needs an interpreter of its own (`--nnunet PYTHON`, see `company_nnunet.txt`). Runs whose figures are written
+are not made again, wherever their models went: stop and go on at will. Writes benchmarks/results/company.json or
 learning_ablation.json.
 """
 

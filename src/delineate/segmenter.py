@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 from delineate.adapters.adapter import Adapted
@@ -17,7 +18,7 @@ from delineate.prompts.concept import Concept
 from delineate.prompts.prompt import Prompt
 from delineate.prompts.understanding import Understood, understood
 from delineate.prompts.vocabulary import Vocabulary
-from delineate.proposals.fusion import fuse_mean
+from delineate.proposals.fusion import mean_of
 from delineate.proposals.proposals import Outcome, Proposals, TargetProposals, presence
 from delineate.scans.grid import to_scan_voxels, view_of
 from delineate.scans.preparation import Habits
@@ -207,7 +208,8 @@ class Segmenter:
         maps = to_scan_voxels(drawn.probabilities, seen.scan)
         if prompt.box is not None:
             maps = maps.only(voxels_of(prompt.box, seen.scan))
-        score = presence(fuse_mean(maps.values[: self.calibration.proposals if self.calibration else n]))
+        some = islice(maps.rows(), self.calibration.proposals if self.calibration else n)
+        score = presence(mean_of(some, len(maps.where)))
         outcome = Outcome.FOUND if score >= self.found_from else Outcome.LIKELY_ABSENT
         name = asked.concept.name if asked.concept else " ".join(prompt.text.split())
         scores = None if drawn.scores is None else drawn.scores.numpy()

@@ -155,6 +155,24 @@ def test_scaling_is_applied_and_an_unset_slope_is_not(tmp_path):
     refusal(nifti(tmp_path / "c.nii", scl_slope=1, scl_inter=np.nan), "scl_inter must be finite")
 
 
+def test_whole_numbers_of_16_bits_stay_as_they_are_stored_and_all_else_becomes_float32(tmp_path):
+    for dtype in (np.uint8, np.int16, np.uint16, ">i2"):
+        array = RNG.integers(0, 200, SHAPE).astype(dtype)
+        read = read_scan(nifti(tmp_path / "a.nii", array), modality="MR")
+        assert read.voxels.dtype == np.dtype(dtype).newbyteorder("=")
+        assert np.array_equal(read.voxels, array)
+    for dtype in (np.int32, np.float64):
+        assert read_scan(nifti(tmp_path / "a.nii", array.astype(dtype))).voxels.dtype == np.float32
+
+
+def test_hounsfield_units_that_were_stored_without_a_sign_do_not_wrap_round(tmp_path):
+    array = np.full((8, 8, 8), 0, np.uint16)
+    array[2:7, 2:7, 2:7] = 1024 + 40
+    read = read_scan(nifti(tmp_path / "a.nii", array), modality="CT")
+    assert read.voxels.min() < -900
+    assert read.voxels.max() == pytest.approx(40, abs=25)
+
+
 def test_nan_and_infinity_are_replaced_and_counted(tmp_path):
     array = np.full(SHAPE, 7.0)
     array[0, 0, :4] = np.nan, np.inf, -np.inf, 1e300

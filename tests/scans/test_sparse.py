@@ -69,6 +69,21 @@ def test_maps_come_back_as_they_were(array):
     assert kept.elsewhere == np.count_nonzero(~array.any(axis=0))
 
 
+def test_maps_of_which_most_is_0_or_1_take_a_bit_a_voxel_and_come_back_to_the_bit():
+    rng = np.random.default_rng(0)
+    drawn = (rng.random((3, 40, 50, 60)) < 0.7).astype(np.float16)
+    drawn[rng.random(drawn.shape) < 0.01] = 0.3
+    drawn[0, 0, 0, 0] = -0.0  # a zero, too
+    kept = Sparse.of(drawn)
+    assert sum(one.nbytes for one in kept.maps) < 0.15 * drawn.nbytes
+    assert np.array_equal(
+        kept.dense().view(np.uint16), np.where(kept.spread(np.ones(len(kept.where))) > 0, drawn, 0).view(np.uint16)
+    )
+    assert all(np.array_equal(kept.row(k), values) for k, values in enumerate(kept.values))
+    soft = Sparse.of(rng.random((2, 40, 50, 60)).astype(np.float16))
+    assert soft.nbytes == 2 * 2 * len(soft.where) + soft.where.nbytes
+
+
 @pytest.mark.parametrize("axis", range(3))
 @pytest.mark.parametrize("rest", [0, 1])
 def test_slices_and_sums_are_those_of_the_whole(axis, rest):

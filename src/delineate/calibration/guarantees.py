@@ -21,7 +21,7 @@ from delineate.errors import DelineateError, ModelError
 from delineate.storage.files import write_json
 from delineate.storage.schema import Count, Share, read_json
 
-VOXELS_AT_ONCE = 1 << 22  # that are mended together: bounds memory
+VOXELS_AT_ONCE = 1 << 20  # that are mended together: bounds memory
 FILES = ("calibration.json", "calibration.safetensors")
 LEVEL = 0.9  # of volume intervals
 ENOUGH = 20  # held-out subjects with a target, from where on they speak for it alone: five cost Dice (docs/lab)
@@ -159,9 +159,11 @@ class Calibration:
     volume_errors: Mapping[str, np.ndarray] = field(default_factory=dict)
     about: Mapping[str, Any] = field(default_factory=dict)
 
-    def calibrated(self, probability: Float[np.ndarray, "*space"]) -> Float[np.ndarray, "*space"]:
+    def calibrated(
+        self, probability: Float[np.ndarray, "*space"], *, in_place: bool = False
+    ) -> Float[np.ndarray, "*space"]:
         """The mean probability of voxels, mended; in [0, 1]."""
-        out = np.array(probability, order="C")
+        out = probability if in_place else np.array(probability, order="C")
         flat = out.reshape(-1)
         for start in range(0, flat.size, VOXELS_AT_ONCE):
             part = flat[start : start + VOXELS_AT_ONCE]

@@ -13,7 +13,7 @@ false-positive rate. With W_i the posterior of voxel i and pi the prior, what is
 All voxels with the same N decisions have the same posterior, so EM runs on the distinct decision patterns.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,13 +52,20 @@ def fuse_mean(
     stack = _checked(probabilities)
     bits = stack.view(np.uint16) if stack.dtype == np.float16 else stack
     reached = np.logical_or.reduce(bits, axis=0)
-    some = slice(None) if reached.all() else np.flatnonzero(reached)  # most of a scan is nobody's target
-    values = np.zeros(np.count_nonzero(reached), np.float32)
-    for k, mask in enumerate(stack.reshape(len(stack), -1)):
-        values += mask[some] if weights is None else np.float32(weights[k]) * mask[some].astype(np.float32)
     mean = np.zeros(stack[0].size, np.float32)
-    mean[some] = values / np.float32(len(stack)) if weights is None else values.clip(0, 1)
+    some = np.flatnonzero(reached)  # most of a scan is nobody's target
+    mean[some] = mean_of((mask[some] for mask in stack.reshape(len(stack), -1)), len(some), weights)
     return mean.reshape(stack.shape[1:])
+
+
+def mean_of(
+    rows: Iterable[Shaped[np.ndarray, " M"]], voxels: int, weights: Float[np.ndarray, " N"] | None = None
+) -> Float[np.ndarray, " M"]:
+    """The same of masks (M,) in [0, 1] that come one by one."""
+    values, n = np.zeros(voxels, np.float32), 0
+    for n, mask in enumerate(rows, start=1):
+        values += mask if weights is None else np.float32(weights[n - 1]) * mask.astype(np.float32)
+    return np.divide(values, np.float32(n), out=values) if weights is None else values.clip(0, 1, out=values)
 
 
 def fuse_majority(probabilities: Shaped[np.ndarray, " N *space"]) -> Float[np.ndarray, "*space"]:

@@ -177,8 +177,8 @@ def expected_dice_of(
         probability: of the one proposal, in [0, 1]; needed for N = 1, where `probable_dice` is taken, and only there.
         others: voxels more of the mask, in which there is no proposal.
     """
-    inside, size = np.flatnonzero(mask), np.count_nonzero(mask) + others
-    counts = np.array([(np.count_nonzero(one.reshape(-1)[inside]), np.count_nonzero(one)) for one in masks], float)
+    size = np.count_nonzero(mask) + others
+    counts = np.array([(np.count_nonzero(one & mask), np.count_nonzero(one)) for one in masks], float)
     if len(counts) == 0:
         raise ValueError("masks must hold one proposal at least.")
     if len(counts) == 1:

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cached_property, partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from delineate.calibration.calibrators import REACHED
 from delineate.calibration.guarantees import Calibration, Guarantee, GuaranteeError
 from delineate.prompts.prompt import Prompt
 from delineate.proposals import ordering
-from delineate.proposals.fusion import FOREGROUND, FUSIONS, foreground, fuse_mean
+from delineate.proposals.fusion import FOREGROUND, FUSIONS, foreground, mean_of
 from delineate.proposals.islands import without_islands
 from delineate.scans.scan import Scan
 from delineate.scans.sparse import Sparse
@@ -22,7 +23,8 @@ from delineate.scans.writing import write_labels, write_map
 from delineate.storage.files import safe_name
 
 NESTED = 0.98
-VOXELS_AT_ONCE = 1 << 22  # of what is worked on in float64: bounds memory
+VOXELS_AT_ONCE = 1 << 20  # of what is worked on in float64: bounds memory
+LARGE = 1 << 26  # voxels of a scan
 FILES_AT_ONCE = 2  # that are written; each holds one array as large as the scan
 
 
@@ -115,7 +117,8 @@ class TargetProposals:
         if guarantee.threshold is None or self.calibration is None:
             raise GuaranteeError(guarantee.why_not or "the model is not calibrated; run: delineate calibrate")
         drawn = self._drawn()
-        inside = fuse_mean(drawn.values[: self.calibration.proposals]) >= guarantee.threshold
+        some = islice(drawn.rows(), self.calibration.proposals)
+        inside = mean_of(some, len(drawn.where)) >= guarantee.threshold
         return drawn.spread(inside, rest=guarantee.threshold <= 0)
 
     def consensus(self, how: str = "mean") -> np.ndarray:
@@ -147,7 +150,7 @@ class TargetProposals:
 
     def disagreement(self) -> np.ndarray:
         """Doubt, float32 (I, J, K) in [0, 1]: the entropy of the mean probability in bits."""
-        return self._drawn().spread(entropy(self._probability))
+        return self._drawn().spread(self._probability, change=entropy)
 
     def doubt_across(self, axis: int) -> np.ndarray:
         """The sum of `disagreement` in every slice across an axis of the scan, float64."""
@@ -201,7 +204,7 @@ class TargetProposals:
         A single one is held against its own probability. See `ordering.expected_dice`.
         """
         if len(self) == 1:
-            return ordering.expected_dice(foreground(self._drawn().values), self._probability)
+            return ordering.expected_dice(foreground(self._drawn().row(0))[None], self._probability)
         return ordering.expected_dice(self._overlaps)
 
     def expected_dice(self, how: str = "mean") -> float:
@@ -210,7 +213,7 @@ class TargetProposals:
         That of a single one is held against its own probability, as in `quality`.
         """
         drawn, (inside, rest) = self._drawn(), self._consensus(how)
-        masks = (foreground(one) for one in drawn.values)
+        masks = (foreground(one) for one in drawn.rows())
         probability = self._probability if len(self) == 1 else None
         return ordering.expected_dice_of(inside, masks, probability, rest * drawn.elsewhere)
 
@@ -219,7 +222,7 @@ class TargetProposals:
         drawn = self._drawn()
         if not 0 <= k < len(drawn):
             raise ValueError(f"there are proposals 0 to {len(drawn) - 1}, not {k}")
-        return drawn.spread(foreground(drawn.values[k]))
+        return drawn.spread(foreground(drawn.row(k)))
 
     def claims(self, how: str = "mean") -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Where proposals reach (`Sparse.where`), whether the consensus does, and the probability there."""
@@ -255,17 +258,19 @@ class TargetProposals:
         drawn = self._drawn()
         return _kept(drawn.taken(without_islands(drawn.spread(self._cut))))
 
-    @cached_property
+    @property
     def _mean(self) -> np.ndarray:
-        return _kept(fuse_mean(self._drawn().values, self.weights))
+        """Made anew each time: it is quickly made, and large."""
+        return mean_of(self._drawn().rows(), len(self._drawn().where), self.weights)
 
     @cached_property
     def _probability(self) -> np.ndarray:
-        return self._mean if self.calibration is None else _kept(self.calibration.calibrated(self._mean))
+        mean = self._mean
+        return _kept(mean if self.calibration is None else self.calibration.calibrated(mean, in_place=True))
 
     @cached_property
     def _overlaps(self) -> ordering.Overlaps:
-        return ordering.overlaps(foreground(one) for one in self._drawn().values)
+        return ordering.overlaps(foreground(one) for one in self._drawn().rows())
 
     def _drawn(self) -> Sparse:
         if not isinstance(self.drawn, Sparse):
@@ -378,10 +383,9 @@ class Proposals:
             if maps:
                 files[folder / f"{stem}_probability{suffix}"] = write_map, target.probability
                 files[folder / f"{stem}_doubt{suffix}"] = write_map, target.disagreement
-        at_once = FILES_AT_ONCE if self.scan.voxels.size < VOXELS_AT_ONCE * 16 else 1
+        at_once = FILES_AT_ONCE if self.scan.voxels.size < LARGE else 1
         with ThreadPoolExecutor(at_once) as pool:  # zlib lets other threads run
             written = list(pool.map(lambda path: files[path][0](path, files[path][1](), self.scan), files))
-        labels, ids = self.label_map(how)
-        if len(ids) > 1:
-            written.append(write_labels(folder / f"labels{suffix}", labels, self.scan))
+        if sum(target.outcome is Outcome.FOUND for target in self.targets) > 1:
+            written.append(write_labels(folder / f"labels{suffix}", self.label_map(how)[0], self.scan))
         return written

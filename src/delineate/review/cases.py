@@ -218,7 +218,7 @@ def windows_of(scan: Scan) -> list[Window]:
 def scan_as_nifti(scan: Scan) -> bytes:
     """The scan as a gzipped NIfTI file: int16 where its values are whole and fit, else float32; colours as RGB24."""
     if scan.is_colour:
-        bright = scan.voxels * (255 / 65535) if scan.voxels.max() > 255 else scan.voxels
+        bright = scan.voxels * np.float32(255 / 65535) if scan.voxels.max() > 255 else scan.voxels
         stored = np.ascontiguousarray(np.rint(bright).clip(0, 255).astype(np.uint8))
         stored = stored.view([("R", "u1"), ("G", "u1"), ("B", "u1")])[..., 0]
     else:

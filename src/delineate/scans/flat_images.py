@@ -68,8 +68,8 @@ def write_flat(path: Path, pixels: np.ndarray) -> None:
 
 
 def _bytes_each(stored: int) -> int:
-    """What a sample takes: decoded, as an array of its own, and as float32."""
-    return 2 * stored + 4
+    """What a sample takes: decoded, as an array of its own, and as float32 where it has more than 16 bits."""
+    return 2 * stored + (0 if stored <= 2 else 4)
 
 
 def _plain_pixels(

@@ -7,6 +7,7 @@ pixels, so that its longer side is `size` pixels, and padded to a square. Intens
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import gcd, prod
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from torch.nn import functional as F
 from delineate.scans.geometry import canonical_spacing, orientation_of, to_canonical
 from delineate.scans.intensity import CT_WINDOW_HU, intensity_range, is_in_hounsfield_units, normalise  # noqa: F401
 from delineate.scans.scan import Scan
-from delineate.scans.sparse import Sparse
+from delineate.scans.sparse import Sparse, packed, place_type, places_of
 
 SLICES_AT_ONCE = 32  # of a scan, at its own resolution: bounds memory
 PIXELS_AT_ONCE = SLICES_AT_ONCE * 512 * 512  # likewise, of pictures larger than that
@@ -210,11 +211,12 @@ def to_scan_voxels(values: Float[Tensor, "n slices size size"], scan: Scan) -> S
     fit = canonical_fit(scan, values.shape[-1])
     orientation = orientation_of(scan.affine)
     steps = [prod(scan.shape[:axis]) for axis in orientation.order]  # between neighbours, the scan's first axis fastest
-    whole = np.int32 if prod(scan.shape) <= np.iinfo(np.int32).max else np.int64
+    whole = place_type(prod(scan.shape))
     turned = steps[1] < steps[2]  # rows are nearer to one another than columns: they are gone through first
     shown = torch.stack([one.flatten(1).any(dim=1) for one in values]).any(dim=0)  # most slices do not show the target
     some = shown.nonzero()[:, 0].tolist()
-    places, kept = [np.empty(0, whole)], [np.empty((len(values), 0), np.float16)]
+    places: list[np.ndarray] = [np.empty(0, whole)]
+    kept: list[list[Any]] = [[np.empty(0, np.float16)] for _ in values]  # of each map, slice by slice
 
     def as_kept(drawn: np.ndarray) -> np.ndarray:
         """Slices (..., rows, columns) with the voxels in the order of the scan."""
@@ -226,29 +228,36 @@ def to_scan_voxels(values: Float[Tensor, "n slices size size"], scan: Scan) -> S
         reached = np.zeros(size, bool)
         for part in back():
             reached |= np.logical_or.reduce(_halves(part).view(np.uint16), axis=0)
-        inside = np.flatnonzero(as_kept(reached)).astype(whole)
-        kept.append(found := np.empty((len(values), len(inside)), np.float16))
+        inside = places_of(as_kept(reached), whole)
         done = 0
         for part in back():
-            np.take(as_kept(_halves(part)).reshape(len(part), -1), inside, axis=1, out=found[done : done + len(part)])
-            done += len(part)
+            for one in as_kept(_halves(part)).reshape(len(part), -1):
+                found = np.empty(len(inside), np.float16)
+                for start in range(0, len(inside), PIXELS_AT_ONCE):
+                    found[start : start + PIXELS_AT_ONCE] = one[inside[start : start + PIXELS_AT_ONCE]]
+                kept[done].append(found if len(some) > 1 else packed(found))
+                done += 1
         corner = [index, top, left]
         for axis, flip in enumerate(orientation.flips):
             if flip:
                 corner[axis] = scan.shape[orientation.order[axis]] - corner[axis] - (1, *size)[axis]
         slow, fast = (2, 1) if turned else (1, 2)
-        at, within = np.divmod(inside, whole(max(1, (1, *size)[fast])))
-        at *= whole(steps[slow])
-        at += within * whole(steps[fast])
-        at += whole(sum(step * start for step, start in zip(steps, corner, strict=True)))
-        places.append(at)
-    where, found = (np.concatenate(places), np.concatenate(kept, axis=1)) if len(some) > 1 else (places[-1], kept[-1])
-    if len(some) > 1 and steps[0] < max(steps):  # slices are no layers of the scan
-        rising = np.argsort(where)
-        where, found = where[rising], found[:, rising]
-    return Sparse(found, where, scan.shape)
+        first = whole(sum(step * start for step, start in zip(steps, corner, strict=True)))
+        for start in range(0, len(inside), PIXELS_AT_ONCE):
+            some_of = inside[start : start + PIXELS_AT_ONCE]
+            along, within = np.divmod(some_of, whole(max(1, (1, *size)[fast])))
+            some_of[:] = first + along * whole(steps[slow]) + within * whole(steps[fast])
+        places.append(inside)
+    if len(some) == 1:
+        return Sparse([one[-1] for one in kept], places[-1], scan.shape)
+    where = np.concatenate(places)
+    rising = np.argsort(where) if steps[0] < max(steps) else slice(None)  # slices are no layers of the scan
+    maps = []
+    while kept:
+        maps.append(packed(np.concatenate(kept.pop(0))[rising]))
+    return Sparse(maps, where[rising], scan.shape)
 
 
 def _halves(part: Tensor) -> np.ndarray:
     """(N, 1, H, W) as float16 (N, H, W), clipped to [0, 1]."""
-    return part[:, 0].clamp(0, 1).to(torch.float16).numpy()
+    return part[:, 0].to(torch.float16).clamp_(0, 1).numpy()

@@ -10,6 +10,11 @@ AIR_HU = -500  # no other modality stores such values as a rule; CT shows air ne
 LOWEST_TISSUE_HU = -150  # of a window: CT whose values all lie above may be anything
 
 
+def is_narrow(dtype: np.dtype) -> bool:
+    """Whether these are whole numbers of 16 bits or fewer: a scan keeps such as they are stored."""
+    return dtype.kind in "biu" and dtype.itemsize <= 2
+
+
 def in_hounsfield_units(
     voxels: np.ndarray, modality: str | None, is_volume: bool
 ) -> tuple[np.ndarray, str | None, tuple[str, ...]]:
@@ -19,7 +24,7 @@ def in_hounsfield_units(
     said. A volume of no modality is taken for CT where it shows air in Hounsfield units.
 
     Args:
-        voxels: float32, finite; changed in place.
+        voxels: finite; floats are changed in place.
         modality: its code, None where nobody said.
         is_volume: whether it has a place in the world; pictures of no modality are left alone.
     """
@@ -28,6 +33,7 @@ def in_hounsfield_units(
         if low < LOWEST_TISSUE_HU:
             return voxels, modality, ()
         if added := _added_to_hu(voxels, low):
+            voxels = voxels.astype(np.float32, copy=False)
             voxels -= added
             return voxels, modality, (f"CT stored with {added} added to Hounsfield units: taken off again",)
         told = "cannot be told to be Hounsfield units: scaled by their own percentiles, not by the window of CT"
@@ -72,7 +78,7 @@ def _added_to_hu(voxels: np.ndarray, low: float) -> int:
 
 
 def _thinned(voxels: np.ndarray) -> np.ndarray:
-    return np.asarray(voxels, dtype=np.float32).reshape(-1)[:: max(1, voxels.size // 2_000_000)]
+    return np.asarray(voxels.flat[:: max(1, voxels.size // 2_000_000)], dtype=np.float32)
 
 
 def is_in_hounsfield_units(voxels: np.ndarray, modality: str | None) -> bool:

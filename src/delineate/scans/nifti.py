@@ -17,6 +17,7 @@ from nibabel.volumeutils import array_from_file
 
 from delineate.errors import ScanError
 from delineate.scans.geometry import affine_of_header, check_size, spacing_of, unit_of
+from delineate.scans.intensity import is_narrow
 from delineate.storage.memory import need
 
 ALIGNED = 2  # the code of a form that is none of the named spaces
@@ -64,8 +65,10 @@ def read_nifti(path: Path, volume: int | None, assume_spacing_mm: Sequence[float
     shape, index, notes = _shape(path, header, volume)
     check_size(path, shape, max_voxels)
     needed = _checked_bytes(path, header)
-    need(prod(shape) * (header.get_data_dtype().itemsize + 4), f"{path}: reading it")  # as stored, and as float32
     slope, inter = _scaling(path, header)
+    stored = header.get_data_dtype()
+    as_stored = is_narrow(stored) and (slope, inter) == (1.0, 0.0)
+    need(prod(shape) * (stored.itemsize + (0 if as_stored else 4)), f"{path}: reading it")  # else as float32, too
     affine, space_code, decisions = affine_of_header(path, header, shape, assume_spacing_mm)
     values = _voxels(path, header, shape, index, needed)
     return Stored(values, affine, (*notes, *decisions), True, space_code, slope, inter, _forms_of(header, affine))

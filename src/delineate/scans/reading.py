@@ -19,7 +19,7 @@ from delineate.scans.dicom.source import DICOM_SUFFIXES
 from delineate.scans.finding import Found, Kind
 from delineate.scans.flat_images import read_flat
 from delineate.scans.geometry import FLAT_AFFINE, checked_spacing
-from delineate.scans.intensity import HAVE_UNITS, in_hounsfield_units
+from delineate.scans.intensity import HAVE_UNITS, in_hounsfield_units, is_narrow
 from delineate.scans.nifti import NIFTI_SUFFIXES, Stored, read_nifti
 from delineate.scans.scan import MAX_VOXELS, SCAN_SUFFIXES, Scan, suffix_of
 
@@ -34,7 +34,7 @@ def read_scan(
     series: str | int | None = None,
     fill_gaps: bool = False,
 ) -> Scan:
-    """The image in `path` as float32 voxels, in the file's own array order.
+    """The image in `path` in the file's own array order: whole numbers of 16 bits as stored, all else as float32.
 
     NIfTI: `scl_slope` and `scl_inter` are applied. NaN and infinite voxels become the smallest finite value
     and are counted in a note; a trailing axis of size 1 is dropped with a note. Which affine is trusted is
@@ -168,8 +168,10 @@ def _read(
 
 
 def _scaled(stored: Stored) -> np.ndarray:
-    """float32 voxels; slice by slice, so that the float64 in between stays small."""
+    """Voxels as they are meant; slice by slice, so that the float64 in between stays small."""
     values, slope, inter = stored.values, stored.slope, stored.inter
+    if (slope, inter) == (1.0, 0.0) and is_narrow(values.dtype):
+        return np.asarray(values, np.uint8 if values.dtype == bool else values.dtype.newbyteorder("="))
     with np.errstate(over="ignore", invalid="ignore"):  # beyond float32 is infinite, and counted as such
         if (slope, inter) == (1.0, 0.0):
             return values.astype(np.float32)
@@ -180,6 +182,8 @@ def _scaled(stored: Stored) -> np.ndarray:
 
 
 def _finite(path: Path, voxels: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
+    if voxels.dtype.kind != "f":
+        return voxels, ()
     slabs = np.array_split(voxels, max(1, voxels.nbytes >> 26), axis=-1 if voxels.flags.f_contiguous else 0)
     if all(np.isfinite(slab).all() for slab in slabs):  # piece by piece: a scan may fill most of the memory
         return voxels, ()

@@ -27,7 +27,8 @@ class Scan:
     """An image with its geometry.
 
     Attributes:
-        voxels: (I, J, K), or in colour (I, J, K, 3), in the file's own array order.
+        voxels: (I, J, K), or in colour (I, J, K, 3), in the file's own array order; float32, or whole numbers of 8 or
+            16 bits as the file holds them: who calculates with them makes them floats first.
             2-D images are (1, H, W) or (1, H, W, 3).
         affine: (4, 4) float64, voxel index to world mm, RAS+.
         modality: "CT", "MR", "US", ... as declared by who reads it.
