@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float16, UInt8
+from jaxtyping import Bool, Float, Float16, Shaped, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -153,11 +153,13 @@ def stack_of(
     parts = []
     for start in range(0, len(chosen), SLICES_AT_ONCE):
         part = chosen[start : start + SLICES_AT_ONCE]
-        one_by_one = scan.is_colour and part.size > PIXELS_AT_ONCE
-        colours = np.split(part, part.shape[-1], axis=-1) if one_by_one else [part]
-        shown = (torch.from_numpy(np.ascontiguousarray(normalise(one, scan.modality, ends))) for one in colours)
-        grid = [fit.to_grid(one.permute(0, 3, 1, 2) if scan.is_colour else one[:, None]) for one in shown]
-        parts.append(torch.cat(grid, dim=1))
+        if len(part) == 1 and part.size > PIXELS_AT_ONCE:
+            colours = np.moveaxis(part[0], -1, 0) if scan.is_colour else part
+            grid = [_in_bands(one, fit, lambda band: normalise(band, scan.modality, ends)) for one in colours]
+            parts.append(torch.cat(grid, dim=1))
+            continue
+        shown = torch.from_numpy(np.ascontiguousarray(normalise(part, scan.modality, ends)))
+        parts.append(fit.to_grid(shown.permute(0, 3, 1, 2) if scan.is_colour else shown[:, None]))
     return torch.cat(parts) if scan.is_colour else with_neighbours(torch.cat(parts)[:, 0], slices_apart(scan, apart_mm))
 
 
@@ -193,9 +195,22 @@ def view_of(scan: Scan, size: int, apart_mm: float | None = None) -> View:
 
 def with_neighbours(slices: Float[Tensor, "slices h w"], apart: int = 1) -> Float[Tensor, "slices 3 h w"]:
     """Grey slices (S, H, W) as (S, 3, H, W): the one `apart` below, itself, the one `apart` above."""
-    at = torch.arange(len(slices))
-    below, above = slices[(at - apart).clamp(min=0)], slices[(at + apart).clamp(max=len(slices) - 1)]
-    return torch.stack([below, slices, above], dim=1)
+    out = torch.empty(len(slices), 3, *slices.shape[1:])
+    for k in range(len(slices)):  # one by one: there are thousands, and no copy of all is needed
+        for channel, at in enumerate((k - apart, k, k + apart)):
+            out[k, channel] = slices[min(max(at, 0), len(slices) - 1)]
+    return out
+
+
+def _in_bands(
+    picture: Shaped[np.ndarray, "h w"], fit: Fit, shown: Callable[[np.ndarray], np.ndarray]
+) -> Float[Tensor, "1 1 size size"]:
+    """A large picture on the grid: a band of rows after another is `shown` and made narrow, then all are made low."""
+    rows, narrow = max(1, PIXELS_AT_ONCE // picture.shape[1]), []
+    for start in range(0, len(picture), rows):
+        band = torch.from_numpy(np.ascontiguousarray(shown(picture[start : start + rows])))[None, None]
+        narrow.append(F.interpolate(band, (band.shape[2], fit.inner[1]), mode="bilinear", antialias=True))
+    return fit.to_grid(torch.cat(narrow, dim=2))
 
 
 def to_scan_grid(values: Float[Tensor, "n slices size size"], scan: Scan) -> Float16[np.ndarray, "n i j k"]:
