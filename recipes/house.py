@@ -34,6 +34,7 @@ from delineate.evaluation.evaluation import consensus_dice, evaluate, summarise
 from delineate.evaluation.trivial import TRIVIAL
 from delineate.jobs.calibrate import calibrate_folder, save_calibration
 from delineate.jobs.opening import held_out_slices, read_bank
+from delineate.jobs.recognising import recogniser_of
 from delineate.jobs.watch import reporter
 from delineate.model_folder import check_model, save_model
 from delineate.pictures import training_curves
@@ -100,6 +101,9 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--precision", default="bfloat16", help="of activations; half again as fast on newer CPUs")
     parser.add_argument("--afresh", action="store_true", help="begin from nothing, not from the model that ships")
+    parser.add_argument(
+        "--kinds", action="store_true", help="only teach it to tell kinds of scans apart, with minutes 0"
+    )
     parser.add_argument("--test", action="store_true", help="score the test splits too")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -116,9 +120,22 @@ def main() -> None:
         print(f"{len(bank)} slices, {len(bank.vocabulary.concepts)} targets", flush=True)
         assert held_out is not None
         learn(args, bank, held_out)
-    calibrate_folder(house_folder(), datasets[:-1], false_alarms=FALSE_ALARMS, on_step=Lines().update)
+    if not args.kinds:
+        calibrate_folder(house_folder(), datasets[:-1], false_alarms=FALSE_ALARMS, kinds=False, on_step=Lines().update)
+    tell_apart(datasets)
     if args.test:
         score(datasets)
+
+
+def tell_apart(datasets: list[Dataset]) -> None:
+    """Teach the house model which kinds of scan it knows, phantoms too."""
+    segmenter = Segmenter.load(house_folder())
+    assert segmenter.calibration is not None
+    watch = Lines()
+    watch.start(f"telling {len(datasets)} kinds of scan apart")
+    bare = segmenter.calibrated(None)
+    recogniser = recogniser_of(bare, datasets, on_step=watch.update)
+    save_calibration(house_folder(), replace(segmenter.calibration, recogniser=recogniser))
 
 
 def learn(args: argparse.Namespace, bank: SliceBank, held_out: HeldOut) -> None:

@@ -23,6 +23,12 @@ class PromptError(DelineateError):
     exit_code = 4
 
 
+class MisfitError(DelineateError):
+    """A prompt does not fit the scan: it was not learnt in such scans."""
+
+    exit_code = 11
+
+
 class DatasetError(DelineateError):
     """A dataset folder is not laid out as it says it is."""
 

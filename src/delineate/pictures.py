@@ -1,5 +1,6 @@
 """Pictures: what people would look at rather than read. All are PNG, drawn without a display."""
 
+import textwrap
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -43,7 +44,8 @@ def montage(proposals: Proposals, path: Path, *, how: str = "mean") -> Path:
             axis.axis("off")
         if target.drawn is None:
             near = f"\nnearest: {', '.join(target.nearest)}" if target.nearest else ""
-            text = f"'{target.prompt.text}': unknown prompt{near}"
+            near += "\n" + textwrap.fill(target.misfit, 100) if target.misfit else ""
+            text = f"'{target.prompt.text}': {target.outcome}{near}"
             line[0].text(0.0, 0.5, text, transform=line[0].transAxes, fontsize=11, parse_math=False)
             continue
         _draw_target(line, target, scan, ends, how)

@@ -8,7 +8,8 @@ from pathlib import Path
 from delineate.adapters.adapter import Adapted
 from delineate.adapters.folder import load_adapter
 from delineate.calibration.guarantees import Calibration
-from delineate.errors import ScanError
+from delineate.calibration.recogniser import Recognised
+from delineate.errors import PromptError, ScanError
 from delineate.interaction.answer import answer_with_marks
 from delineate.interaction.clues import clues_of, refuse_what_it_does_not_take, voxels_of
 from delineate.interaction.marker import Marker, house_marker
@@ -20,7 +21,7 @@ from delineate.prompts.understanding import Understood, understood
 from delineate.prompts.vocabulary import Vocabulary
 from delineate.proposals.fusion import mean_of
 from delineate.proposals.proposals import Outcome, Proposals, TargetProposals, presence
-from delineate.scans.grid import to_scan_voxels, view_of
+from delineate.scans.grid import to_scan_voxels, turned, turned_back, view_of
 from delineate.scans.preparation import Habits
 from delineate.scans.scan import Scan
 from delineate.systems.system import Adaptable, Asked, Seen
@@ -120,12 +121,13 @@ class Segmenter:
         """What can be asked."""
         return self.system.vocabulary
 
-    def look(self, scan: Scan) -> Seen:
-        """Encode a scan once."""
+    def look(self, scan: Scan, *, turn: int = 0) -> Seen:
+        """Encode a scan once; one whose slices lie turned (`recognised`) is turned back for it, and masks return."""
         if min(scan.shape) < 1:
             raise ScanError(f"{scan.source}: a scan must hold voxels, this one has the shape {scan.shape}")
         prepared = self.habits.preparation(scan)
-        return Seen(scan, self.system.see(view_of(prepared, self.system.size, self.habits.apart_mm)), prepared)
+        view = view_of(prepared, self.system.size, self.habits.apart_mm)
+        return Seen(scan, self.system.see(replace(view, stack=turned_back(view.stack, turn))), prepared, turn)
 
     def __call__(
         self,
@@ -135,6 +137,7 @@ class Segmenter:
         n: int = 8,
         seed: int = 0,
         earlier: Proposals | None = None,
+        anyway: bool = False,
         on_step: Callable[[float], None] = lambda share: None,
     ) -> Proposals:
         """Proposals for every prompt, in the order asked.
@@ -152,6 +155,8 @@ class Segmenter:
             earlier: this segmenter's answers on this scan to the same words, with the same `n` and `seed`, where there
                 are any: without marks, and with some. What would be drawn again is then taken from them. It saves
                 time and changes nothing but rounding. One on another `Scan` is not looked at.
+            anyway: draws what does not fit the scan, too (`misfit`); `TargetProposals.misfit` still says so. A positive
+                mark does the same for its prompt.
             on_step: told the share of the work that is done.
 
         Raises:
@@ -164,6 +169,10 @@ class Segmenter:
         asked = [prompt for prompt, _ in taken]
         for prompt in asked:
             prompt.check(seen.scan.shape)
+            if seen.turn and replace(prompt, box=None) != Prompt(prompt.text):
+                raise PromptError(
+                    f"'{prompt.text}': a scan that is turned takes words and a box; leave other clues out"
+                )
             refuse_what_it_does_not_take(prompt, self.system)
         answers = []
         for done, (prompt, said) in enumerate(taken):
@@ -176,7 +185,10 @@ class Segmenter:
             known = [t for t in reusable if replace(t.prompt, marks=None) == words and len(t) in (0, n)]
             plain = next((t for t in known if t.prompt == words), None)
             before = next((t for t in known if t.prompt.marks), None)
-            answer = self._answer(seen, words, n, seed, report) if plain is None else plain
+            insists = anyway or (prompt.marks is not None and bool(prompt.marks.positive))
+            if plain is not None and plain.drawn is None and insists:
+                plain = None
+            answer = self._answer(seen, words, n, seed, insists, report) if plain is None else plain
             answer = replace(answer, said=said)
             answers.append(self._marked(seen, prompt, answer, before, n, seed) if prompt.marks else answer)
             report(1.0)
@@ -197,15 +209,40 @@ class Segmenter:
             return [(prompt, said)]
         return [(replace(prompt, text=name), said) for name in meant.targets]
 
+    def recognised(self, seen: Seen) -> Recognised | None:
+        """What kind of scan this is taken for; None for a model that nobody taught to tell (`delineate calibrate`)."""
+        recogniser = self.calibration.recogniser if self.calibration is not None else None
+        gist = getattr(seen.features, "gist", None)
+        if recogniser is None or gist is None:
+            return None
+        return recogniser(gist.numpy(), seen.scan.modality)
+
+    def misfit(self, seen: Seen, target: str) -> tuple[Outcome, str] | None:
+        """Why a target of the vocabulary is not to be asked of this scan, and in a sentence; None where it may be."""
+        recogniser, found = self.calibration and self.calibration.recogniser, self.recognised(seen)
+        if recogniser is None or found is None or (found.kind is not None and target in found.kind.targets):
+            return None
+        learnt = " or ".join(str(kind) for kind in recogniser.kinds if target in kind.targets)
+        modality = seen.scan.modality
+        if found.kind is not None:
+            return Outcome.NOT_LEARNT, f"learnt in {learnt} alone, and this scan is taken for {found.kind}"
+        if modality is not None and all(kind.modality not in (None, modality) for kind in recogniser.kinds):
+            return Outcome.NOT_LEARNT, f"learnt in {learnt} alone, and this scan is {modality}"
+        told = "" if modality is None else f" {modality}"
+        return Outcome.UNLIKE, f"this scan is unlike any{told} that the model learnt from; '{target}' was in {learnt}"
+
     def _answer(
-        self, seen: Seen, prompt: Prompt, n: int, seed: int, on_step: Callable[[float], None]
+        self, seen: Seen, prompt: Prompt, n: int, seed: int, anyway: bool, on_step: Callable[[float], None]
     ) -> TargetProposals:
         asked = self._asked(seen, prompt)
         if asked is None:
             nearest = self.understood(prompt.text, seen.scan).nearest
             return TargetProposals(prompt, None, Outcome.UNKNOWN_PROMPT, nearest=nearest)
+        unfit = None if asked.concept is None else self.misfit(seen, asked.concept.name)
+        if unfit is not None and not anyway:
+            return TargetProposals(prompt, asked.name, unfit[0], misfit=unfit[1])
         drawn = self.system.propose(seen.features, asked, n, seed, on_step)
-        maps = to_scan_voxels(drawn.probabilities, seen.scan)
+        maps = to_scan_voxels(turned(drawn.probabilities, seen.turn), seen.scan)
         if prompt.box is not None:
             maps = maps.only(voxels_of(prompt.box, seen.scan))
         some = islice(maps.rows(), self.calibration.proposals if self.calibration else n)
@@ -214,7 +251,8 @@ class Segmenter:
         name = asked.concept.name if asked.concept else " ".join(prompt.text.split())
         scores = None if drawn.scores is None else drawn.scores.numpy()
         calibration = self.calibration if words_alone(prompt) else None
-        return TargetProposals(prompt, name, outcome, score, maps, calibration=calibration, scores=scores)
+        more = {"scores": scores, "misfit": "" if unfit is None else unfit[1]}
+        return TargetProposals(prompt, name, outcome, score, maps, calibration=calibration, **more)
 
     def _marked(
         self, seen: Seen, prompt: Prompt, answer: TargetProposals, before: TargetProposals | None, n: int, seed: int

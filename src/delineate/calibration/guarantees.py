@@ -17,6 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 from delineate.calibration.calibrators import REACHED, Calibrator, Identity, from_json, to_json
 from delineate.calibration.conformal import RiskControl, risk_control
+from delineate.calibration.recogniser import Recogniser, RecogniserFile, from_file
 from delineate.errors import DelineateError, ModelError
 from delineate.storage.files import write_json
 from delineate.storage.schema import Count, Share, read_json
@@ -127,6 +128,7 @@ class CalibrationFile:
     estimate: dict[Target, Number] = field(default_factory=dict)
     consensus: dict[Target, Annotated[float, Interval(ge=0, le=2)]] = field(default_factory=dict)
     one_piece: dict[Target, bool] = field(default_factory=dict)
+    recogniser: RecogniserFile | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,6 +147,8 @@ class Calibration:
         missed: for each target (subjects, thresholds), the share of the truth below each of `THRESHOLDS`.
         false: likewise the share of what is above that is not truth (`conformal.false_fraction`).
         volume_errors: for each target (subjects,), |ln(true volume / predicted volume)|.
+        recogniser: tells what kind of scan the model looks at, and of whether it learnt from such; None for one that
+            nobody taught to.
         about: datasets, figures, whatever tells how it came about; JSON values.
     """
 
@@ -157,6 +161,7 @@ class Calibration:
     missed: Mapping[str, np.ndarray] = field(default_factory=dict)
     false: Mapping[str, np.ndarray] = field(default_factory=dict)
     volume_errors: Mapping[str, np.ndarray] = field(default_factory=dict)
+    recogniser: Recogniser | None = None
     about: Mapping[str, Any] = field(default_factory=dict)
 
     def calibrated(
@@ -274,12 +279,15 @@ class Calibration:
                 "presence": None
                 if presence is None
                 else {**presence.__dict__, "calibrator": to_json(presence.calibrator)},
+                "recogniser": None if self.recogniser is None else self.recogniser.to_json(),
                 "about": dict(self.about),
             },
         )
         curves = {"missed": self.missed, "false": self.false, "volume_errors": self.volume_errors}
         arrays = {f"{kind}/{name}": a for kind, targets in curves.items() for name, a in targets.items()}
         arrays = {name: np.ascontiguousarray(a, np.float32) for name, a in arrays.items()}
+        if self.recogniser is not None:
+            arrays |= self.recogniser.arrays
         save_file({"thresholds": THRESHOLDS.astype(np.float32), **arrays}, folder / FILES[1])
 
     @classmethod
@@ -302,6 +310,7 @@ class Calibration:
                 numbers = {k: v for k, v in presence.__dict__.items() if k != "calibrator"}
                 presence = Presence(**numbers, calibrator=from_json(presence.calibrator))
             kinds: dict[str, dict[str, np.ndarray]] = {"missed": {}, "false": {}, "volume_errors": {}}
+            recogniser = None if told.recogniser is None else from_file(told.recogniser, arrays)
             for name, array in arrays.items():
                 kind, _, target = name.partition("/")
                 shape = array.shape if kind == "volume_errors" else (len(array), len(THRESHOLDS))
@@ -313,7 +322,8 @@ class Calibration:
         except (ValueError, KeyError, TypeError, OSError, SafetensorError) as error:
             raise ModelError(f"{folder}: its calibration cannot be read; {fix}") from error
         cuts, whole = told.consensus, told.one_piece
-        return cls(told.proposals, voxel, mended, cuts, whole, presence, about=told.about, **kinds)
+        made = cls(told.proposals, voxel, mended, cuts, whole, presence, about=told.about, **kinds)  # type: ignore[arg-type]
+        return replace(made, recogniser=recogniser)
 
 
 def refused_guarantees(

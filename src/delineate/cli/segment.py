@@ -23,9 +23,10 @@ from delineate.cli.options import (
     say,
 )
 from delineate.cli.progress import progress_bar
-from delineate.errors import PromptError
+from delineate.errors import MisfitError, PromptError
 
 ISLANDS = {"islands_ml": "ml", "islands_pixels": "pixels"}
+TURNING = ("none", "auto")
 SEGS = {"binary": "binary", "fractional": "fractional", "none": None}
 
 
@@ -70,6 +71,12 @@ def segment(
     seg: Annotated[
         str, typer.Option(help="For DICOM, segmentation.dcm: binary (consensus), fractional (probabilities) or none.")
     ] = "binary",
+    anyway: Annotated[
+        bool, typer.Option("--anyway", help="Also draw what was not learnt in such scans, by calibrated models.")
+    ] = False,
+    turn: Annotated[
+        str, typer.Option(help="auto turns scans for the model that lie otherwise than those it learnt from; or none.")
+    ] = "none",
     pictures: Annotated[bool, typer.Option(help="Write montage.png for each case.")] = True,
     part: Annotated[
         str | None,
@@ -95,6 +102,8 @@ def segment(
         raise typer.BadParameter(f"--consensus is one of {', '.join(FUSIONS)}")
     if seg not in SEGS:
         raise typer.BadParameter(f"--seg is one of {', '.join(SEGS)}; got '{seg}'")
+    if turn not in TURNING:
+        raise typer.BadParameter(f"--turn is one of {', '.join(TURNING)}; got '{turn}'")
     scans = find_scans(path)
     if (series is not None or fill_gaps) and not any(scan.kind is Kind.DICOM for scan in scans):
         raise typer.BadParameter("--series and --fill-gaps are for DICOM, and there is none")
@@ -125,7 +134,7 @@ def segment(
     shares: dict[str, Any] = {"missed_at_most": missed_at_most, "false_at_most": false_at_most}  # floats by `fraction`
     names = [name for one in meant.values() for name in one.targets]
     refused = refused_guarantees(folder, names, proposals, adapter is not None, **shares)
-    shares |= {"series": series, "fill_gaps": fill_gaps, "seg": SEGS[seg]}
+    shares |= {"series": series, "fill_gaps": fill_gaps, "seg": SEGS[seg], "anyway": anyway, "turn": turn == "auto"}
     request = SegmentRequest(tuple(prompt), proposals, seed, consensus, maps, modality, volume, pictures, **shares)
     make_folder(output)
     with progress_bar(err, quiet=as_json) as bar:
@@ -172,6 +181,10 @@ def segment(
     for case in report["cases"]:
         for line in of_consensus(case.get("targets", ()), consensus):
             say(f"delineate: {case['case']}: {line}")
+    unfit = [(c["case"], target) for c in report["cases"] for target in c.get("targets", ()) if "misfit" in target]
+    for name, told in unfit:
+        how = "asked all the same" if anyway else "--anyway asks all the same"
+        say(f"delineate: {name}: '{told['prompt']}': {told['misfit']}; {how}")
     failed = [c for c in report["cases"] if c["status"] == "failed"]
     for case in failed:
         say(f"delineate: {case['reason']}")
@@ -183,6 +196,8 @@ def segment(
         raise typer.Exit(3 if len(scans) == 1 else 1)
     if unknown:
         raise typer.Exit(PromptError.exit_code)
+    if unfit and not anyway:
+        raise typer.Exit(MisfitError.exit_code)
     if refused:
         raise typer.Exit(GuaranteeError.exit_code)
 

@@ -93,7 +93,7 @@ def consensus_dice(
         seen = segmenter.look(scan)
         for name, number in dataset.labels.items():
             if name in segmenter.vocabulary.names and (truth := labels == number).any():
-                answer = segmenter(seen, [name], n=n, seed=seed)[name]
+                answer = segmenter(seen, [name], n=n, seed=seed, anyway=True)[name]
                 out.setdefault(case.name, {})[name] = dice(answer.consensus("mean"), truth)
     return out
 
@@ -115,7 +115,7 @@ def _case_rows(
     fused, rows = {}, []
     for done, name in enumerate(names):
         truth = labels == dataset.labels[name]
-        answer = segmenter(seen, [name], n=n, seed=seed)[name]
+        answer = segmenter(seen, [name], n=n, seed=seed, anyway=True)[name]
         consensus = {how: answer.consensus(how) for how in fusions}
         fused[name] = consensus[fusions[0]]
         masks = np.stack([answer.choose(k) for k in range(len(answer))])

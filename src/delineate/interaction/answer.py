@@ -55,7 +55,7 @@ def answer_with_marks(
 
     Args:
         prompt: words and marks, which lie inside the scan.
-        answer: to the words alone.
+        answer: to the words alone; of an unknown prompt, and of one that does not fit the scan, without proposals.
         seen: the scan; it is not encoded again.
         system: that gave the answer.
         marker: reads the marks.
@@ -67,10 +67,10 @@ def answer_with_marks(
             taken from it, being what would come again, up to rounding.
     """
     marks, scan = prompt.marks, seen.scan
-    if not marks or (asked is None and not marks.positive):
+    if not marks or (answer.drawn is None and not marks.positive):
         return replace(answer, prompt=prompt)
     masks, orientation = marks.to_masks(scan.shape), orientation_of(scan.affine)
-    drawn = answer.probabilities if asked is not None else None
+    drawn = answer.probabilities
     weights = None if drawn is None else agreement(drawn, masks)
     if drawn is None:
         drawn = np.zeros((n, *scan.shape), np.float16)
@@ -95,7 +95,8 @@ def answer_with_marks(
     with_marks = TargetProposals(prompt, name, Outcome.FOUND, 0.0, drawn, weights=weights)
     score = presence(with_marks.mean())
     found = bool(marks.positive) or score >= found_from
-    return replace(with_marks, score=score, outcome=Outcome.FOUND if found else Outcome.LIKELY_ABSENT)
+    outcome = Outcome.FOUND if found else Outcome.LIKELY_ABSENT
+    return replace(with_marks, score=score, outcome=outcome, misfit=answer.misfit)
 
 
 def _signed(marks: Marks) -> set[tuple[Voxel, bool]]:

@@ -33,6 +33,7 @@ from delineate.errors import DatasetError, ModelError
 from delineate.evaluation.alone import EstimateAlone
 from delineate.evaluation.protocols.lines import Answered, answers
 from delineate.jobs.opening import open_all
+from delineate.jobs.recognising import recogniser_of
 from delineate.jobs.watch import Nobody, Watch
 from delineate.metrics.overlap import dice
 from delineate.model_folder import check_model, is_model
@@ -361,11 +362,24 @@ def calibrate_folder(
     split: str = "val",
     n: int = 8,
     false_alarms: float = FALSE_ALARMS,
+    kinds: bool = True,
     device: str = "cpu",
     output: Path | None = None,
     on_step: Callable[[float], None] = lambda share: None,
 ) -> Calibration:
     """The same on datasets at hand.
+
+    Args:
+        model: its folder.
+        datasets: labelled.
+        fold: as in `CalibrateRequest`, and so are `split`, `n` and `false_alarms`.
+        split: whose subjects.
+        n: masks a target.
+        false_alarms: how often a target that is not there may be called found.
+        kinds: whether the model is taught to tell these kinds of scan from others, too (`jobs.recognising`).
+        device: to work on.
+        output: for a calibrated copy.
+        on_step: told the share of the work that is done.
 
     Raises:
         ModelError: no model there.
@@ -380,7 +394,20 @@ def calibrate_folder(
                 f"{dataset.root}: the model was trained on its train split; calibrate on another (--split)"
             )
     segmenter = Segmenter.load(model, device).calibrated(None)
-    found = calibrate(segmenter, datasets, split=split, n=n, false_alarms=false_alarms, on_step=on_step)
+    found = calibrate(
+        segmenter,
+        datasets,
+        split=split,
+        n=n,
+        false_alarms=false_alarms,
+        on_step=lambda share: on_step(0.9 * share if kinds else share),
+    )
+    if kinds:
+
+        def report(share: float) -> None:
+            on_step(0.9 + 0.1 * share)
+
+        found = replace(found, recogniser=recogniser_of(segmenter, datasets, split=split, on_step=report))
     save_calibration(Path(model), found, output)
     return found
 

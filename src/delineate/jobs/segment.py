@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from delineate import __version__
+from delineate.calibration.recogniser import LIE
 from delineate.errors import DelineateError
 from delineate.proposals.description import describe
 from delineate.proposals.proposals import Outcome, Proposals
 from delineate.scans.finding import Found, Kind
 from delineate.scans.reading import read_scan
+from delineate.scans.scan import Scan
 from delineate.storage.files import sha256_of, write_json
 from delineate.storage.lines import Lines
 from delineate.storage.memory import in_smaller_batches, is_out_of_memory
@@ -24,6 +26,7 @@ from delineate.storage.swapping import locked, make_folder, swapping, sweep
 
 if TYPE_CHECKING:  # which imports torch
     from delineate.segmenter import Segmenter
+    from delineate.systems.system import Seen
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,8 @@ class SegmentRequest:
     series: str | None = None
     fill_gaps: bool = False
     seg: str | None = "binary"
+    anyway: bool = False
+    turn: bool = False
 
     @property
     def shares(self) -> dict[str, float | None]:
@@ -205,13 +210,16 @@ def _segment_case(
     digest, dicom = found.digest, found.kind is Kind.DICOM
     options: dict[str, Any] = {"series": request.series, "fill_gaps": request.fill_gaps} if dicom else {}
     scan = read_scan(found, modality=request.modality, volume=request.volume, **options)
-    proposals = segmenter(scan, request.prompts, n=request.n, seed=request.seed, on_step=on_step)
+    seen, said = looked_at(segmenter, scan, turn=request.turn)
+    how: dict[str, Any] = {"n": request.n, "seed": request.seed, "anyway": request.anyway}
+    proposals = segmenter(seen, request.prompts, **how, on_step=on_step)
     _empty(folder)  # of what was written before memory ran out
     written = [p.name for p in proposals.save(folder, how=request.how, maps=request.maps, **request.shares)]
-    more = []
+    more = said
     if scan.dicom is not None and request.seg is not None:
-        named, more = _write_seg(proposals, request, folder, f"delineate {(segmenter.fingerprint or '')[:16]}".strip())
+        named, notes = _write_seg(proposals, request, folder, f"delineate {(segmenter.fingerprint or '')[:16]}".strip())
         written += named
+        more = [*said, *notes]
     if request.pictures:
         from delineate.pictures import montage
 
@@ -229,6 +237,21 @@ def _segment_case(
         "targets": describe(proposals, request.how, segmenter.habits.usual_doubt, request.shares),
         "written": {name: sha256_of(folder / name) for name in written},
     }
+
+
+def looked_at(segmenter: "Segmenter", scan: Scan, *, turn: bool = False) -> tuple["Seen", list[str]]:
+    """The scan as the segmenter sees it, and a note where its slices lie otherwise than those that were learnt from.
+
+    Such a scan is turned for the segmenter, and its masks back, if that is asked for.
+    """
+    seen = segmenter.look(scan)
+    found = segmenter.recognised(seen)
+    if found is None or not found.turn:
+        return seen, []
+    lies = f"its slices lie {LIE[found.turn]}, by what they show; the file says otherwise"
+    if not turn:
+        return seen, [f"{lies}: masks may be wrong; --turn auto turns them for the model, and its masks back"]
+    return segmenter.look(scan, turn=found.turn), [f"{lies}: turned for the model, and its masks back"]
 
 
 def _write_seg(

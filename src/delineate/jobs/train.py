@@ -225,7 +225,7 @@ def _train_system(request: TrainRequest, output: Path, *, device: str, watch: Wa
     curves = train_on(request, bank, output, work, about, names, judged_by=judged, **how)
     if here().first and request.calibrate and any(dataset.split("val") for dataset in datasets):
         watch.start("calibrating on the val split")
-        calibrate_folder(output, datasets, fold=fold, device=device, on_step=watch.update)
+        calibrate_folder(output, datasets, fold=fold, kinds=False, device=device, on_step=watch.update)
     return curves
 
 

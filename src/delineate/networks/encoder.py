@@ -1,5 +1,6 @@
 """The image encoder: a residual U-Net that looks at a scan once, whatever will be asked of it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -39,10 +40,12 @@ class ResidualBlock(nn.Module):
 class Features:
     """What the encoder saw: `levels` from half the working resolution down.
 
-    `memo` is for what is worked out of them once and needed again; what it holds follows from the others.
+    `gist` tells each slice in some hundred numbers (`gist_of`), by which kinds of scans are told apart. `memo` is for
+    what is worked out of the levels once and needed again; what it holds follows from them.
     """
 
     levels: tuple[Tensor, ...]
+    gist: Tensor | None = None
     memo: dict[Any, Tensor] = field(default_factory=dict, repr=False)
 
     @property
@@ -61,6 +64,12 @@ class Features:
     def split(self, count: int) -> "list[Features]":
         """The features of `count` slices at a time."""
         return [Features(some) for some in zip(*(level.split(count) for level in self.levels), strict=True)]
+
+
+def gist_of(levels: Sequence[Tensor]) -> Float[Tensor, "batch numbers"]:
+    """Mean, maximum and standard deviation of every channel of all levels but the finest, float32."""
+    parts = [level.float().flatten(2) for level in levels[1:]]
+    return torch.cat([one for part in parts for one in (part.mean(2), part.amax(2), part.std(2))], dim=1)
 
 
 class ImageEncoder(nn.Module):

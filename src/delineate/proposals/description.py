@@ -34,9 +34,13 @@ def describe(
         entry: dict[str, Any] = {"prompt": target.prompt.text, "target": target.name, "outcome": target.outcome.value}
         if target.said:
             entry["understood"] = target.said
+        if target.misfit:
+            entry["misfit"] = target.misfit
         if target.outcome is Outcome.UNKNOWN_PROMPT:
             entry["nearest"] = list(target.nearest)
             entry["message"] = unknown_prompt_message(target.prompt.text, target.nearest)
+        elif target.drawn is None:
+            entry["message"] = f"'{target.prompt.text}': {target.misfit}"
         else:
             volumes = [float(size * unit) for size in target.sizes()]
             entry["score"] = round(target.score, 4)

@@ -34,6 +34,8 @@ class Outcome(StrEnum):
     FOUND = "found"
     LIKELY_ABSENT = "likely absent"
     UNKNOWN_PROMPT = "unknown prompt"
+    NOT_LEARNT = "not learnt here"
+    UNLIKE = "scan unlike any known"
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,17 +45,19 @@ class TargetProposals:
     Attributes:
         prompt: as it was asked.
         name: the vocabulary's name of the target; None for an unknown prompt.
-        outcome: found, likely absent or unknown prompt.
+        outcome: found, likely absent or unknown prompt; or why the question does not fit the scan, and nothing was
+            drawn: not learnt here (in such scans, by this model), scan unlike any known.
         score: in [0, 1], how firmly the proposals agree that the target is there: the mean probability of the
             surest tenth of the consensus (of its surest 8 voxels where it is smaller), 0 where it is empty.
-        drawn: N maps in [0, 1] on the scan's own voxels, kept where they are not zero; None for an unknown prompt. An
-            array (N, I, J, K) may be given for them; `probabilities` is one.
+        drawn: N maps in [0, 1] on the scan's own voxels, kept where they are not zero; None for an unknown prompt, and
+            for a question that does not fit. An array (N, I, J, K) may be given for them; `probabilities` is one.
         nearest: for an unknown prompt, the names that resemble it.
         calibration: what held-out subjects taught about such proposals; None where nobody asked them.
         weights: float64 (N,) that sum to 1, how far each proposal agreed with the marks before it was made to; None
             without marks, or with one proposal.
         scores: (N,), how good the system itself holds each proposal to be; None where it does not say.
         said: how the words were taken, in a sentence, where they do not plainly name the target.
+        misfit: in what the question does not fit the scan, in a sentence; "" where it fits, or nobody can tell.
     """
 
     prompt: Prompt
@@ -66,6 +70,7 @@ class TargetProposals:
     weights: np.ndarray | None = None
     scores: np.ndarray | None = None
     said: str = ""
+    misfit: str = ""
 
     def __post_init__(self):
         if isinstance(self.drawn, np.ndarray):
@@ -274,7 +279,7 @@ class TargetProposals:
 
     def _drawn(self) -> Sparse:
         if not isinstance(self.drawn, Sparse):
-            raise ValueError(f"'{self.prompt.text}' is an unknown prompt: there are no proposals to look at")
+            raise ValueError(f"'{self.prompt.text}': {self.outcome}: there are no proposals to look at")
         return self.drawn
 
 

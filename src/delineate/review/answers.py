@@ -192,7 +192,7 @@ def answers_of_run(folder: Path, entry: Mapping[str, Any]) -> tuple[Answer, ...]
     asked = {name: value for name, value in entry.items() if name.endswith("_sha256")}
     for number, target in enumerate(entry["targets"]):
         stem = safe_name(target["target"] or target["prompt"])
-        if target["outcome"] != "unknown prompt":
+        if "score" in target:  # something was drawn
             stems[stem] = stems.get(stem, 0) + 1
             stem = stem if stems[stem] == 1 else f"{stem}_{stems[stem]}"
         request = entry["request"]

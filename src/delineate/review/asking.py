@@ -40,7 +40,7 @@ class Answering:
         self._load = load
         self._loaded: Segmenter | None = None
         self._seen: tuple[str, Seen] | None = None
-        self._words: tuple[tuple[str, Prompt, int, int], Proposals] | None = None
+        self._words: tuple[tuple[str, Prompt, int, int, bool], Proposals] | None = None
         self._marked: tuple[TargetProposals, ...] = ()  # the last answer with marks to the same words
         self._loading, self._busy = threading.Lock(), threading.Lock()
 
@@ -63,7 +63,14 @@ class Answering:
         return self._seen[1]
 
     def answer(
-        self, case: str, scan: "Scan", prompt: Prompt, n: int, seed: int, on_step: Callable[[float], None]
+        self,
+        case: str,
+        scan: "Scan",
+        prompt: Prompt,
+        n: int,
+        seed: int,
+        on_step: Callable[[float], None],
+        anyway: bool = False,
     ) -> "Proposals":
         """The proposals for a prompt. Not for two threads at once.
 
@@ -77,18 +84,19 @@ class Answering:
             n: proposals.
             seed: of the proposals.
             on_step: told the share of the work that is done; whatever it raises ends the work.
+            anyway: whether to draw what does not fit the scan, too.
         """
         segmenter = self.segmenter()
         on_step(0.0)
         seen = self.seen(case, scan)
         on_step(0.0)
         words = replace(prompt, marks=None)
-        asked = case, words, n, seed
+        asked = case, words, n, seed, anyway
         if self._words is not None and self._words[0] == asked:
             answer = self._words[1]
         else:
             self._words, self._marked = None, ()
-            answer = segmenter(seen, [words], n=n, seed=seed, on_step=on_step)
+            answer = segmenter(seen, [words], n=n, seed=seed, anyway=anyway, on_step=on_step)
             if sum(0 if t.drawn is None else t.drawn.nbytes for t in answer) <= MOST_KEPT:
                 self._words = asked, answer
         if prompt.marks is None:
@@ -205,7 +213,7 @@ class Asking:
         turn = answering.turn(self._check)
         try:
             n, seed = self.request.proposals, self.request.seed
-            proposals = answering.answer(case, scan(), prompt, n, seed, self._on_step)
+            proposals = answering.answer(case, scan(), prompt, n, seed, self._on_step, self.request.anyway)
         finally:
             turn.release()
         return save_answer(

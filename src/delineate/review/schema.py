@@ -163,7 +163,7 @@ class AnswerInfo(Exact):
     id: str
     prompt: str
     target: str | None
-    outcome: Literal["found", "likely absent", "unknown prompt"]
+    outcome: Literal["found", "likely absent", "unknown prompt", "not learnt here", "scan unlike any known"]
     score: float
     nearest: list[str]
     understood: str | None = None  # of answers of before there is none
@@ -244,6 +244,7 @@ class AskRequest(Exact):
     seed: Annotated[int, Field(ge=0, le=2**31 - 1, strict=True)] = 0
     marks: Annotated[list[Mark], Field(max_length=MOST_MARKS)] = []
     refines: Id | None = None
+    anyway: bool = False
 
 
 class AddLayer(Exact):

@@ -193,6 +193,17 @@ def view_of(scan: Scan, size: int, apart_mm: float | None = None) -> View:
     return View(stack_of(scan, size, apart_mm=apart_mm), (between, row * rows, column * columns), scan.modality)
 
 
+def turned(stack: Tensor, turn: int) -> Tensor:
+    """Slices (…, size, size) turned by quarters counter-clockwise, and from 4 on then mirrored: one of `TURNS`."""
+    out = torch.rot90(stack, turn % 4, (-2, -1))
+    return out.flip(-1) if turn >= 4 else out
+
+
+def turned_back(stack: Tensor, turn: int) -> Tensor:
+    """What undoes `turned`."""
+    return torch.rot90(stack.flip(-1) if turn >= 4 else stack, -(turn % 4), (-2, -1))
+
+
 def with_neighbours(slices: Float[Tensor, "slices h w"], apart: int = 1) -> Float[Tensor, "slices 3 h w"]:
     """Grey slices (S, H, W) as (S, 3, H, W): the one `apart` below, itself, the one `apart` above."""
     out = torch.empty(len(slices), 3, *slices.shape[1:])

@@ -134,11 +134,13 @@ class Seen:
         scan: as it was given.
         features: what the system saw.
         prepared: the scan with its grey values prepared, as marks are read beside it.
+        turn: how its slices lie (`scans.grid.turned`): they were turned back before they were looked at.
     """
 
     scan: Scan
     features: Any
     prepared: Scan
+    turn: int = 0
 
 
 class System(Protocol):

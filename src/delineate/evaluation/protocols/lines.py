@@ -139,7 +139,7 @@ def answers(
         seen = segmenter.look(scan)
         for name in names:
             truth = labels == dataset.labels[name]
-            answer = segmenter(seen, [name], n=n, seed=seed)[name]
+            answer = segmenter(seen, [name], n=n, seed=seed, anyway=True)[name]
             yield Answered(case, scan, answer, truth, truth[None] if raters is None else raters)
 
 

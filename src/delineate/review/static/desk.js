@@ -198,12 +198,12 @@ export class Desk {
     return api.get(this.path(`/meant?prompt=${encodeURIComponent(prompt)}`))
   }
 
-  async ask(prompt, { proposals = 8, marks = [], refines = null } = {}) {
+  async ask(prompt, { proposals = 8, marks = [], refines = null, anyway = false } = {}) {
     this.running = { prompt, share: 0 }
     this.tell('running')
     let end
     try {
-      const ask = await api.post(this.path('/asks'), { prompt, proposals, marks, refines })
+      const ask = await api.post(this.path('/asks'), { prompt, proposals, marks, refines, anyway })
       this.running = ask
       const told = await api.follow(this.path(`/asks/${ask.id}/progress`), (state) => {
         this.running = state

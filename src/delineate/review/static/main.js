@@ -112,18 +112,18 @@ const on = {
   },
 }
 
-async function ask(prompt) {
+async function ask(prompt, { anyway = false } = {}) {
   const meant = await desk.meant(prompt)
-  if (meant.targets.length < 2) return askOne(prompt)
+  if (meant.targets.length < 2) return askOne(prompt, anyway)
   notice(`'${prompt}' was taken for ${meant.said}`)
-  for (const name of meant.targets) if ((await askOne(name)) === 'cancelled') return
+  for (const name of meant.targets) if ((await askOne(name, anyway)) === 'cancelled') return
 }
 
-async function askOne(prompt) {
+async function askOne(prompt, anyway) {
   byId('prompt').value = prompt
   desk.marks = []
   markedMeanwhile = false
-  const end = await desk.ask(prompt, { proposals: Number(byId('proposals').value) || 8 })
+  const end = await desk.ask(prompt, { proposals: Number(byId('proposals').value) || 8, anyway })
   if (end.state === 'cancelled') {
     notice('cancelled; nothing was changed')
     return end.state

@@ -51,7 +51,7 @@ function latest(desk) {
 }
 
 function card(desk, answer, open, on) {
-  const kind = { found: 'found', 'likely absent': 'absent', 'unknown prompt': 'unknown' }[answer.outcome]
+  const kind = { found: 'found', 'likely absent': 'absent' }[answer.outcome] ?? 'unknown'
   const title = make(
     'header',
     { tabIndex: 0, role: 'button', 'aria-expanded': String(open), onclick: () => on.look(answer.id), onkeydown: (e) => e.key === 'Enter' && on.look(answer.id) },
@@ -96,7 +96,11 @@ function card(desk, answer, open, on) {
 }
 
 function unknown(box, answer, on) {
-  box.append(make('p', {}, `This model was not taught '${answer.prompt}', so it draws nothing rather than guess.`))
+  if (answer.outcome === 'unknown prompt') box.append(make('p', {}, `This model was not taught '${answer.prompt}', so it draws nothing rather than guess.`))
+  else {
+    box.append(make('p', {}, answer.message))
+    box.append(make('div', { class: 'chips' }, make('button', { onclick: () => on.ask(answer.prompt, { anyway: true }) }, 'Draw it all the same')))
+  }
   if (answer.nearest.length) {
     const chips = make('div', { class: 'chips' }, 'Did you mean ')
     for (const name of answer.nearest) chips.append(make('button', { onclick: () => on.ask(name) }, name))

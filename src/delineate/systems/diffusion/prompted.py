@@ -20,7 +20,7 @@ from delineate.data.slices import SliceBank
 from delineate.foundation.foundation import Foundation
 from delineate.foundation.pretraining import caption_corpus, draw_captions, pretrain_words
 from delineate.foundation.text import Encoded
-from delineate.networks.encoder import ENCODER_WIDTHS, Features, PromptedEncoder
+from delineate.networks.encoder import ENCODER_WIDTHS, Features, PromptedEncoder, gist_of
 from delineate.networks.precision import halves
 from delineate.prompts.captions import captions
 from delineate.prompts.vocabulary import Vocabulary
@@ -106,17 +106,19 @@ class Prompted:
     def see(self, view: View) -> Features:
         """Encode slices once, for any number of prompts; in half precision where the machine is made for it."""
         stack = view.stack.to(self.foundation.device)
-        levels, done = [], 0
+        levels, gists, done = [], [], 0
         with halves(stack.device):
             for chunk in stack.split(at_once(16)):
-                some = self.control.encoder(chunk).levels[: self.levels_kept]
+                every = self.control.encoder(chunk).levels
+                gists.append(gist_of(every))
+                some = every[: self.levels_kept]
                 if not levels:  # once for all slices: parts that are joined in the end would be there twice
                     need(len(stack) * sum(4 * level[0].numel() for level in some), "what is seen of the scan")
                     levels = [_room_for(len(stack), level) for level in some]
                 for level, part in zip(levels, some, strict=True):
                     level[done : done + len(part)] = part
                 done += len(chunk)
-        return Features(tuple(levels))
+        return Features(tuple(levels), torch.cat(gists).cpu())
 
     @torch.no_grad()
     def estimate(self, seen: Features, asked: Asked, slices: Tensor | None = None) -> Tensor:
