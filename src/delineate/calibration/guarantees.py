@@ -285,9 +285,10 @@ class Calibration:
         )
         curves = {"missed": self.missed, "false": self.false, "volume_errors": self.volume_errors}
         arrays = {f"{kind}/{name}": a for kind, targets in curves.items() for name, a in targets.items()}
-        arrays = {name: np.ascontiguousarray(a, np.float32) for name, a in arrays.items()}
         if self.recogniser is not None:
             arrays |= self.recogniser.arrays
+        # safetensors heeds no strides
+        arrays = {name: np.ascontiguousarray(a, np.float32) for name, a in arrays.items()}
         save_file({"thresholds": THRESHOLDS.astype(np.float32), **arrays}, folder / FILES[1])
 
     @classmethod

@@ -50,7 +50,8 @@ if TYPE_CHECKING:
 EXIT_CODES = """Exit codes: 0 done; 1 some cases failed, or `check` found errors; 2 wrong usage; 3 unreadable scan;
 4 unknown prompt; 5 dataset not as it should be; 6 model missing or damaged; 7 training cannot go on;
 8 a guarantee that was asked for cannot be given; 9 another command is at work in the same place; 10 a file cannot be
-read or written; 70 a fault of delineate; 75 stopped on request, the same command goes on; 130 stopped."""
+read or written; 11 a target was not learnt in such a scan; 70 a fault of delineate; 75 stopped on request, the same
+command goes on; 130 stopped."""
 
 app = typer.Typer(
     help="Name a target in a medical image; get several plausible masks, their consensus, and where they disagree. "

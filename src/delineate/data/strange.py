@@ -23,6 +23,10 @@ def strange(pictures: Sequence[Picture], count: int, seed: int) -> list[Picture]
     def any_of_them() -> Picture:
         return pictures[int(rng.integers(len(pictures)))]
 
+    def two() -> tuple[Picture, Picture]:
+        one, other = rng.choice(len(pictures), 2, replace=len(pictures) < 2)
+        return pictures[int(one)], pictures[int(other)]
+
     size = pictures[0].shape[-1]
     made: list[Callable[[], Picture]] = [
         lambda: _cut_up(any_of_them(), rng),
@@ -30,8 +34,8 @@ def strange(pictures: Sequence[Picture], count: int, seed: int) -> list[Picture]
         lambda: -any_of_them(),
         lambda: _in_other_colours(any_of_them(), rng),
         lambda: _without_phases(any_of_them(), rng),
-        lambda: torch.lerp(any_of_them(), any_of_them(), rng.uniform(0.35, 0.65)),
-        lambda: _side_by_side(any_of_them(), any_of_them(), rng),
+        lambda: torch.lerp(*two(), rng.uniform(0.35, 0.65)),
+        lambda: _side_by_side(*two(), rng),
         lambda: _texture(size, rng),
         lambda: _shapes(size, rng),
     ]
