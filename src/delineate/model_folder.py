@@ -159,8 +159,8 @@ class Model:
     apart_mm: float | None
 
 
-def read_model(folder: Path | str | None, device: str = "cpu") -> Model:
-    """A checked model folder, its system on `device`; the house model for None.
+def read_model(folder: Path | str | None, device: str = "cpu", *, calibrated: bool = True) -> Model:
+    """A checked model folder, its system on `device`, with its calibration or without; the house model for None.
 
     Raises:
         ModelError: as `check_model`, of a system that is not known here or has another configuration, or its weights
@@ -174,7 +174,8 @@ def read_model(folder: Path | str | None, device: str = "cpu") -> Model:
     vocabulary = read_vocabulary(folder)
     system = SYSTEMS[config["system"]].load(folder, config["system_config"], vocabulary)
     modalities, apart_mm = tuple(config["modalities"]), config.get("apart_mm")
-    return Model(system.to(device), modalities, fingerprint(folder), Calibration.load(folder), apart_mm)
+    calibration = Calibration.load(folder) if calibrated else None
+    return Model(system.to(device), modalities, fingerprint(folder), calibration, apart_mm)
 
 
 def read_vocabulary(folder: Path | str | None) -> Vocabulary:

@@ -68,15 +68,22 @@ class Segmenter:
 
     @classmethod
     def load(
-        cls, folder: Path | str | None = None, device: str = "cpu", adapter: Path | str | None = None
+        cls,
+        folder: Path | str | None = None,
+        device: str = "cpu",
+        adapter: Path | str | None = None,
+        *,
+        calibrated: bool = True,
     ) -> "Segmenter":
         """The segmenter in a model folder, verified by its hashes; the house model where no folder is given.
+
+        With or without what held-out subjects taught: that of another release cannot be read, and is to be made anew.
 
         Raises:
             ModelError: the folder is missing, damaged, or of a system that is not known here; or the `adapter`'s
                 folder is, or belongs to another model.
         """
-        model = read_model(folder, device)
+        model = read_model(folder, device, calibrated=calibrated)
         how = {"fingerprint": model.fingerprint, "calibration": model.calibration}
         base = cls(model.system, model.modalities, habits=Habits(apart_mm=model.apart_mm), **how)
         return base if adapter is None else base.with_adapter(adapter)
@@ -110,10 +117,9 @@ class Segmenter:
         kept = {"fingerprint": self.fingerprint, "habits": self.habits, "marker": self.marker}
         return Segmenter(self.system, self.modalities, calibration=calibration, **kept)
 
-    @property
-    def found_from(self) -> float:
+    def found_from(self, target: str) -> float:
         """The score from which a target counts as found: calibrated, or `FOUND_FROM`."""
-        calibrated = self.calibration and self.calibration.presence
+        calibrated = self.calibration and self.calibration.presence_of(target)
         return calibrated.threshold if calibrated else FOUND_FROM
 
     @property
@@ -219,6 +225,9 @@ class Segmenter:
 
     def misfit(self, seen: Seen, target: str) -> tuple[Outcome, str] | None:
         """Why a target of the vocabulary is not to be asked of this scan, and in a sentence; None where it may be."""
+        if self.calibration is not None and not self.calibration.is_learnt(target):
+            held_out = self.calibration.dice[target]
+            return Outcome.NOT_LEARNT, f"not learnt: Dice {held_out.mean():.2f} on {len(held_out)} held-out subjects"
         recogniser, found = self.calibration and self.calibration.recogniser, self.recognised(seen)
         if recogniser is None or found is None or (found.kind is not None and target in found.kind.targets):
             return None
@@ -247,8 +256,8 @@ class Segmenter:
             maps = maps.only(voxels_of(prompt.box, seen.scan))
         some = islice(maps.rows(), self.calibration.proposals if self.calibration else n)
         score = presence(mean_of(some, len(maps.where)))
-        outcome = Outcome.FOUND if score >= self.found_from else Outcome.LIKELY_ABSENT
         name = asked.concept.name if asked.concept else " ".join(prompt.text.split())
+        outcome = Outcome.FOUND if score >= self.found_from(name) else Outcome.LIKELY_ABSENT
         scores = None if drawn.scores is None else drawn.scores.numpy()
         calibration = self.calibration if words_alone(prompt) else None
         more = {"scores": scores, "misfit": "" if unfit is None else unfit[1]}
@@ -259,7 +268,7 @@ class Segmenter:
     ) -> TargetProposals:
         """`answer`, the one to the words of `prompt`, with its marks; `before` had others."""
         marker = self.marker or house_marker()
-        how = {"n": n, "seed": seed, "found_from": self.found_from, "before": before}
+        how = {"n": n, "seed": seed, "found_from": self.found_from(answer.name or ""), "before": before}
         return answer_with_marks(prompt, answer, seen, self.system, marker, self._asked(seen, prompt), **how)
 
     def _asked(self, seen: Seen, prompt: Prompt) -> Asked | None:

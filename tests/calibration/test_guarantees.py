@@ -173,7 +173,7 @@ def test_where_no_proposal_reaches_nothing_is_changed(calibration):
 def test_absent_targets_are_called_found_no_more_often_than_stated():
     generator, alarms = np.random.default_rng(6), []
     for _ in range(400):
-        made = presence_from(generator.random(30), generator.random(30) + 0.5, 0.1, Identity())
+        made = presence_from(generator.random(30), generator.random(30) + 1, 0.1, Identity())
         alarms.append(generator.random() >= made.threshold)
     assert made.rate == made.asked == 0.1
     assert np.mean(alarms) <= 0.1 + 3 * 0.1**0.5 / 20
@@ -277,10 +277,15 @@ def test_what_is_saved_is_what_is_loaded(calibration, tmp_path):
     told = presence_from(absent, present, 0.05, Temperature(2.0))
     mended = {"": Beta(0.5, 0.6, 0.1), "disc": Temperature(1.5)}
     pieces = {"": True, "nuclei": False}
-    whole = replace(calibration, estimate=mended, presence=told, one_piece=pieces, about={"split": "val"})
+    whole = replace(calibration, estimate=mended, presence={"liver": told}, one_piece=pieces, about={"split": "val"})
     whole.save(tmp_path)
     back = Calibration.load(tmp_path)
-    assert (back.proposals, back.voxel, back.presence, back.about) == (8, whole.voxel, told, {"split": "val"})
+    assert (back.proposals, back.voxel, back.presence, back.about) == (
+        8,
+        whole.voxel,
+        {"liver": told},
+        {"split": "val"},
+    )
     assert back.estimate == mended
     assert back.one_piece == pieces
     assert back.of_estimate("disc") == Temperature(1.5)

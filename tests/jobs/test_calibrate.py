@@ -95,12 +95,12 @@ def test_held_out_subjects_set_thresholds_and_the_rest(found):
     assert 0.2 < one.threshold <= 0.9
     assert found.consensus_at("liver") <= 0.3  # the faint column is liver too
     assert found.volume_errors["liver"] == pytest.approx(np.zeros(8), abs=0.01)
-    assert found.presence.absent == 8
-    assert found.presence.rate == pytest.approx(1 / 9)
-    assert found.presence.sensitivity == 1
+    assert found.presence["liver"].absent == 8
+    assert found.presence["liver"].rate == pytest.approx(1 / 9)
+    assert found.presence["liver"].sensitivity == 1
     assert found.volume_interval("liver", 10.0) is None  # nine subjects are needed
     assert found.about["split"] == "val"
-    assert "5.0% needs 19 scans without a target" in found.summary()["lines"][0]
+    assert "5.0% needs 19 subjects that lack a target" in found.summary()["lines"][0]
 
 
 class Timid:
@@ -153,12 +153,13 @@ def test_a_system_that_draws_otherwise_has_nothing_to_mend(found):
 
 def test_the_outcome_is_decided_by_the_calibrated_score(dataset, found):
     scan = dataset.read(dataset.cases[0])[0]
-    assert Segmenter(Brightness()).found_from == FOUND_FROM
+    assert Segmenter(Brightness()).found_from("liver") == FOUND_FROM
     lax = Segmenter(Brightness(), calibration=found)
-    assert lax.found_from == found.presence.threshold < 0.01
+    assert lax.found_from("liver") == found.presence["liver"].threshold < 0.01
     assert lax(scan, ["liver"])["liver"].outcome is Outcome.FOUND
     strict = Segmenter(
-        Brightness(), calibration=Calibration(5, presence=type(found.presence)(0.95, 0.05, 0.05, 30, 30, 0.5))
+        Brightness(),
+        calibration=Calibration(5, presence={"liver": type(found.presence["liver"])(0.95, 0.05, 0.05, 30, 30, 0.5)}),
     )
     assert strict(scan, ["liver"])["liver"].outcome is Outcome.LIKELY_ABSENT
     assert strict.calibrated(None)(scan, ["liver"])["liver"].outcome is Outcome.FOUND
@@ -179,7 +180,10 @@ def model(trained, tmp_path):
     return tmp_path / "model"
 
 
-def test_a_calibrated_folder_is_the_same_model(model, found, tmp_path):
+def test_a_calibrated_folder_is_the_same_model(model, found, tmp_path, monkeypatch):
+    def refuse(cls, folder):
+        raise ModelError("run: delineate calibrate")
+
     before, answer = fingerprint(model), Segmenter.load(model)
     assert calibration_hash(model) is None
     save_calibration(model, found)
@@ -193,6 +197,9 @@ def test_a_calibrated_folder_is_the_same_model(model, found, tmp_path):
     save_calibration(model, Calibration(5, Beta(1, 2, 0)), tmp_path / "copy")
     assert fingerprint(tmp_path / "copy") == before
     assert calibration_hash(tmp_path / "copy") != first == calibration_hash(model)
+    monkeypatch.setattr(Calibration, "load", classmethod(refuse))  # one of another release, which says: calibrate
+    assert Segmenter.load(model, calibrated=False).calibration is None
+    monkeypatch.undo()
     (model / "calibration.json").write_text("{}")
     with pytest.raises(ModelError, match=r"'calibration\.json' was changed or damaged"):
         Segmenter.load(model)

@@ -119,6 +119,8 @@ def test_the_run_says_what_made_it(system, scans, tmp_path):
         "series": None,
         "fill_gaps": False,
         "seg": "binary",
+        "anyway": False,
+        "turn": False,
     }
     assert report["seconds"] >= 0
     time.strptime(report["started"][:19], "%Y-%m-%dT%H:%M:%S")
@@ -503,7 +505,7 @@ def test_a_calibrated_answer_says_how_far_it_can_be_believed(system, scans, tmp_
     losses = np.sort(generator.random((40, len(THRESHOLDS))) ** 4, axis=1)
     calibration = Calibration(
         2,
-        presence=Presence(0.3, 0.05, 0.05, 40, 40, 0.9),
+        presence={"": Presence(0.3, 0.05, 0.05, 40, 40, 0.9)},
         missed={"liver": losses},
         volume_errors={"liver": np.full(20, np.log(1.5))},
     )

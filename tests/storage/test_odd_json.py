@@ -48,7 +48,9 @@ def calibrate(folder: Path) -> None:
     presence = Presence(0.5, 0.2, 0.1, 9, 9, 0.9, Temperature(1.5))
     errors = {"liver": np.array([0.1, np.inf])}
     given = {"estimate": {"": Temperature(2.0)}, "consensus": {"": 0.5}, "one_piece": {"liver": True}}
-    Calibration(4, Temperature(1.2), presence=presence, missed=curves, volume_errors=errors, **given).save(folder)
+    Calibration(4, Temperature(1.2), presence={"liver": presence}, missed=curves, volume_errors=errors, **given).save(
+        folder
+    )
 
 
 def make_model(folder: Path) -> Callable[[Path], Any]:

@@ -25,6 +25,8 @@ from delineate.storage.schema import Count, Share, read_json
 VOXELS_AT_ONCE = 1 << 20  # that are mended together: bounds memory
 FILES = ("calibration.json", "calibration.safetensors")
 LEVEL = 0.9  # of volume intervals
+NOT_LEARNT = 0.05  # mean Dice on held-out subjects below which a target was not learnt at all
+FEWEST = 3  # of them, to say so
 ENOUGH = 20  # held-out subjects with a target, from where on they speak for it alone: five cost Dice (docs/lab)
 # Rising; below the least of them lies only the whole scan, above the last only the empty mask.
 THRESHOLDS = np.concatenate([[0.0], 1 / (1 + np.exp(-np.linspace(-6.9, 6.9, 139))), [1.001]])
@@ -40,15 +42,16 @@ class GuaranteeError(DelineateError):
 class Presence:
     """From which score on a target counts as found, and how often an absent one does.
 
-    By split conformal prediction the chance that a new scan without the target is called found is at most `rate`, over
-    the draw of the scans that `threshold` was set on; the scans counted here were cropped to where the target is not.
+    By conformal risk control over subjects, at most this share of the absent targets of a new subject is called found,
+    in expectation over the draw of the subjects that `threshold` was set on: the targets and scans of one subject are
+    no strangers to each other, so they count once. What is counted here was cropped to where the target is not.
 
     Attributes:
         threshold: a target is found where its score (`delineate.proposals.proposals.presence`) is at least this.
         rate: the false-alarm rate that holds for it, in (0, 1).
         asked: the rate that was asked for; less than `rate` where there were too few absent ones to have it.
-        absent: how many scans without the target it was set on.
-        present: how many scans with it there were.
+        absent: on how many subjects with a part that lacks a target it was set.
+        present: how many (scan, target) there were with it.
         sensitivity: the share of those that are found.
         calibrator: from a score to the probability of presence, as common as it was there; the score itself where
             there were fewer than five of either kind.
@@ -64,19 +67,31 @@ class Presence:
 
 
 def presence_from(
-    absent: Float[np.ndarray, " scans"], present: Float[np.ndarray, " scans"], rate: float, calibrator: Calibrator
+    absent: Sequence[np.ndarray | float], present: Float[np.ndarray, " scans"], rate: float, calibrator: Calibrator
 ) -> Presence | None:
-    """The least threshold whose false-alarm rate is `rate`; with fewer than 1 / rate - 1 absent scans, what they allow.
+    """The least threshold whose false-alarm rate is `rate`; with fewer than 1 / rate - 1 subjects, what they allow.
 
-    None where that is more than one in five, or where no scan shows a target.
+    None where that is more than one in five, where no scan shows a target, or where so high a threshold would leave out
+    more than half of what is there.
+
+    Args:
+        absent: for each subject the scores of what it lacks.
+        present: scores of what is there.
+        rate: asked for.
+        calibrator: of scores.
     """
-    n = len(absent)
+    own, n = [np.atleast_1d(one).astype(np.float32) for one in absent], len(absent)
     if n < 4 or not len(present):
         return None
     allowed = max(rate, 1 / (n + 1))
-    at = math.ceil((n + 1) * (1 - allowed) - 1e-9)  # the rank, from 1, of the absent score that is not yet found
-    threshold = float(np.nextafter(np.float32(np.sort(absent)[at - 1]), np.float32(2)))
-    return Presence(threshold, allowed, rate, n, len(present), float((present >= threshold).mean()), calibrator)
+    scores, weights = np.concatenate(own), np.concatenate([np.full(len(one), 1 / len(one)) for one in own])
+    order = np.argsort(-scores)
+    found = np.cumsum(weights[order])  # of how many subjects' worth, from the greatest score down
+    most = allowed * (n + 1) - 1 + 1e-9
+    highest = scores[order][np.searchsorted(found, most, side="right")] if found[-1] > most else np.float32(0)
+    threshold = float(np.nextafter(highest, np.float32(2)))
+    sensitivity = float((present >= threshold).mean())
+    return Presence(threshold, allowed, rate, n, len(present), sensitivity, calibrator) if sensitivity >= 0.5 else None
 
 
 @dataclass(frozen=True)
@@ -123,7 +138,7 @@ class CalibrationFile:
 
     proposals: Annotated[int, Interval(ge=1, le=1024)]
     voxel: Number
-    presence: PresenceFile | None
+    presence: dict[Target, PresenceFile]
     about: dict[str, Any]
     estimate: dict[Target, Number] = field(default_factory=dict)
     consensus: dict[Target, Annotated[float, Interval(ge=0, le=2)]] = field(default_factory=dict)
@@ -143,10 +158,12 @@ class Calibration:
         consensus: one of `THRESHOLDS` by target, from which mean on a voxel is in the consensus; "" as above.
         one_piece: by target, whether small pieces beside the largest are left out of the consensus; "" for those that
             are not named.
-        presence: when a target is found; None where too few held-out scans lack one.
+        presence: by target, when it is found; none of those of which too few held-out subjects tell. "" is for all
+            that are not named.
         missed: for each target (subjects, thresholds), the share of the truth below each of `THRESHOLDS`.
         false: likewise the share of what is above that is not truth (`conformal.false_fraction`).
         volume_errors: for each target (subjects,), |ln(true volume / predicted volume)|.
+        dice: for each target (subjects,), of the consensus.
         recogniser: tells what kind of scan the model looks at, and of whether it learnt from such; None for one that
             nobody taught to.
         about: datasets, figures, whatever tells how it came about; JSON values.
@@ -157,10 +174,11 @@ class Calibration:
     estimate: Mapping[str, Calibrator] = field(default_factory=dict)
     consensus: Mapping[str, float] = field(default_factory=dict)
     one_piece: Mapping[str, bool] = field(default_factory=dict)
-    presence: Presence | None = None
+    presence: Mapping[str, Presence] = field(default_factory=dict)
     missed: Mapping[str, np.ndarray] = field(default_factory=dict)
     false: Mapping[str, np.ndarray] = field(default_factory=dict)
     volume_errors: Mapping[str, np.ndarray] = field(default_factory=dict)
+    dice: Mapping[str, np.ndarray] = field(default_factory=dict)
     recogniser: Recogniser | None = None
     about: Mapping[str, Any] = field(default_factory=dict)
 
@@ -187,6 +205,22 @@ class Calibration:
     def is_one_piece(self, target: str) -> bool:
         """Whether the consensus is better without small pieces beside its largest, by held-out subjects."""
         return self.one_piece.get(target, self.one_piece.get("", False))
+
+    def presence_of(self, target: str) -> Presence | None:
+        """When a target is found; None where held-out subjects do not say."""
+        return self.presence.get(target, self.presence.get(""))
+
+    def is_learnt(self, target: str) -> bool:
+        """Whether held-out subjects show the target to be known at all; without enough of them nobody denies it."""
+        held_out = self.dice.get(target, np.zeros(0))
+        return len(held_out) < FEWEST or float(held_out.mean()) >= NOT_LEARNT
+
+    def held_out_dice(self) -> dict[str, dict[str, Any]]:
+        """Of the consensus, for each target: mean, standard deviation `sd` (0 of one) and number of `subjects`."""
+        return {
+            name: {"mean": round(float(d.mean()), 4), "sd": round(float(d.std(ddof=len(d) > 1)), 4), "subjects": len(d)}
+            for name, d in self.dice.items()
+        }
 
     def guarantees(
         self, target: str, *, missed_at_most: float | None = None, false_at_most: float | None = None
@@ -242,23 +276,29 @@ class Calibration:
         for name, losses in self.missed.items():
             values = [self.guarantees(name, missed_at_most=share)[0].threshold for share in shares]
             targets[name] = {"subjects": len(losses), "missed": values}
-        known = self.presence
-        if known is None:
-            said = "too few held-out scans without a target: likely absent stays uncalibrated"
-        else:
-            said = f"found from a score of {known.threshold:.3g}: false alarms at most {known.rate:.1%}"
-            said += (
-                f" ({known.absent} scans without a target), {known.sensitivity:.1%} of {known.present} present found"
-            )
-            if known.rate > known.asked + 1e-9:
-                said += f"; {known.asked:.1%} needs {math.ceil(1 / known.asked - 1 - 1e-9)} scans without a target"
+        alike: dict[tuple[float, int, int], list[str]] = {}
+        for name, one in self.presence.items():
+            alike.setdefault((one.threshold, one.absent, one.present), []).append(name or "all others")
+        lines = []
+        for names in alike.values():
+            one = self.presence[names[0] if names[0] in self.presence else ""]
+            said = f"{', '.join(names[:3])}{f' and {len(names) - 3} more' * (len(names) > 3)}: found from a score of "
+            said += f"{one.threshold:.3g}; false alarms at most {one.rate:.1%} of a subject's absent targets "
+            said += f"({one.absent} subjects), {one.sensitivity:.1%} of {one.present} present found"
+            if one.rate > one.asked + 1e-9:
+                said += f"; {one.asked:.1%} needs {math.ceil(1 / one.asked - 1 - 1e-9)} subjects that lack a target"
+            lines.append(said)
+        silent = [name for name in self.missed if self.presence_of(name) is None]
+        if silent:
+            told = f"{', '.join(silent[:3])}{f' and {len(silent) - 3} more' * (len(silent) > 3)}"
+            lines.append(f"{told}: too few held-out subjects tell of absence: likely absent stays uncalibrated")
         voxel = to_json(self.voxel)
         numbers = ", ".join(f"{key} {value:.3g}" for key, value in voxel.items() if key != "kind")
-        lines = [said, f"probability of a voxel: {voxel['kind']} {numbers}".strip()]
+        lines.append(f"probability of a voxel: {voxel['kind']} {numbers}".strip())
         return {
             "proposals": self.proposals,
             "voxel": voxel,
-            "presence": None if known is None else {**known.__dict__, "calibrator": to_json(known.calibrator)},
+            "presence": {name: _told(one) for name, one in self.presence.items()},
             "shares": list(shares),
             "targets": targets,
             "lines": lines,
@@ -267,7 +307,6 @@ class Calibration:
 
     def save(self, folder: Path) -> None:
         """Write calibration.json and calibration.safetensors into a model folder that is being written."""
-        presence = self.presence
         write_json(
             folder / FILES[0],
             {
@@ -276,14 +315,12 @@ class Calibration:
                 "estimate": {target: to_json(one) for target, one in self.estimate.items()},
                 "consensus": dict(self.consensus),
                 "one_piece": dict(self.one_piece),
-                "presence": None
-                if presence is None
-                else {**presence.__dict__, "calibrator": to_json(presence.calibrator)},
+                "presence": {name: _told(one) for name, one in self.presence.items()},
                 "recogniser": None if self.recogniser is None else self.recogniser.to_json(),
                 "about": dict(self.about),
             },
         )
-        curves = {"missed": self.missed, "false": self.false, "volume_errors": self.volume_errors}
+        curves = {"missed": self.missed, "false": self.false, "volume_errors": self.volume_errors, "dice": self.dice}
         arrays = {f"{kind}/{name}": a for kind, targets in curves.items() for name, a in targets.items()}
         if self.recogniser is not None:
             arrays |= self.recogniser.arrays
@@ -306,15 +343,12 @@ class Calibration:
             arrays = load_file(folder / FILES[1])
             if not np.allclose(arrays.pop("thresholds"), THRESHOLDS):
                 raise ModelError(f"{folder}: was calibrated by another release; {fix}")
-            presence = told.presence
-            if presence is not None:
-                numbers = {k: v for k, v in presence.__dict__.items() if k != "calibrator"}
-                presence = Presence(**numbers, calibrator=from_json(presence.calibrator))
-            kinds: dict[str, dict[str, np.ndarray]] = {"missed": {}, "false": {}, "volume_errors": {}}
+            presence = {name: _presence(one) for name, one in told.presence.items()}
+            kinds: dict[str, dict[str, np.ndarray]] = {"missed": {}, "false": {}, "volume_errors": {}, "dice": {}}
             recogniser = None if told.recogniser is None else from_file(told.recogniser, arrays)
             for name, array in arrays.items():
                 kind, _, target = name.partition("/")
-                shape = array.shape if kind == "volume_errors" else (len(array), len(THRESHOLDS))
+                shape = array.shape if kind in ("volume_errors", "dice") else (len(array), len(THRESHOLDS))
                 if array.shape != shape or array.ndim != len(shape) or not (array >= 0).all():
                     raise ValueError(f"'{name}' is no curve")
                 kinds[kind][target] = array.astype(np.float64)
@@ -325,6 +359,15 @@ class Calibration:
         cuts, whole = told.consensus, told.one_piece
         made = cls(told.proposals, voxel, mended, cuts, whole, presence, about=told.about, **kinds)  # type: ignore[arg-type]
         return replace(made, recogniser=recogniser)
+
+
+def _told(presence: Presence) -> dict[str, Any]:
+    return {**presence.__dict__, "calibrator": to_json(presence.calibrator)}
+
+
+def _presence(told: PresenceFile) -> Presence:
+    numbers = {name: value for name, value in told.__dict__.items() if name != "calibrator"}
+    return Presence(**numbers, calibrator=from_json(told.calibrator))
 
 
 def refused_guarantees(

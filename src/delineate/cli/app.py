@@ -6,7 +6,7 @@ import sys
 import traceback
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -141,13 +141,29 @@ def prompts(
     if words:
         _meanings(words, vocabulary, modality, as_json)
         return
+    held_out = held_out_dice(model)
     if as_json:
-        print_json(vocabulary.to_json())
+        print_json({**vocabulary.to_json(), "held_out_dice": held_out})
         return
-    table = Table("name", "modality", "also", box=None, pad_edge=False)
+    table = Table("name", "modality", "Dice held out", "also", box=None, pad_edge=False)
     for concept in vocabulary.concepts:
-        table.add_row(concept.name, ", ".join(concept.modalities), ", ".join(concept.synonyms))
+        known = held_out.get(concept.name)
+        told = "" if known is None else f"{known['mean']:.2f} ± {known['sd']:.2f} ({known['subjects']})"
+        table.add_row(concept.name, ", ".join(concept.modalities), told, ", ".join(concept.synonyms))
     out.print(table)
+    if held_out:
+        say("Dice held out: mean ± standard deviation over subjects (how many) by which the model was calibrated")
+
+
+def held_out_dice(model: Path | None) -> dict[str, dict[str, Any]]:
+    """For each target that a calibrated model was tried on: mean, `sd` and how many `subjects`."""
+    from delineate.calibration.guarantees import Calibration
+    from delineate.model_folder import check_model, is_model
+
+    if model is not None and not is_model(model):
+        return {}
+    calibration = Calibration.load(check_model(model)[0])
+    return {} if calibration is None else calibration.held_out_dice()
 
 
 def _meanings(words: list[str], vocabulary: "Vocabulary", modality: str | None, as_json: bool) -> None:

@@ -25,7 +25,7 @@ from delineate.calibration.calibrators import (
     reliability,
 )
 from delineate.calibration.conformal import false_fraction, missed_fraction, overlaps_above
-from delineate.calibration.guarantees import ENOUGH, FILES, THRESHOLDS, Calibration, presence_from
+from delineate.calibration.guarantees import ENOUGH, FILES, THRESHOLDS, Calibration, Presence, presence_from
 from delineate.data.dataset import Dataset
 from delineate.data.folds import Fold, is_of, refuse_seen, trained_on
 from delineate.data.named import parse_named
@@ -230,12 +230,30 @@ def calibration_from(
         voxel,
         consensus=consensus,
         one_piece=one_piece_of(by_subject(lambda e: e.tidied)),
-        presence=presence_from(absent, present, false_alarms, scored),
+        presence=presence_by_target(evidence, false_alarms, scored),
         missed=by_subject(lambda e: e.missed),
         false=by_subject(lambda e: e.false),
+        dice=by_subject(lambda e: e.dice[index[e.target]]),  # type: ignore[index]
         volume_errors=by_subject(lambda e: volume_error(float(e.sizes[index[e.target]]))),  # type: ignore[index]
         about={**(about or {}), **told},
     )
+
+
+def presence_by_target(evidence: Sequence[Evidence], rate: float, calibrator: Calibrator) -> dict[str, Presence]:
+    """When each target is found: those of one set of scans are judged together, by its subjects."""
+    by_set: dict[str, list[Evidence]] = defaultdict(list)
+    for entry in evidence:
+        by_set[entry.subject.split("/")[0]].append(entry)
+    found = {}
+    for own in by_set.values():
+        absent: dict[str, list[float]] = defaultdict(list)
+        for entry in own:
+            if entry.score_absent is not None:
+                absent[entry.subject].append(entry.score_absent)
+        present = np.array([e.score_present for e in own if e.score_present is not None])
+        made = presence_from([np.array(scores) for scores in absent.values()], present, rate, calibrator)
+        found |= {} if made is None else {entry.target: made for entry in own}
+    return found
 
 
 def thresholds_of(dice: Mapping[str, np.ndarray]) -> dict[str, float]:
@@ -393,7 +411,7 @@ def calibrate_folder(
             raise DatasetError(
                 f"{dataset.root}: the model was trained on its train split; calibrate on another (--split)"
             )
-    segmenter = Segmenter.load(model, device).calibrated(None)
+    segmenter = Segmenter.load(model, device, calibrated=False)
     found = calibrate(
         segmenter,
         datasets,

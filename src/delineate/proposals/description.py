@@ -104,14 +104,15 @@ def believed(
     calibration, volume = target.calibration, float(target.size("mean") + target.islands()) * unit  # as calibrated
     drawn = [float(size) * unit for size in target.sizes()]
     ends = None if calibration is None else calibration.volume_interval(str(target.name), volume)
-    low, high = (float(v) for v in (ends or np.percentile(drawn, (5, 95))))
+    low, high = (float(v) for v in (ends or np.percentile([*drawn, volume], (5, 95))))
+    low, high = min(low, volume), max(high, volume)
     interval = {"low": round(low, 3), "high": round(high, 3), "level": LEVEL, "calibrated": ends is not None}
     entry: dict[str, Any] = {"presence": None, f"interval_{key}": interval}
-    if calibration is not None and (known := calibration.presence) is not None:
+    if calibration is not None and (known := calibration.presence_of(str(target.name))) is not None:
         entry["presence"] = {
             "found_from": round(known.threshold, 4),
             "false_alarms_at_most": round(known.rate, 4),
-            "absent_scans": known.absent,
+            "absent_subjects": known.absent,
             "probability": round(float(known.calibrator(np.array([target.score]))[0]), 4),
         }
     if any(share is not None for share in shares.values()):
