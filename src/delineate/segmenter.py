@@ -8,7 +8,7 @@ from pathlib import Path
 from delineate.adapters.adapter import Adapted
 from delineate.adapters.folder import load_adapter
 from delineate.calibration.guarantees import Calibration
-from delineate.calibration.recogniser import Recognised
+from delineate.calibration.recogniser import LIE, Recognised
 from delineate.errors import PromptError, ScanError
 from delineate.interaction.answer import answer_with_marks
 from delineate.interaction.clues import clues_of, refuse_what_it_does_not_take, voxels_of
@@ -222,6 +222,11 @@ class Segmenter:
         if recogniser is None or gist is None:
             return None
         return recogniser(gist.numpy(), seen.scan.modality)
+
+    def lies(self, seen: Seen) -> str:
+        """How its slices lie, if otherwise than those that were learnt from, in words; "" where nobody sees that."""
+        found = None if seen.turn else self.recognised(seen)
+        return "" if found is None or not found.turn else f"its slices lie {LIE[found.turn]}, by what they show"
 
     def misfit(self, seen: Seen, target: str) -> tuple[Outcome, str] | None:
         """Why a target of the vocabulary is not to be asked of this scan, and in a sentence; None where it may be."""

@@ -180,13 +180,31 @@ def test_absent_targets_are_called_found_no_more_often_than_stated():
     assert np.mean(alarms) > 0.03
 
 
-def test_few_absent_scans_state_the_rate_that_they_allow():
+def test_few_absent_subjects_state_the_rate_that_they_allow():
     made = presence_from(np.array([0.1, 0.2, 0.8, 0.3]), np.array([0.7, 0.9]), 0.05, Identity())
     assert made.rate == pytest.approx(0.2)
     assert 0.8 < made.threshold < 0.8 + 1e-6
     assert made.sensitivity == 0.5
     assert presence_from(np.array([0.1, 0.2, 0.8]), np.array([0.7]), 0.05, Identity()) is None
     assert presence_from(np.zeros(50), np.zeros(0), 0.05, Identity()) is None
+
+
+def test_a_threshold_that_leaves_out_most_of_what_is_there_gives_way_to_a_greater_rate():
+    made = presence_from(np.array([0.1, 0.2, 0.8, 0.3]), np.array([0.7, 0.6, 0.5]), 0.05, Identity())
+    assert made.rate == pytest.approx(0.4)
+    assert 0.3 < made.threshold < 0.3 + 1e-6
+    assert made.sensitivity == 1
+    assert presence_from(np.full(4, 0.9), np.full(9, 0.7), 0.05, Identity()) is None
+
+
+def test_the_targets_of_one_subject_count_once():
+    """A subject of whom everything is called found weighs as one, however many targets it lacks."""
+    one = np.full(50, 0.9)
+    others = [np.array([0.1])] * 19
+    made = presence_from([one, *others], np.full(10, 0.5), 0.1, Identity())
+    assert made.absent == 20
+    assert 0.1 < made.threshold < 0.1 + 1e-6  # (1 + 1) of 21 subjects
+    assert presence_from([np.array([0.9])] * 50 + others, np.full(10, 0.95), 0.1, Identity()).threshold > 0.9
 
 
 # volume

@@ -71,8 +71,8 @@ def presence_from(
 ) -> Presence | None:
     """The least threshold whose false-alarm rate is `rate`; with fewer than 1 / rate - 1 subjects, what they allow.
 
-    None where that is more than one in five, where no scan shows a target, or where so high a threshold would leave out
-    more than half of what is there.
+    Where so high a threshold would leave out half of what is there, the least greater rate that leaves out a twentieth;
+    None where that is more than a half, and with fewer than four subjects, or no scan that shows a target.
 
     Args:
         absent: for each subject the scores of what it lacks.
@@ -83,15 +83,18 @@ def presence_from(
     own, n = [np.atleast_1d(one).astype(np.float32) for one in absent], len(absent)
     if n < 4 or not len(present):
         return None
-    allowed = max(rate, 1 / (n + 1))
     scores, weights = np.concatenate(own), np.concatenate([np.full(len(one), 1 / len(one)) for one in own])
     order = np.argsort(-scores)
     found = np.cumsum(weights[order])  # of how many subjects' worth, from the greatest score down
-    most = allowed * (n + 1) - 1 + 1e-9
-    highest = scores[order][np.searchsorted(found, most, side="right")] if found[-1] > most else np.float32(0)
-    threshold = float(np.nextafter(highest, np.float32(2)))
-    sensitivity = float((present >= threshold).mean())
-    return Presence(threshold, allowed, rate, n, len(present), sensitivity, calibrator) if sensitivity >= 0.5 else None
+    least = max(rate, 1 / (n + 1))
+    for allowed in (least, *np.arange(least + 0.01, 0.501, 0.01)):
+        most = allowed * (n + 1) - 1 + 1e-9
+        highest = scores[order][np.searchsorted(found, most, side="right")] if found[-1] > most else np.float32(0)
+        threshold = float(np.nextafter(highest, np.float32(2)))
+        sensitivity = float((present >= threshold).mean())
+        if sensitivity >= (0.5 if allowed == least else 0.95):
+            return Presence(threshold, float(allowed), rate, n, len(present), sensitivity, calibrator)
+    return None
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from delineate import __version__
-from delineate.calibration.recogniser import LIE
 from delineate.errors import DelineateError
 from delineate.proposals.description import describe
 from delineate.proposals.proposals import Outcome, Proposals
@@ -245,11 +244,11 @@ def looked_at(segmenter: "Segmenter", scan: Scan, *, turn: bool = False) -> tupl
     Such a scan is turned for the segmenter, and its masks back, if that is asked for.
     """
     seen = segmenter.look(scan)
-    found = segmenter.recognised(seen)
-    if found is None or not found.turn:
+    if not (lies := segmenter.lies(seen)):
         return seen, []
-    lies = f"its slices lie {LIE[found.turn]}, by what they show; the file says otherwise"
-    if not turn:
+    lies += "; the file says otherwise"
+    found = segmenter.recognised(seen)
+    if not turn or found is None:
         return seen, [f"{lies}: masks may be wrong; --turn auto turns them for the model, and its masks back"]
     return segmenter.look(scan, turn=found.turn), [f"{lies}: turned for the model, and its masks back"]
 

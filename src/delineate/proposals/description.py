@@ -63,8 +63,8 @@ def seen_first(target: TargetProposals, how: str, scan: Scan, key: str, volumes:
 
     `quality` is the Dice that a mask can expect, `weight` the share of all proposals that one stands for, `spread` how
     far those lie from one another (mean 1 - IoU); see `delineate.proposals.ordering`. `nested`: whether all proposals
-    lie within one another, as level sets do. Slices are those of the file, counted from 0 along its own array `axis`,
-    each with its share of all doubt; flat images have none.
+    lie within one another, as level sets do. `candidate`: see `candidate_of`. Slices are those of the file, counted
+    from 0 along its own array `axis`, each with its share of all doubt; flat images have none.
 
     Args:
         target: a known one.
@@ -78,12 +78,25 @@ def seen_first(target: TargetProposals, how: str, scan: Scan, key: str, volumes:
     for one in target.distinct():
         told = {"proposal": one.k, "weight": round(one.weight, 4), "quality": round(float(quality[one.k]), 4)}
         entry["distinct"].append({**told, "spread": round(one.spread, 4), key: round(volumes[one.k], 3)})
+    if target.outcome is Outcome.LIKELY_ABSENT:
+        entry["candidate"] = candidate_of(target, scan)
     if not scan.is_flat:
         axis = orientation_of(scan.affine).order[0]
         slices = most_doubtful(target.doubt_across(axis))
         shares = [round(share, 4) for _, share in slices]
         entry["doubtful_slices"] = {"axis": axis, "slices": [index for index, _ in slices], "shares": shares}
     return entry
+
+
+def candidate_of(target: TargetProposals, scan: Scan) -> dict[str, Any]:
+    """Where a target that is likely absent would be if anywhere: the slice, its highest probability; what was searched.
+
+    The slice is that of the file, counted from 0 along `axis`; all slices of a scan are searched.
+    """
+    axis = orientation_of(scan.affine).order[0]
+    peaks = target.peak_across(axis)
+    best = int(peaks.argmax())
+    return {"axis": axis, "slice": best, "probability": round(float(peaks[best]), 4), "slices_searched": len(peaks)}
 
 
 def believed(

@@ -176,6 +176,7 @@ def info_of(entry: Mapping[str, Any], id_: str, **more: Any) -> AnswerInfo:
         unit=unit,
         interval=entry.get(f"interval_{unit}"),
         doubtful_slices=entry.get("doubtful_slices"),
+        candidate=entry.get("candidate"),
         **more,
     )
 

@@ -97,6 +97,10 @@ class Answering:
         else:
             self._words, self._marked = None, ()
             answer = segmenter(seen, [words], n=n, seed=seed, anyway=anyway, on_step=on_step)
+            if lies := segmenter.lies(seen):
+                said = f"{lies}; the file says otherwise, and masks may be wrong"
+                told = (replace(t, said="; ".join(filter(None, (t.said, said)))) for t in answer)
+                answer = replace(answer, targets=tuple(told))
             if sum(0 if t.drawn is None else t.drawn.nbytes for t in answer) <= MOST_KEPT:
                 self._words = asked, answer
         if prompt.marks is None:

@@ -157,6 +157,15 @@ class Mark(Exact):
     positive: bool
 
 
+class Candidate(Exact):
+    """Where a target that is likely absent would be if anywhere."""
+
+    axis: int
+    slice: int
+    probability: float
+    slices_searched: int
+
+
 class AnswerInfo(Exact):
     """What the model said."""
 
@@ -176,6 +185,7 @@ class AnswerInfo(Exact):
     unit: Unit
     interval: Interval | None
     doubtful_slices: DoubtfulSlices | None
+    candidate: Candidate | None = None
     seed: int
     marks: list[Mark]
     refines: str | None

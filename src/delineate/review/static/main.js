@@ -129,7 +129,7 @@ async function askOne(prompt, anyway) {
     return end.state
   }
   const answer = desk.answerOf(end.answer)
-  if (answer?.outcome === 'found') largestSlice()
+  showFirst(answer)
   await showDoubt(desk.doubt && answer?.proposals > 0)
   if (markedMeanwhile) await askWithMarks()
 }
@@ -149,6 +149,12 @@ async function askWithMarks() {
   await desk.ask(prompt, { marks: desk.marks, proposals, refines: now?.id ?? null })
   if (desk.doubt) await showDoubt(true)
   if (markedMeanwhile) await askWithMarks()
+}
+
+// What is found opens where it is largest, what is likely absent where it would be if anywhere.
+function showFirst(answer) {
+  if (answer?.outcome === 'found') largestSlice()
+  else if (answer?.candidate) on.slice(answer.candidate.axis, answer.candidate.slice)
 }
 
 // The crosshair into the slice where the consensus is largest.
@@ -233,7 +239,7 @@ const openCase = attempt(async (id) => {
   setDiameter(Math.min(10, Number(byId('diameter').max) / 3))
   byId('diameter').dataset.unit = unit
   await showDoubt(false)
-  if (desk.answerOf()?.outcome === 'found') largestSlice()
+  showFirst(desk.answerOf())
   if (desk.work.running) notice(`'${desk.work.running.prompt}' is still being outlined; its answer will be here after a reload`)
   desk.tell('work')
   readout()

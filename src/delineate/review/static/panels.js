@@ -63,7 +63,11 @@ function card(desk, answer, open, on) {
   box.dataset.answer = answer.id
   if (!open) return box
   if (kind === 'unknown') return unknown(box, answer, on)
-  if (kind === 'absent') box.append(make('p', {}, 'The proposals hardly agree on anything here. Look before you take one.'))
+  if (kind === 'absent') {
+    box.append(make('p', {}, 'The proposals hardly agree on anything here. Look before you take one.'))
+    const best = answer.candidate
+    if (best) box.append(make('p', { class: 'small' }, `all ${best.slices_searched} slices searched; likeliest in slice ${best.slice + 1}: ${percent(best.probability)}`))
+  }
   if (answer.target !== answer.prompt) box.append(make('p', { class: 'small' }, `asked: ${answer.prompt}`))
   if (answer.understood) box.append(make('p', { class: 'small' }, answer.understood))
   if (answer.marks.length) {
