@@ -226,7 +226,13 @@ class Segmenter:
     def lies(self, seen: Seen) -> str:
         """How its slices lie, if otherwise than those that were learnt from, in words; "" where nobody sees that."""
         found = None if seen.turn else self.recognised(seen)
-        return "" if found is None or not found.turn else f"its slices lie {LIE[found.turn]}, by what they show"
+        if found is None or not found.turn:
+            return ""
+        if found.kind is None:  # it may be a stranger, which lies as it will
+            there = self.recognised(self.look(seen.scan, turn=found.turn))
+            if there is None or there.kind is None or there.turn:
+                return ""
+        return f"its slices lie {LIE[found.turn]}, by what they show"
 
     def misfit(self, seen: Seen, target: str) -> tuple[Outcome, str] | None:
         """Why a target of the vocabulary is not to be asked of this scan, and in a sentence; None where it may be."""

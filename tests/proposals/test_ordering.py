@@ -307,5 +307,5 @@ def test_a_single_proposal_expects_what_its_doubt_leaves(q):
 def test_an_unknown_prompt_has_nothing_to_order():
     unknown = TargetProposals(Prompt("livr3"), None, Outcome.UNKNOWN_PROMPT)
     for ask in (unknown.distinct, unknown.quality, unknown.expected_dice):
-        with pytest.raises(ValueError, match="'livr3' is an unknown prompt"):
+        with pytest.raises(ValueError, match="'livr3': unknown prompt"):
             ask()

@@ -206,5 +206,5 @@ def test_doubt_is_a_share_and_one_minus_the_expected_overlap(probabilities):
 
 
 def test_an_unknown_prompt_has_no_doubt_to_tell():
-    with pytest.raises(ValueError, match="'livr3' is an unknown prompt"):
+    with pytest.raises(ValueError, match="'livr3': unknown prompt"):
         _ = UNKNOWN.doubt
