@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from delineate.calibration.guarantees import Calibration
 from delineate.errors import PromptError
 from delineate.prompts.clues import Box, Example, Region
 from delineate.prompts.marks import Marks
@@ -181,12 +182,6 @@ def test_marks_on_a_given_mask_start_from_that_mask(scan):
 
 
 def test_what_was_learnt_of_answers_to_words_is_not_said_of_answers_to_other_clues(scan):
-    class Learnt:
-        proposals, presence = 1, None
-
-        def of_estimate(self, target):
-            return None
-
-    segmenter = Segmenter(Listening(), calibration=Learnt())
+    segmenter = Segmenter(Listening(), calibration=Calibration(1))
     assert segmenter(scan, ["liver"], n=1)["liver"].calibration is not None
     assert segmenter(scan, [Prompt("liver", box=Box((0, 0, 0), (1, 4, 4)))], n=1)["liver"].calibration is None

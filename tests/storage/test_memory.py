@@ -110,6 +110,7 @@ def test_a_scan_that_a_limit_does_not_hold_is_refused_before_it_is_read(tmp_path
     header.set_sform(np.eye(4), 1)
     header["vox_offset"] = 352
     header["magic"] = b"n+1"
+    header["scl_slope"] = 2  # else the voxels would stay as they are stored
     with gzip.open(tmp_path / "large.nii.gz", "wb", 1) as file:
         file.write(header.binaryblock + b"\0" * 4)
         for _ in range(70):
