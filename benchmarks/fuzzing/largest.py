@@ -17,8 +17,8 @@ from fuzzing.trial import GIGABYTES, Trial, judge
 from fuzzing.world import World, copy_of
 
 SECONDS = 900.0
-LESION = ("-p", "skin lesion")
-ORGAN = ("-p", "liver", "--modality", "CT")
+LESION = ("-p", "skin lesion", "--anyway")
+ORGAN = ("-p", "liver", "--modality", "CT", "--anyway")
 
 
 def table(world: World, work: Path, tell: Callable[[dict[str, Any]], None]) -> list[dict[str, Any]]:
@@ -140,5 +140,8 @@ LARGEST: dict[str, tuple[Make, tuple[str, ...]]] = {
     "100-megapixel photo": (lambda f, w: _photo(11600, 8700, f, w), (*LESION, "-n", "2")),
     "CT of 512 × 512 × 1000": (lambda f, w: _ct((512, 512, 1000), f, w), (*ORGAN, "-n", "8")),
     "noise of 9000 × 9000": (lambda f, w: _noise(9000, 9000, f, w), (*LESION, "-n", "8", "--maps")),
-    "a folder of 200 scans": (lambda f, w: _folder_of_many(200, f, w), ("-p", "liver", "-n", "1", "--no-pictures")),
+    "a folder of 200 scans": (
+        lambda f, w: _folder_of_many(200, f, w),
+        ("-p", "liver", "-n", "1", "--no-pictures", "--anyway"),
+    ),
 }

@@ -15,7 +15,7 @@ from fuzzing import server
 from fuzzing.series import write_series
 
 HOUSE_PROMPT = "liver"
-SMALL = ("--no-pictures", "-n", "1")
+SMALL = ("--no-pictures", "-n", "1", "--anyway")  # what is made here is no scan that a model knows
 
 
 class World:
