@@ -12,6 +12,7 @@ from delineate.calibration.recogniser import TURNS, Head, Kind, Recogniser, Turn
 from delineate.cli.app import main
 from delineate.data.dataset import open_dataset
 from delineate.data.phantom import write_phantom_dataset
+from delineate.few_shot.learning import Looked, mean_dice
 from delineate.jobs.recognising import recogniser_of
 from delineate.jobs.segment import looked_at
 from delineate.model_folder import save_model
@@ -81,6 +82,14 @@ def test_what_was_not_is_refused_in_words_and_drawn_only_if_one_insists(segmente
     marked = asked(scan, [Prompt("liver", marks=Marks(positive=((30, 30, 5),)))], n=1).targets[0]
     assert marked.outcome is Outcome.FOUND
     assert marked.misfit == answer.misfit
+
+
+def test_what_a_model_is_measured_by_is_drawn_whether_it_fits_or_not(segmenter, scan, phantom_dataset):
+    """The base of an adaptation, say: a refusal would count as an empty mask, or end the job."""
+    dataset = open_dataset(phantom_dataset)
+    ids = dataset.read(dataset.split("val")[0])[1]
+    held = [Looked(scan, {"liver": ids == dataset.labels["liver"]})]
+    assert mean_dice(taught(segmenter, scan, 2), held) == mean_dice(segmenter, held)
 
 
 def test_a_modality_that_nobody_learnt_is_refused_by_its_name(segmenter, scan):

@@ -145,7 +145,7 @@ def ask(
             watch.update((number + share) / len(cases))
 
         scan, ids = dataset.read(case)
-        proposals = segmenter(scan, names, n=request.proposals, on_step=report)
+        proposals = segmenter(scan, names, n=request.proposals, anyway=True, on_step=report)
         truth = {target: ids == dataset.labels[target] for target in names}
         answers.append(Answered(case.name, scan, truth, proposals))
     return answers
