@@ -37,7 +37,6 @@ from delineate.scans.scan import Scan
 from delineate.storage.files import write_json
 
 RESULTS = Path(__file__).parent / "results"
-ORGANS = 13  # of BTCV
 MEDSCRIBBLE = {  # of its tasks what may be in a picture; those that show what the model learnt from are left out
     "ACDC": (),
     "CAMUS": (),

@@ -32,7 +32,8 @@ def montage(proposals: Proposals, path: Path, *, how: str = "mean") -> Path:
 
     A proposal's title says what share of all it stands for and what Dice it can expect
     (`delineate.proposals.ordering`). Where one stands for all, the bare scan takes the second one's place. The slice
-    shown is the one where the consensus is largest, or most probable where there is none.
+    shown is the one where the consensus is largest, or most probable where there is none; of a target that was not
+    drawn the middle one, and why.
     """
     scan = proposals.scan
     ends = intensity_range(scan.voxels, scan.modality)
@@ -44,9 +45,14 @@ def montage(proposals: Proposals, path: Path, *, how: str = "mean") -> Path:
             axis.axis("off")
         if target.drawn is None:
             near = f"\nnearest: {', '.join(target.nearest)}" if target.nearest else ""
-            near += "\n" + textwrap.fill(target.misfit, 100) if target.misfit else ""
+            near += "\n" + textwrap.fill(target.misfit, 90) if target.misfit else ""
             text = f"'{target.prompt.text}': {target.outcome}{near}"
-            line[0].text(0.0, 0.5, text, transform=line[0].transAxes, fontsize=11, parse_math=False)
+            orientation = orientation_of(scan.affine)
+            slices = to_canonical(scan.voxels, orientation)
+            _, row_mm, column_mm = canonical_spacing(scan.affine, orientation)
+            picture = (normalise(thinned(slices[len(slices) // 2]), scan.modality, ends) + 1) / 2
+            line[0].imshow(picture, cmap="gray", vmin=0, vmax=1, aspect=row_mm / column_mm)
+            line[1].text(0.0, 0.5, text, transform=line[1].transAxes, fontsize=10, va="center", parse_math=False)
             continue
         _draw_target(line, target, scan, ends, how)
     return write_figure(figure, path)

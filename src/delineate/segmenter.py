@@ -249,7 +249,10 @@ class Segmenter:
         if modality is not None and all(kind.modality not in (None, modality) for kind in recogniser.kinds):
             return Outcome.NOT_LEARNT, f"learnt in {learnt} alone, and this scan is {modality}"
         told = "" if modality is None else f" {modality}"
-        return Outcome.UNLIKE, f"this scan is unlike any{told} that the model learnt from; '{target}' was in {learnt}"
+        return (
+            Outcome.UNLIKE,
+            f"this scan is unlike any{told} that the model learnt from; '{target}' was learnt in {learnt}",
+        )
 
     def _answer(
         self, seen: Seen, prompt: Prompt, n: int, seed: int, anyway: bool, on_step: Callable[[float], None]

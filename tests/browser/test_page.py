@@ -193,6 +193,19 @@ def test_an_unknown_word_is_answered_kindly(page, serve, ct, tmp_path, screensho
     expect(page.locator(".answer.now b")).to_have_text("left kidney")
 
 
+def test_what_was_not_learnt_in_such_scans_is_drawn_only_if_one_insists(page, serve, ct, tmp_path, screenshot):
+    server = serve(ct, "-o", tmp_path, "--modality", "CT")
+    open_page(page, server.url)
+    outline(page, "skin lesion")
+    expect(page.locator(".answer.now .outcome")).to_have_text("not learnt here")
+    expect(page.locator(".answer.now")).to_contain_text("this scan is taken for CT of")
+    screenshot(page, "review-not-learnt")
+    page.click(".answer.now button:text-is('Draw it all the same')")
+    expect(page.locator(".answer.now .outcome")).to_have_text(re.compile("found|likely absent"))
+    expect(page.locator(".answer.now")).to_contain_text("Drawn all the same: learnt in dermoscopy")
+    screenshot(page, "review-drawn-anyway")
+
+
 def test_a_running_outline_can_be_cancelled(page, serve, ct, tmp_path):
     server = serve(ct, "-o", tmp_path, "--modality", "CT")
     open_page(page, server.url)

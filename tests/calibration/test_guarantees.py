@@ -11,9 +11,9 @@ from delineate.calibration.guarantees import (
     THRESHOLDS,
     Calibration,
     GuaranteeError,
-    presence_from,
     refused_guarantees,
 )
+from delineate.calibration.presence import presence_from, told_of
 from delineate.errors import ModelError
 from delineate.jobs.calibrate import Evidence, calibration_from, choose_calibrator, one_piece_of, volume_error
 from delineate.metrics.overlap import dice
@@ -185,6 +185,9 @@ def test_few_absent_subjects_state_the_rate_that_they_allow():
     assert made.rate == pytest.approx(0.2)
     assert 0.8 < made.threshold < 0.8 + 1e-6
     assert made.sensitivity == 0.5
+    assert made.promised
+    assert "at most 20.0%" in made.told(["liver"])
+    assert "5.0% needs 19 subjects" in made.told(["liver"])
     assert presence_from(np.array([0.1, 0.2, 0.8]), np.array([0.7]), 0.05, Identity()) is None
     assert presence_from(np.zeros(50), np.zeros(0), 0.05, Identity()) is None
 
@@ -194,6 +197,12 @@ def test_a_threshold_that_leaves_out_most_of_what_is_there_gives_way_to_a_greate
     assert made.rate == pytest.approx(0.4)
     assert 0.3 < made.threshold < 0.3 + 1e-6
     assert made.sensitivity == 1
+    assert not made.promised
+    assert told_of({"liver": made}, ["liver", "spleen"]) == [
+        "liver: found from a score of 0.3; false alarms about 40.0% of a subject's absent targets (4 subjects), 100.0% "
+        "of 3 present found; 5.0% would leave out half of what is there",
+        "spleen: held-out subjects do not tell when it is absent: likely absent is uncalibrated",
+    ]
     assert presence_from(np.full(4, 0.9), np.full(9, 0.7), 0.05, Identity()) is None
 
 

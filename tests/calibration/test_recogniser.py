@@ -49,7 +49,7 @@ def test_a_modality_that_is_told_leaves_its_own_kinds(recogniser):
     assert recogniser(gist(0), "CT").kind == CT
     assert recogniser(gist(0), "MR").kind is None  # what is like no MR
     assert recogniser(gist(0), "US").kind is None
-    assert recogniser(gist(0), "US").shares == (0.0, 0.0)
+    assert recogniser(gist(0), "US").unlike == 0
 
 
 def test_air_above_a_body_is_no_evidence_against_it():

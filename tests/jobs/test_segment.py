@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from delineate.calibration.guarantees import THRESHOLDS, Calibration, Presence
+from delineate.calibration.guarantees import THRESHOLDS, Calibration
+from delineate.calibration.presence import Presence
 from delineate.data.phantom import make_phantom_image
 from delineate.errors import BusyError, DelineateError, ScanError
 from delineate.evaluation.report import print_run

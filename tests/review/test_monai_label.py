@@ -22,6 +22,7 @@ from tests.review_world import AFFINE, SHAPE, Bright, desk_for, write_picture, w
 
 from delineate.interaction.marker import Marker, MarkerConfig
 from delineate.interaction.network import MarksNetwork
+from delineate.proposals.proposals import Outcome
 from delineate.review.app import create_app
 from delineate.review.monai_desk import CLICKS, WORDS, MonaiDesk, Params
 from delineate.review.monai_label import FOLDER, LARGER
@@ -181,6 +182,20 @@ def test_all_names_in_one_label_map(slicer, expected):
     np.testing.assert_array_equal(labels, expected[0])
     assert told["label_names"] == {"liver": 1, "spleen": 2}
     assert [(one["prompt"], one["outcome"]) for one in told["answers"]] == [("liver", "found"), ("spleen", "found")]
+
+
+def test_names_that_do_not_fit_the_scan_stay_empty_and_say_why(slicer, desk, expected, monkeypatch):
+    unfit = {"spleen": (Outcome.NOT_LEARNT, "learnt in CT alone")}
+    monkeypatch.setattr(Segmenter, "misfit", lambda self, seen, target: unfit.get(target))
+    told, labels = slicer("infer_case", CASE="c0").inferred()
+    np.testing.assert_array_equal(labels, expected[0] == 1)
+    assert [(one["outcome"], one["misfit"]) for one in told["answers"]] == [
+        ("found", None),
+        ("not learnt here", "learnt in CT alone"),
+    ]
+    reply = slicer.infer({"prompt": "spleen", "proposals": 2})
+    assert reply.status == 422
+    assert b"'spleen': learnt in CT alone" in reply.body
 
 
 def test_names_that_are_asked_have_values_from_one_without_gaps(slicer, expected):

@@ -19,7 +19,8 @@ from delineate.adapters import AdapterConfig
 from delineate.adapters.adapter import attach
 from delineate.adapters.folder import AdapterFolder, in_half, load_adapter, save_adapter
 from delineate.calibration.calibrators import Temperature
-from delineate.calibration.guarantees import THRESHOLDS, Calibration, Presence
+from delineate.calibration.guarantees import THRESHOLDS, Calibration
+from delineate.calibration.presence import Presence
 from delineate.cli.app import app
 from delineate.data.check import check_dataset
 from delineate.data.dataset import open_dataset

@@ -17,10 +17,11 @@ from safetensors.numpy import load_file, save_file
 
 from delineate.calibration.calibrators import REACHED, Calibrator, Identity, from_json, to_json
 from delineate.calibration.conformal import RiskControl, risk_control
+from delineate.calibration.presence import Presence, PresenceFile, told_of
 from delineate.calibration.recogniser import Recogniser, RecogniserFile, from_file
 from delineate.errors import DelineateError, ModelError
 from delineate.storage.files import write_json
-from delineate.storage.schema import Count, Share, read_json
+from delineate.storage.schema import read_json
 
 VOXELS_AT_ONCE = 1 << 20  # that are mended together: bounds memory
 FILES = ("calibration.json", "calibration.safetensors")
@@ -36,65 +37,6 @@ class GuaranteeError(DelineateError):
     """A mask with a guarantee was asked for and cannot be given."""
 
     exit_code = 8
-
-
-@dataclass(frozen=True)
-class Presence:
-    """From which score on a target counts as found, and how often an absent one does.
-
-    By conformal risk control over subjects, at most this share of the absent targets of a new subject is called found,
-    in expectation over the draw of the subjects that `threshold` was set on: the targets and scans of one subject are
-    no strangers to each other, so they count once. What is counted here was cropped to where the target is not.
-
-    Attributes:
-        threshold: a target is found where its score (`delineate.proposals.proposals.presence`) is at least this.
-        rate: the false-alarm rate that holds for it, in (0, 1).
-        asked: the rate that was asked for; less than `rate` where there were too few absent ones to have it.
-        absent: on how many subjects with a part that lacks a target it was set.
-        present: how many (scan, target) there were with it.
-        sensitivity: the share of those that are found.
-        calibrator: from a score to the probability of presence, as common as it was there; the score itself where
-            there were fewer than five of either kind.
-    """
-
-    threshold: Annotated[float, Interval(ge=-1e6, le=1e6)]
-    rate: Annotated[float, Interval(gt=0, lt=1)]
-    asked: Annotated[float, Interval(gt=0, lt=1)]
-    absent: Count
-    present: Count
-    sensitivity: Share
-    calibrator: Calibrator = field(default_factory=Identity)
-
-
-def presence_from(
-    absent: Sequence[np.ndarray | float], present: Float[np.ndarray, " scans"], rate: float, calibrator: Calibrator
-) -> Presence | None:
-    """The least threshold whose false-alarm rate is `rate`; with fewer than 1 / rate - 1 subjects, what they allow.
-
-    Where so high a threshold would leave out half of what is there, the least greater rate that leaves out a twentieth;
-    None where that is more than a half, and with fewer than four subjects, or no scan that shows a target.
-
-    Args:
-        absent: for each subject the scores of what it lacks.
-        present: scores of what is there.
-        rate: asked for.
-        calibrator: of scores.
-    """
-    own, n = [np.atleast_1d(one).astype(np.float32) for one in absent], len(absent)
-    if n < 4 or not len(present):
-        return None
-    scores, weights = np.concatenate(own), np.concatenate([np.full(len(one), 1 / len(one)) for one in own])
-    order = np.argsort(-scores)
-    found = np.cumsum(weights[order])  # of how many subjects' worth, from the greatest score down
-    least = max(rate, 1 / (n + 1))
-    for allowed in (least, *np.arange(least + 0.01, 0.501, 0.01)):
-        most = allowed * (n + 1) - 1 + 1e-9
-        highest = scores[order][np.searchsorted(found, most, side="right")] if found[-1] > most else np.float32(0)
-        threshold = float(np.nextafter(highest, np.float32(2)))
-        sensitivity = float((present >= threshold).mean())
-        if sensitivity >= (0.5 if allowed == least else 0.95):
-            return Presence(threshold, float(allowed), rate, n, len(present), sensitivity, calibrator)
-    return None
 
 
 @dataclass(frozen=True)
@@ -126,13 +68,6 @@ class Guarantee:
 
 Target = Annotated[str, Len(0, 200)]
 Number = dict[str, str | float]  # a calibrator, as `calibrators.to_json` tells it
-
-
-@dataclass(frozen=True)
-class PresenceFile(Presence):
-    """What calibration.json says of presence."""
-
-    calibrator: Number = field(default_factory=dict)  # type: ignore[assignment]
 
 
 @dataclass(frozen=True)
@@ -279,29 +214,14 @@ class Calibration:
         for name, losses in self.missed.items():
             values = [self.guarantees(name, missed_at_most=share)[0].threshold for share in shares]
             targets[name] = {"subjects": len(losses), "missed": values}
-        alike: dict[tuple[float, int, int], list[str]] = {}
-        for name, one in self.presence.items():
-            alike.setdefault((one.threshold, one.absent, one.present), []).append(name or "all others")
-        lines = []
-        for names in alike.values():
-            one = self.presence[names[0] if names[0] in self.presence else ""]
-            said = f"{', '.join(names[:3])}{f' and {len(names) - 3} more' * (len(names) > 3)}: found from a score of "
-            said += f"{one.threshold:.3g}; false alarms at most {one.rate:.1%} of a subject's absent targets "
-            said += f"({one.absent} subjects), {one.sensitivity:.1%} of {one.present} present found"
-            if one.rate > one.asked + 1e-9:
-                said += f"; {one.asked:.1%} needs {math.ceil(1 / one.asked - 1 - 1e-9)} subjects that lack a target"
-            lines.append(said)
-        silent = [name for name in self.missed if self.presence_of(name) is None]
-        if silent:
-            told = f"{', '.join(silent[:3])}{f' and {len(silent) - 3} more' * (len(silent) > 3)}"
-            lines.append(f"{told}: too few held-out subjects tell of absence: likely absent stays uncalibrated")
+        lines = told_of(self.presence, list(self.missed))
         voxel = to_json(self.voxel)
         numbers = ", ".join(f"{key} {value:.3g}" for key, value in voxel.items() if key != "kind")
         lines.append(f"probability of a voxel: {voxel['kind']} {numbers}".strip())
         return {
             "proposals": self.proposals,
             "voxel": voxel,
-            "presence": {name: _told(one) for name, one in self.presence.items()},
+            "presence": {name: one.to_json() for name, one in self.presence.items()},
             "shares": list(shares),
             "targets": targets,
             "lines": lines,
@@ -318,7 +238,7 @@ class Calibration:
                 "estimate": {target: to_json(one) for target, one in self.estimate.items()},
                 "consensus": dict(self.consensus),
                 "one_piece": dict(self.one_piece),
-                "presence": {name: _told(one) for name, one in self.presence.items()},
+                "presence": {name: one.to_json() for name, one in self.presence.items()},
                 "recogniser": None if self.recogniser is None else self.recogniser.to_json(),
                 "about": dict(self.about),
             },
@@ -346,7 +266,7 @@ class Calibration:
             arrays = load_file(folder / FILES[1])
             if not np.allclose(arrays.pop("thresholds"), THRESHOLDS):
                 raise ModelError(f"{folder}: was calibrated by another release; {fix}")
-            presence = {name: _presence(one) for name, one in told.presence.items()}
+            presence = {name: one.read() for name, one in told.presence.items()}
             kinds: dict[str, dict[str, np.ndarray]] = {"missed": {}, "false": {}, "volume_errors": {}, "dice": {}}
             recogniser = None if told.recogniser is None else from_file(told.recogniser, arrays)
             for name, array in arrays.items():
@@ -362,15 +282,6 @@ class Calibration:
         cuts, whole = told.consensus, told.one_piece
         made = cls(told.proposals, voxel, mended, cuts, whole, presence, about=told.about, **kinds)  # type: ignore[arg-type]
         return replace(made, recogniser=recogniser)
-
-
-def _told(presence: Presence) -> dict[str, Any]:
-    return {**presence.__dict__, "calibrator": to_json(presence.calibrator)}
-
-
-def _presence(told: PresenceFile) -> Presence:
-    numbers = {name: value for name, value in told.__dict__.items() if name != "calibrator"}
-    return Presence(**numbers, calibrator=from_json(told.calibrator))
 
 
 def refused_guarantees(

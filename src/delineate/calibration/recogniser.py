@@ -109,14 +109,12 @@ class Recognised:
     Attributes:
         kind: the likeliest; None for a scan unlike any known.
         unlike: ln P(unlike any known), at most 0.
-        shares: P of each kind among the kinds, in the recogniser's order.
         turn: one of `TURNS`, how the slices lie beside those that were learnt from; 0 where they lie alike, or where
             their kind has no orientation.
     """
 
     kind: Kind | None
     unlike: float
-    shares: tuple[float, ...]
     turn: int = 0
 
 
@@ -167,15 +165,14 @@ class Recogniser:
         told = self.log_shares(gist)
         possible = [modality is None or kind.modality in (None, modality) for kind in self.kinds]
         if not any(possible):
-            return Recognised(None, 0.0, tuple(0.0 for _ in self.kinds))
+            return Recognised(None, 0.0)
         among = np.where(possible, told[:-1], -np.inf)
         together = np.logaddexp.reduce(among)
         unlike = float(told[-1] - np.logaddexp(told[-1], together))
         kind = self.kinds[int(among.argmax())]
         turns = self.turns.get(kind.name)
-        shares = tuple(float(share) for share in np.exp(among - together))
         turn = 0 if turns is None else turns(gist)
-        return Recognised(None if unlike > self.threshold else kind, unlike, shares, turn)
+        return Recognised(None if unlike > self.threshold else kind, unlike, turn)
 
     def to_json(self) -> dict[str, Any]:
         """All but the arrays."""

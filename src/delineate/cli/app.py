@@ -40,7 +40,7 @@ from delineate.cli.options import (
     say,
 )
 from delineate.cli.progress import progress_bar
-from delineate.errors import DelineateError, OutputError, PromptError
+from delineate.errors import DelineateError, ModelError, OutputError, PromptError
 from delineate.storage.memory import OutOfMemory, is_out_of_memory
 from delineate.systems import SYSTEMS
 
@@ -156,13 +156,20 @@ def prompts(
 
 
 def held_out_dice(model: Path | None) -> dict[str, dict[str, Any]]:
-    """For each target that a calibrated model was tried on: mean, `sd` and how many `subjects`."""
+    """For each target that a calibrated model was tried on: mean, `sd` and how many `subjects`.
+
+    Names can be listed without: what another release calibrated is told in a line.
+    """
     from delineate.calibration.guarantees import Calibration
     from delineate.model_folder import check_model, is_model
 
     if model is not None and not is_model(model):
         return {}
-    calibration = Calibration.load(check_model(model)[0])
+    try:
+        calibration = Calibration.load(check_model(model)[0])
+    except ModelError as error:
+        say(f"delineate: {error}")
+        return {}
     return {} if calibration is None else calibration.held_out_dice()
 
 

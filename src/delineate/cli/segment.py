@@ -1,6 +1,6 @@
 """`delineate segment`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -181,10 +181,9 @@ def segment(
     for case in report["cases"]:
         for line in of_consensus(case.get("targets", ()), consensus):
             say(f"delineate: {case['case']}: {line}")
-    unfit = [(c["case"], target) for c in report["cases"] for target in c.get("targets", ()) if "misfit" in target]
-    for name, told in unfit:
-        how = "asked all the same" if anyway else "--anyway asks all the same"
-        say(f"delineate: {name}: '{told['prompt']}': {told['misfit']}; {how}")
+    unfit = of_misfits(report["cases"], anyway)
+    for line in unfit:
+        say(f"delineate: {line}")
     failed = [c for c in report["cases"] if c["status"] == "failed"]
     for case in failed:
         say(f"delineate: {case['reason']}")
@@ -204,13 +203,24 @@ def segment(
 
 def of_reading(cases: Sequence[Mapping[str, Any]]) -> list[str]:
     """What was decided in reading the scans, by the cases in `run.json`: a line a note, with the cases of it."""
-    sharing: dict[str, list[str]] = {}
-    for case in cases:
-        for note in case.get("notes", ()):
-            sharing.setdefault(note, []).append(case["case"])
+    return shared((case["case"], note) for case in cases for note in case.get("notes", ()))
+
+
+def of_misfits(cases: Sequence[Mapping[str, Any]], anyway: bool) -> list[str]:
+    """What does not fit the scans, likewise, and what can be done."""
+    how = "asked all the same" if anyway else "--anyway asks all the same"
+    targets = ((case["case"], target) for case in cases for target in case.get("targets", ()) if "misfit" in target)
+    return shared((name, f"'{told['prompt']}': {told['misfit']}; {how}") for name, told in targets)
+
+
+def shared(said: Iterable[tuple[str, str]]) -> list[str]:
+    """A line for each thing that is said of cases, with the first of them."""
+    cases: dict[str, list[str]] = {}
+    for case, line in said:
+        cases.setdefault(line, []).append(case)
     return [
-        f"{', '.join(names[:3])}{f' and {len(names) - 3} more' * (len(names) > 3)}: {note}"
-        for note, names in sharing.items()
+        f"{', '.join(names[:3])}{f' and {len(names) - 3} more' * (len(names) > 3)}: {line}"
+        for line, names in cases.items()
     ]
 
 

@@ -25,7 +25,8 @@ from delineate.calibration.calibrators import (
     reliability,
 )
 from delineate.calibration.conformal import false_fraction, missed_fraction, overlaps_above
-from delineate.calibration.guarantees import ENOUGH, FILES, THRESHOLDS, Calibration, Presence, presence_from
+from delineate.calibration.guarantees import ENOUGH, FILES, THRESHOLDS, Calibration
+from delineate.calibration.presence import Presence, presence_from
 from delineate.data.dataset import Dataset
 from delineate.data.folds import Fold, is_of, refuse_seen, trained_on
 from delineate.data.named import parse_named

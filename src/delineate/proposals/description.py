@@ -125,6 +125,7 @@ def believed(
         entry["presence"] = {
             "found_from": round(known.threshold, 4),
             "false_alarms_at_most": round(known.rate, 4),
+            "promised": known.promised,
             "absent_subjects": known.absent,
             "probability": round(float(known.calibrator(np.array([target.score]))[0]), 4),
         }

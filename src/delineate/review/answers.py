@@ -177,6 +177,7 @@ def info_of(entry: Mapping[str, Any], id_: str, **more: Any) -> AnswerInfo:
         interval=entry.get(f"interval_{unit}"),
         doubtful_slices=entry.get("doubtful_slices"),
         candidate=entry.get("candidate"),
+        misfit=entry.get("misfit"),
         **more,
     )
 

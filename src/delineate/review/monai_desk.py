@@ -162,7 +162,11 @@ class MonaiDesk:
         """The label map, uint16 (I, J, K), and what is told of it.
 
         Where two targets claim a voxel the more probable one has it, as in `Proposals.label_map`; names are asked one
-        after another, so that the proposals of one name at a time are in memory.
+        after another, so that the proposals of one name at a time are in memory. A name that does not fit the scan
+        stays empty, and the answer says why.
+
+        Raises:
+            PromptError, MonaiError: as `prompts`; or none of the names fits the scan.
         """
         prompts = self.prompts(model, params, scan)
         everything = model == WORDS and not params.prompt.strip(", ")
@@ -174,13 +178,15 @@ class MonaiDesk:
             seen = self.desk.answering.seen(key, scan)
             for prompt in prompts:
                 target = segmenter(seen, [prompt], n=params.proposals, seed=params.seed).targets[0]
-                if target.drawn is None:
+                if target.name is None:
                     raise PromptError(unknown_prompt_message(prompt.text, target.nearest))
                 told.append(_told(target))
                 if target.outcome == "found":
                     probability = target.probability()
                     wins = target.consensus() & (probability > best)
                     labels[wins], best[wins] = names.index(prompt.text) + 1, probability[wins]
+        if all(one["misfit"] and one["doubt"] is None for one in told):
+            raise MonaiError("; ".join(f"'{one['prompt']}': {one['misfit']}" for one in told))
         values = {name: value for value, name in enumerate(names, start=1)}
         seconds = {"total": round(time.monotonic() - started, 2)}
         return labels, {"label_names": values, "latencies": seconds, "answers": told}
@@ -216,7 +222,8 @@ def _told(target: "TargetProposals") -> dict[str, Any]:
         "target": target.name,
         "outcome": str(target.outcome),
         "score": round(target.score, 4),
-        "doubt": round(target.doubt, 4),
+        "doubt": None if target.drawn is None else round(target.doubt, 4),
+        "misfit": target.misfit or None,
     }
 
 

@@ -186,6 +186,7 @@ class AnswerInfo(Exact):
     interval: Interval | None
     doubtful_slices: DoubtfulSlices | None
     candidate: Candidate | None = None
+    misfit: str | None = None
     seed: int
     marks: list[Mark]
     refines: str | None

@@ -63,6 +63,7 @@ function card(desk, answer, open, on) {
   box.dataset.answer = answer.id
   if (!open) return box
   if (kind === 'unknown') return unknown(box, answer, on)
+  if (answer.misfit) box.append(make('p', {}, `Drawn all the same: ${answer.misfit}.`))
   if (kind === 'absent') {
     box.append(make('p', {}, 'The proposals hardly agree on anything here. Look before you take one.'))
     const best = answer.candidate
