@@ -201,7 +201,7 @@ def test_a_threshold_that_leaves_out_most_of_what_is_there_gives_way_to_a_greate
     assert told_of({"liver": made}, ["liver", "spleen"]) == [
         "liver: found from a score of 0.3; false alarms about 40.0% of a subject's absent targets (4 subjects), 100.0% "
         "of 3 present found; 5.0% would leave out half of what is there",
-        "spleen: held-out subjects do not tell when it is absent: likely absent is uncalibrated",
+        "spleen: likely absent is uncalibrated, held-out subjects do not tell",
     ]
     assert presence_from(np.full(4, 0.9), np.full(9, 0.7), 0.05, Identity()) is None
 
