@@ -23,12 +23,13 @@ from doubt_pictures import chart, nodules
 from delineate import open_dataset
 from delineate.calibration.calibrators import auroc, brier, histogram, nll, reliability, to_json
 from delineate.calibration.conformal import coverage, false_fraction, missed_fraction, risk_control
+from delineate.calibration.evidence import Evidence, calibration_from
 from delineate.calibration.guarantees import THRESHOLDS
 from delineate.data.dataset import Dataset
 from delineate.data.lidc import write_lidc
 from delineate.evaluation.protocols.calibration import box_around
 from delineate.evaluation.protocols.lines import answers
-from delineate.jobs.calibrate import Evidence, calibrate, calibration_from, evidence_from
+from delineate.jobs.calibrate import calibrate, evidence_from
 from delineate.proposals.proposals import presence
 from delineate.scans.geometry import orientation_of, to_canonical
 from delineate.segmenter import Segmenter

@@ -79,9 +79,12 @@ def _draw_target(line: Any, target: TargetProposals, scan: Scan, ends: tuple[flo
     contour(line[0], seen(consensus), CONSENSUS, 1.6)
     found = target.outcome is Outcome.FOUND
     title = f"{target.name}{where}\nconsensus: {target.outcome.value}, score {target.score:.2f}"
-    title += f", expected Dice {target.expected_dice(how):.2f}" if found else ""  # 1 where all agree that it is absent
+    if how == "mean" and (expected := target.expected()) is not None:
+        title += f"\nDice {expected.dice:.2f} expected, {expected.level:.0%}: {expected.low:.2f} to {expected.high:.2f}"
+    elif found and target.uncalibrated:
+        title += ", uncalibrated"
     line[0].set_title(title, fontsize=8.5, parse_math=False, color="black" if found else "#B00020")
-    distinct, quality, sizes = target.distinct(), target.quality(), target.sizes()
+    distinct, agreement, sizes = target.distinct(), target.agreement(), target.sizes()
     if len(distinct) == 1:
         line[2].set_title("scan", fontsize=8.5)
     for number, (one, colour) in enumerate(zip(distinct, DISTINCT, strict=False)):
@@ -90,7 +93,7 @@ def _draw_target(line: Any, target: TargetProposals, scan: Scan, ends: tuple[flo
         nothing = "" if mask.any() else ", not here" if sizes[one.k] else ", empty"
         title = f"proposal {one.k}{nothing}, for {one.weight:.0%} of {len(target)}\n"
         title += f"distinct {number + 1} of {len(distinct)}"
-        title += f", expected Dice {quality[one.k]:.2f}" if found else ""
+        title += f", agrees {agreement[one.k]:.2f}" if found else ""
         line[number + 1].set_title(title, fontsize=8.5)
     line[3].imshow(seen(here.disagreement()), cmap="magma", vmin=0, vmax=1, aspect=aspect)
     line[3].set_title("doubt (bits)", fontsize=8.5)

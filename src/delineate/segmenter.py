@@ -8,6 +8,7 @@ from pathlib import Path
 from delineate.adapters.adapter import Adapted
 from delineate.adapters.folder import load_adapter
 from delineate.calibration.guarantees import Calibration
+from delineate.calibration.presence import FOUND_FROM
 from delineate.calibration.recogniser import LIE, Recognised
 from delineate.errors import PromptError, ScanError
 from delineate.interaction.answer import answer_with_marks
@@ -26,7 +27,10 @@ from delineate.scans.preparation import Habits
 from delineate.scans.scan import Scan
 from delineate.systems.system import Adaptable, Asked, Seen
 
-FOUND_FROM = 0.6  # presence score from which a target counts as found, where the model is not calibrated for it
+UNCALIBRATED = "no held-out subject was asked; run: delineate calibrate"
+WITH_ADAPTER = "no held-out subject was asked with this adapter on; run: delineate calibrate --adapter"
+BY_CLUES = "held-out subjects were asked in words, without a box, a mask, examples or a style"
+BY_MISFIT = "held-out subjects were of the kinds that the model learnt from"
 
 
 class Segmenter:
@@ -48,6 +52,7 @@ class Segmenter:
         habits: Habits = Habits(),
         calibration: Calibration | None = None,
         marker: Marker | None = None,
+        uncalibrated: str = UNCALIBRATED,
     ):
         """A segmenter.
 
@@ -58,6 +63,7 @@ class Segmenter:
             habits: how it treats scans.
             calibration: what held-out subjects taught about its answers.
             marker: reads clicks and scribbles; None for the one that ships with the package.
+            uncalibrated: why there is no calibration, where there is none, and what can be done.
         """
         self.system = system
         self.modalities = modalities
@@ -65,6 +71,7 @@ class Segmenter:
         self.habits = habits
         self.calibration = calibration
         self.marker = marker
+        self.uncalibrated = "" if calibration is not None else uncalibrated
 
     @classmethod
     def load(
@@ -86,10 +93,12 @@ class Segmenter:
         model = read_model(folder, device, calibrated=calibrated)
         how = {"fingerprint": model.fingerprint, "calibration": model.calibration}
         base = cls(model.system, model.modalities, habits=Habits(apart_mm=model.apart_mm), **how)
-        return base if adapter is None else base.with_adapter(adapter)
+        return base if adapter is None else base.with_adapter(adapter, calibrated=calibrated)
 
-    def with_adapter(self, folder: Path | str) -> "Segmenter":
+    def with_adapter(self, folder: Path | str, *, calibrated: bool = True) -> "Segmenter":
         """Another segmenter, with the adapter in `folder` on; this one stays as it is and both share its weights.
+
+        The model's calibration is off. The adapter's own takes its place, if `calibrated` and there is one.
 
         Several can be used side by side; each costs the memory of its adapter.
 
@@ -97,20 +106,25 @@ class Segmenter:
             ModelError: no adapter, a damaged one, or one of another model.
         """
         adapted, about = load_adapter(folder, self.system, self.fingerprint)
-        return self.adapted(adapted, about.habits, merge=adapted.can_merge)
+        told = Calibration.load(Path(folder)) if calibrated else None
+        return self.adapted(adapted, about.habits, merge=adapted.can_merge, calibration=told)
 
-    def adapted(self, adapted: Adapted, habits: Habits, *, merge: bool = False) -> "Segmenter":
+    def adapted(
+        self, adapted: Adapted, habits: Habits, *, merge: bool = False, calibration: Calibration | None = None
+    ) -> "Segmenter":
         """The segmenter of this one's system, adapted; it has no model folder of its own.
 
         Args:
             adapted: this one's system with an adapter in it.
             habits: how it treats scans; which neighbours of a slice are seen stays as the model learnt it.
             merge: whether the adapter is merged into layers of its own: then it is as fast as the base.
+            calibration: what held-out subjects taught about its answers.
         """
         habits = replace(habits, apart_mm=self.habits.apart_mm)
         modalities = dict.fromkeys((*self.modalities, habits.modality))
         system = adapted.merged(share=True) if merge else adapted.system
-        return Segmenter(system, tuple(modalities), habits=habits, marker=self.marker)
+        how = {"habits": habits, "calibration": calibration, "marker": self.marker, "uncalibrated": WITH_ADAPTER}
+        return Segmenter(system, tuple(modalities), **how)
 
     def calibrated(self, calibration: Calibration | None) -> "Segmenter":
         """The same with another calibration, or with none."""
@@ -240,7 +254,7 @@ class Segmenter:
             held_out = self.calibration.dice[target]
             return Outcome.NOT_LEARNT, f"not learnt: Dice {held_out.mean():.2f} on {len(held_out)} held-out subjects"
         recogniser, found = self.calibration and self.calibration.recogniser, self.recognised(seen)
-        if recogniser is None or found is None or (found.kind is not None and target in found.kind.targets):
+        if recogniser is None or found is None or found.fits(target):
             return None
         learnt = " or ".join(str(kind) for kind in recogniser.kinds if target in kind.targets)
         modality = seen.scan.modality
@@ -273,8 +287,9 @@ class Segmenter:
         name = asked.concept.name if asked.concept else " ".join(prompt.text.split())
         outcome = Outcome.FOUND if score >= self.found_from(name) else Outcome.LIKELY_ABSENT
         scores = None if drawn.scores is None else drawn.scores.numpy()
-        calibration = self.calibration if words_alone(prompt) else None
-        more = {"scores": scores, "misfit": "" if unfit is None else unfit[1]}
+        why = self.uncalibrated or BY_CLUES * (not words_alone(prompt)) or BY_MISFIT * (unfit is not None)
+        more = {"scores": scores, "misfit": "" if unfit is None else unfit[1], "uncalibrated": why}
+        calibration = None if why else self.calibration
         return TargetProposals(prompt, name, outcome, score, maps, calibration=calibration, **more)
 
     def _marked(

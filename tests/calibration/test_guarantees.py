@@ -7,6 +7,7 @@ import pytest
 
 from delineate.calibration.calibrators import Beta, Identity, Temperature, histogram, reliability
 from delineate.calibration.conformal import false_fraction, missed_fraction, overlaps_above
+from delineate.calibration.evidence import Evidence, calibration_from, choose_calibrator, one_piece_of, volume_error
 from delineate.calibration.guarantees import (
     THRESHOLDS,
     Calibration,
@@ -14,8 +15,8 @@ from delineate.calibration.guarantees import (
     refused_guarantees,
 )
 from delineate.calibration.presence import presence_from, told_of
+from delineate.calibration.quality import probable_above
 from delineate.errors import ModelError
-from delineate.jobs.calibrate import Evidence, calibration_from, choose_calibrator, one_piece_of, volume_error
 from delineate.metrics.overlap import dice
 from delineate.prompts.prompt import Prompt
 from delineate.proposals.proposals import Outcome, TargetProposals, presence
@@ -42,6 +43,8 @@ def evidence(generator, name, bias=0.0):
         false=false_fraction(p, truth, THRESHOLDS) if there else None,
         dice=overlaps,
         sizes=sizes,
+        probable=probable_above(p, THRESHOLDS) if there else None,
+        agreement=0.9,
         tidied=0.0 if there else None,
         voxels=histogram(p, truth),
         score_present=presence(p) if there else None,
@@ -344,7 +347,7 @@ def test_guarantees_are_refused_before_any_work(calibration, tmp_path):
     with pytest.raises(GuaranteeError, match="-n 8 or more"):
         refused_guarantees(tmp_path, ["disc"], 4, missed_at_most=0.05)
     with pytest.raises(GuaranteeError, match="adapter"):
-        refused_guarantees(tmp_path, ["disc"], 8, True, missed_at_most=0.05)
+        refused_guarantees(tmp_path, ["disc"], 8, tmp_path / "adapter", missed_at_most=0.05)
     (line,) = refused_guarantees(tmp_path, ["disc", "spleen"], 8, missed_at_most=0.05)
     assert line.startswith("spleen, --missed-at-most 5%:")
     with pytest.raises(GuaranteeError, match="needs at least 999"):

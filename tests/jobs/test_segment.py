@@ -163,8 +163,8 @@ def test_what_to_look_at_first_is_told_in_numbers_of_the_files(system, phantom_d
     liver, _, unknown = case["targets"]
     assert "distinct" not in unknown
     (first,) = liver["distinct"]  # three that are all alike
-    assert first == {"proposal": 0, "weight": 1, "quality": 1, "spread": 0, "ml": liver["proposals_ml"][0]}
-    assert liver["quality"] == 1
+    assert first == {"proposal": 0, "weight": 1, "agreement": 1, "spread": 0, "ml": liver["proposals_ml"][0]}
+    assert liver["agreement"] == 1
     axis, slices, shares = (liver["doubtful_slices"][key] for key in ("axis", "slices", "shares"))
     assert (axis, len(slices)) == (2, 5)
     doubt = nibabel.load(tmp_path / "out" / case["case"] / "liver_doubt.nii.gz").get_fdata().sum(axis=(0, 1))
@@ -193,7 +193,7 @@ def test_the_table_says_how_many_proposals_are_distinct_and_the_share_of_the_fir
     torn = run(Torn(), scans, tmp_path / "out", replace(REQUEST, n=8))
     first, second = torn["cases"][0]["targets"][0]["distinct"]
     assert (first["proposal"], first["weight"], first["spread"]) == (0, 0.75, 0)
-    assert (second["proposal"], second["weight"], second["quality"]) == (3, 0.25, pytest.approx(1 / 7, abs=1e-4))
+    assert (second["proposal"], second["weight"], second["agreement"]) == (3, 0.25, pytest.approx(1 / 7, abs=1e-4))
     console = Console(file=io.StringIO(), width=100)
     print_run(torn, tmp_path / "out", console)
     lines = console.file.getvalue().splitlines()

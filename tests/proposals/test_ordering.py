@@ -13,10 +13,10 @@ from delineate.proposals import ordering
 from delineate.proposals.fusion import FUSIONS
 from delineate.proposals.ordering import (
     Distinct,
+    agreement,
+    agreement_of,
     distinct,
     doubtful_slices,
-    expected_dice,
-    expected_dice_of,
     overlaps,
     probable_dice,
 )
@@ -199,30 +199,30 @@ def test_groups_are_those_of_average_linkage(masks, apart):
 @settings(deadline=None, max_examples=200)
 def test_a_proposal_expects_its_mean_dice_with_the_others(masks):
     brute = [np.mean([dice(a, b) for j, b in enumerate(masks) if j != i]) for i, a in enumerate(masks)]
-    assert expected_dice(masks) == pytest.approx(brute)
-    assert expected_dice(overlaps(masks)) == pytest.approx(brute)
+    assert agreement(masks) == pytest.approx(brute)
+    assert agreement(overlaps(masks)) == pytest.approx(brute)
     consensus = masks.mean(axis=0) >= 0.5
     expected = np.mean([dice(consensus, mask) for mask in masks])
-    assert expected_dice_of(consensus, masks) == pytest.approx(expected)
-    assert expected_dice_of(consensus, iter(masks)) == pytest.approx(expected)
+    assert agreement_of(consensus, masks) == pytest.approx(expected)
+    assert agreement_of(consensus, iter(masks)) == pytest.approx(expected)
 
 
-def test_among_draws_of_the_truth_the_expected_dice_is_right_on_average():
+def test_among_draws_of_the_truth_the_agreement_is_the_dice_to_expect_on_average():
     """The next draw is the truth: over many, what was expected of the first ones is what they get."""
     shape = np.linspace(0, 1, 400)
     draws = np.random.default_rng(0).uniform(size=(300, 9)) * 0.4 + 0.4  # where each stretch ends
     expected, got = [], []
     for ends in draws:
         masks = shape < ends[:, None]
-        expected.append(expected_dice(masks[:8]).mean())
+        expected.append(agreement(masks[:8]).mean())
         got.append(np.mean([dice(mask[None], masks[8][None]) for mask in masks[:8]]))
     assert np.mean(expected) == pytest.approx(np.mean(got), abs=0.005)
 
 
 def test_two_proposals_expect_the_same_and_empty_ones_expect_one():
-    assert expected_dice(line((0, 10), (5, 15))) == pytest.approx([0.5, 0.5])
-    assert expected_dice(line((0, 0), (0, 0), (0, 4))) == pytest.approx([0.5, 0.5, 0])
-    assert expected_dice_of(np.zeros(100, bool), line((0, 0), (0, 4))) == 0.5
+    assert agreement(line((0, 10), (5, 15))) == pytest.approx([0.5, 0.5])
+    assert agreement(line((0, 0), (0, 0), (0, 4))) == pytest.approx([0.5, 0.5, 0])
+    assert agreement_of(np.zeros(100, bool), line((0, 0), (0, 4))) == 0.5
 
 
 @pytest.mark.parametrize("q", [0.5, 0.75, 1.0])
@@ -230,8 +230,8 @@ def test_one_proposal_is_held_against_its_own_probability(q):
     """n voxels of probability q: 2 n q / (n + n q)."""
     mask = line((10, 30))
     expected = pytest.approx(2 * q / (1 + q))
-    assert expected_dice(mask, mask[0] * q).tolist() == [expected]
-    assert expected_dice_of(mask[0], mask, mask[0] * q) == expected
+    assert agreement(mask, mask[0] * q).tolist() == [expected]
+    assert agreement_of(mask[0], mask, mask[0] * q) == expected
     assert probable_dice(mask[0], mask[0] * q) == expected
 
 
@@ -243,13 +243,13 @@ def test_less_than_a_voxel_is_nothing_and_agrees_with_nothing():
 
 def test_one_proposal_without_a_probability_is_refused():
     mask = line((0, 5))
-    for ask in (lambda: expected_dice(mask), lambda: expected_dice(overlaps(mask), mask[0] * 1.0)):
+    for ask in (lambda: agreement(mask), lambda: agreement(overlaps(mask), mask[0] * 1.0)):
         with pytest.raises(ValueError, match="give the mask and its probability"):
             ask()
     with pytest.raises(ValueError, match="give the probability"):
-        expected_dice_of(mask[0], mask)
+        agreement_of(mask[0], mask)
     with pytest.raises(ValueError, match="one proposal at least"):
-        expected_dice_of(mask[0], mask[:0])
+        agreement_of(mask[0], mask[:0])
 
 
 # doubtful slices
@@ -293,19 +293,19 @@ def test_a_target_s_proposals_are_ordered_as_their_masks_are(how):
     t = target(masks, 0.75)
     assert t.distinct() == distinct(masks)
     assert t.distinct(0.01, 2) == distinct(masks, 0.01, 2)
-    assert t.quality().tolist() == expected_dice(masks).tolist()
-    assert t.expected_dice(how) == pytest.approx(np.mean([dice(t.consensus(how), mask) for mask in masks]))
+    assert t.agreement().tolist() == agreement(masks).tolist()
+    assert t.agreement_of(how) == pytest.approx(np.mean([dice(t.consensus(how), mask) for mask in masks]))
 
 
 @pytest.mark.parametrize("q", [0.5, 0.75, 1.0])
 def test_a_single_proposal_expects_what_its_doubt_leaves(q):
     t = target(blobs(1), q)
-    assert t.quality().tolist() == [t.expected_dice()] == [1 - t.doubt] == [pytest.approx(2 * q / (1 + q))]
+    assert t.agreement().tolist() == [t.agreement_of()] == [1 - t.doubt] == [pytest.approx(2 * q / (1 + q))]
     assert t.distinct() == (Distinct(0, 1.0, (0,), 0.0),)
 
 
 def test_an_unknown_prompt_has_nothing_to_order():
     unknown = TargetProposals(Prompt("livr3"), None, Outcome.UNKNOWN_PROMPT)
-    for ask in (unknown.distinct, unknown.quality, unknown.expected_dice):
+    for ask in (unknown.distinct, unknown.agreement, unknown.agreement_of):
         with pytest.raises(ValueError, match="'livr3': unknown prompt"):
             ask()

@@ -293,7 +293,7 @@ def test_an_answer_is_that_of_the_segmenter(ann, tmp_path):
     assert ann.get(f"{ann.path}/answers/a1/proposals/3").status_code == 404
     assert ann.get(f"{ann.path}/answers/a1/proposals/x").status_code == 422
     assert (answer["target"], answer["outcome"], answer["seed"]) == ("liver", truth.outcome, 4)
-    assert answer["quality"] == pytest.approx(truth.expected_dice(), abs=1e-4)
+    assert answer["agreement"] == pytest.approx(truth.agreement_of(), abs=1e-4)
     assert [one["proposal"] for one in answer["distinct"]] == [one.k for one in truth.distinct()]
     doubt = ann.get(f"{ann.path}/answers/a1/doubt.nii.gz").content
     shown = nibabel.Nifti1Image.from_bytes(gzip.decompress(doubt)).get_fdata() / 255

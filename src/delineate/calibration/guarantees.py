@@ -4,8 +4,8 @@ A `Calibration` lies in the model folder. `delineate.jobs.calibrate` makes one.
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence, Sized
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +17,8 @@ from safetensors.numpy import load_file, save_file
 
 from delineate.calibration.calibrators import REACHED, Calibrator, Identity, from_json, to_json
 from delineate.calibration.conformal import RiskControl, risk_control
-from delineate.calibration.presence import Presence, PresenceFile, told_of
+from delineate.calibration.presence import Presence, PresenceFile, shortened, told_of
+from delineate.calibration.quality import Quality
 from delineate.calibration.recogniser import Recogniser, RecogniserFile, from_file
 from delineate.errors import DelineateError, ModelError
 from delineate.storage.files import write_json
@@ -81,6 +82,7 @@ class CalibrationFile:
     estimate: dict[Target, Number] = field(default_factory=dict)
     consensus: dict[Target, Annotated[float, Interval(ge=0, le=2)]] = field(default_factory=dict)
     one_piece: dict[Target, bool] = field(default_factory=dict)
+    quality: dict[Target, Quality] = field(default_factory=dict)
     recogniser: RecogniserFile | None = None
 
 
@@ -98,6 +100,8 @@ class Calibration:
             are not named.
         presence: by target, when it is found; none of those of which too few held-out subjects tell. "" is for all
             that are not named.
+        quality: by target, what Dice the consensus can expect where it is found; none of those of which too few
+            held-out subjects tell.
         missed: for each target (subjects, thresholds), the share of the truth below each of `THRESHOLDS`.
         false: likewise the share of what is above that is not truth (`conformal.false_fraction`).
         volume_errors: for each target (subjects,), |ln(true volume / predicted volume)|.
@@ -113,6 +117,7 @@ class Calibration:
     consensus: Mapping[str, float] = field(default_factory=dict)
     one_piece: Mapping[str, bool] = field(default_factory=dict)
     presence: Mapping[str, Presence] = field(default_factory=dict)
+    quality: Mapping[str, Quality] = field(default_factory=dict)
     missed: Mapping[str, np.ndarray] = field(default_factory=dict)
     false: Mapping[str, np.ndarray] = field(default_factory=dict)
     volume_errors: Mapping[str, np.ndarray] = field(default_factory=dict)
@@ -214,7 +219,7 @@ class Calibration:
         for name, losses in self.missed.items():
             values = [self.guarantees(name, missed_at_most=share)[0].threshold for share in shares]
             targets[name] = {"subjects": len(losses), "missed": values}
-        lines = told_of(self.presence, list(self.missed))
+        lines = [*told_of(self.presence, list(self.missed)), *carried(self.missed, shares)]
         voxel = to_json(self.voxel)
         numbers = ", ".join(f"{key} {value:.3g}" for key, value in voxel.items() if key != "kind")
         lines.append(f"probability of a voxel: {voxel['kind']} {numbers}".strip())
@@ -239,6 +244,7 @@ class Calibration:
                 "consensus": dict(self.consensus),
                 "one_piece": dict(self.one_piece),
                 "presence": {name: one.to_json() for name, one in self.presence.items()},
+                "quality": {name: asdict(one) for name, one in self.quality.items()},
                 "recogniser": None if self.recogniser is None else self.recogniser.to_json(),
                 "about": dict(self.about),
             },
@@ -281,25 +287,62 @@ class Calibration:
             raise ModelError(f"{folder}: its calibration cannot be read; {fix}") from error
         cuts, whole = told.consensus, told.one_piece
         made = cls(told.proposals, voxel, mended, cuts, whole, presence, about=told.about, **kinds)  # type: ignore[arg-type]
-        return replace(made, recogniser=recogniser)
+        return replace(made, recogniser=recogniser, quality=told.quality)
+
+
+def together(old: Calibration, new: Calibration) -> Calibration:
+    """What `new` says of its targets, and of all others and of kinds of scan `old`; both of as many proposals."""
+    own = list(new.missed)
+    others = {*old.missed, *old.estimate, *old.consensus, *old.one_piece} - {""}
+    estimate = dict(old.estimate) | {t: made for t in own if (made := new.of_estimate(t)) is not None}
+    return Calibration(
+        new.proposals,
+        old.voxel if others - {*own} else new.voxel,  # one for all targets
+        estimate=estimate,
+        consensus={**old.consensus, **{t: new.consensus_at(t) for t in own}},
+        one_piece={**old.one_piece, **{t: new.is_one_piece(t) for t in own}},
+        presence={**{t: one for t, one in old.presence.items() if t not in own}, **new.presence},
+        quality={**{t: one for t, one in old.quality.items() if t not in own}, **new.quality},
+        missed={**old.missed, **new.missed},
+        false={**old.false, **new.false},
+        volume_errors={**old.volume_errors, **new.volume_errors},
+        dice={**old.dice, **new.dice},
+        recogniser=old.recogniser,
+        about={**old.about, "local": dict(new.about)},
+    )
+
+
+def carried(losses: Mapping[str, Sized], shares: Sequence[float]) -> list[str]:
+    """Which of the shares the subjects of a target are too few for, in words: a line for each number of subjects."""
+    alike: dict[int, list[str]] = {}
+    for name, subjects in losses.items():
+        alike.setdefault(len(subjects), []).append(name)
+    lines = []
+    for count, names in sorted(alike.items()):
+        needs = {share: math.ceil(1 / share - 1 - 1e-9) for share in sorted(shares, reverse=True)}
+        lacking = ", ".join(f"{share:.0%} needs {needed}" for share, needed in needs.items() if count < needed)
+        if lacking:
+            many = f"{count} subject{'s' * (count != 1)} carr{'y' if count != 1 else 'ies'}"
+            lines.append(f"{shortened(names)}: {many} a guarantee of {1 / (count + 1):.1%} at best; {lacking}")
+    return lines
 
 
 def refused_guarantees(
     folder: Path,
     targets: Sequence[str],
     n: int,
-    adapted: bool = False,
+    adapter: Path | None = None,
     *,
     missed_at_most: float | None = None,
     false_at_most: float | None = None,
 ) -> list[str]:
-    """For a model folder, which of the guarantees cannot be given, a line each with the reason; before any work.
+    """Of a model folder, which of the guarantees cannot be given, a line each with the reason; before any work.
 
     Args:
         folder: of a checked model.
         targets: names of its vocabulary.
         n: proposals that shall be drawn.
-        adapted: whether an adapter is on, for which no held-out subject of the model speaks.
+        adapter: the folder of one that is on: the model's calibration does not hold with it, its own does.
         missed_at_most: as in `Calibration.guarantees`.
         false_at_most: likewise.
 
@@ -311,11 +354,12 @@ def refused_guarantees(
     if not asked:
         return []
     option = "--" + next(iter(asked)).replace("_", "-")
-    if adapted:
+    calibration = Calibration.load(folder if adapter is None else adapter)
+    if calibration is None and adapter is not None:
         raise GuaranteeError(
-            f"{option}: the model's calibration does not hold with an adapter on; leave one of them out"
+            f"{option}: the model's calibration does not hold with an adapter on; calibrate both together on labelled "
+            f"scans of yours: delineate calibrate {folder} DATASET --adapter {adapter}"
         )
-    calibration = Calibration.load(folder)
     if calibration is None:
         raise GuaranteeError(f"{option}: {folder} is not calibrated; run: delineate calibrate {folder} DATASET")
     if n < calibration.proposals:

@@ -16,6 +16,7 @@ FEWEST = 4  # subjects that lack something: fewer cannot promise one in five
 KEPT = 0.5  # of what is there, that a threshold for the asked rate has to find
 KEPT_LOOSER = 0.95  # likewise, where the rate is loosened for it
 LOOSEST = 0.5  # rate
+FOUND_FROM = 0.6  # presence score from which a target counts as found, where held-out subjects do not say
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ tells of sets that nobody showed, while densities of the features do not (`docs/
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, Any
 
 import numpy as np
@@ -75,8 +75,11 @@ class Head:
 
     def __call__(self, gist: Float[np.ndarray, "slices D"]) -> Float[np.ndarray, "slices C"]:
         """Ln P of each class, slice by slice."""
-        components = (np.asarray(gist, np.float32) - self.middle) @ self.basis
-        return _log_softmax(components @ self.weights[:-1] + self.weights[-1])
+        return _log_softmax(self.components(gist) @ self.weights[:-1] + self.weights[-1])
+
+    def components(self, gist: Float[np.ndarray, "slices D"]) -> Float[np.ndarray, "slices P"]:
+        """What the classes are told from."""
+        return (np.asarray(gist, np.float32) - self.middle) @ self.basis
 
     @classmethod
     def fit(
@@ -102,6 +105,44 @@ class Head:
         return {name: getattr(self, name) for name in ARRAYS}
 
 
+Looks = tuple[np.ndarray, np.ndarray]  # of scans: (n, K + 1) and (n, P), as `Recogniser.looks` gives them of one
+
+
+@dataclass(frozen=True, eq=False)
+class Local:
+    """A kind of scan on which a model was calibrated later, without learning from it: known by its nearest neighbours.
+
+    Attributes:
+        kind: with the targets that were calibrated.
+        scans: how a recogniser of K kinds looks at each of those n scans.
+        reach: how far from the nearest of them a scan of this kind may lie, in either look, by Euclid.
+    """
+
+    kind: Kind
+    scans: Looks
+    reach: tuple[float, float]
+
+    @classmethod
+    def of(cls, kind: Kind, looks: Sequence[Looks]) -> "Local":
+        """Of two scans at least: as far as the one of them that lies farthest from all others."""
+        shares, components = (np.stack(one).astype(np.float32) for one in zip(*looks, strict=True))
+        return cls(kind, (shares, components), (_farthest(shares), _farthest(components)))
+
+    def holds(self, looks: Looks, modality: str | None) -> bool:
+        """Whether a scan that a recogniser looks at so is of this kind."""
+        if modality is not None and self.kind.modality not in (None, modality):
+            return False
+        return all(
+            np.linalg.norm(known - one, axis=-1).min() <= reach * (1 + 1e-6)
+            for known, one, reach in zip(self.scans, looks, self.reach, strict=True)
+        )
+
+
+def _farthest(scans: Float[np.ndarray, "n D"]) -> float:
+    away = np.linalg.norm(scans[:, None] - scans[None], axis=-1) + np.diag(np.full(len(scans), np.inf))
+    return float(away.min(axis=1).max())
+
+
 @dataclass(frozen=True, eq=False)
 class Recognised:
     """What a scan was taken for.
@@ -111,11 +152,17 @@ class Recognised:
         unlike: ln P(unlike any known), at most 0.
         turn: one of `TURNS`, how the slices lie beside those that were learnt from; 0 where they lie alike, or where
             their kind has no orientation.
+        local: kinds that the model was calibrated on later and that it is like (`Local`).
     """
 
     kind: Kind | None
     unlike: float
     turn: int = 0
+    local: tuple[Kind, ...] = ()
+
+    def fits(self, target: str) -> bool:
+        """Whether a target may be asked of such a scan."""
+        return any(target in kind.targets for kind in (self.kind, *self.local) if kind is not None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,6 +195,7 @@ class Recogniser:
         threshold: ln P(unlike) above which a scan is unlike any known.
         scans: how many held-out scans of the kinds the threshold was set on.
         turns: by the name of a kind that has an orientation.
+        local: kinds of scan on which the model was calibrated later.
     """
 
     kinds: tuple[Kind, ...]
@@ -155,39 +203,55 @@ class Recogniser:
     threshold: float
     scans: int = 0
     turns: Mapping[str, Turns] = field(default_factory=dict)
+    local: tuple[Local, ...] = ()
 
     def log_shares(self, gist: Float[np.ndarray, "slices D"]) -> Float[np.ndarray, " kinds"]:
         """Ln P of each kind and of "unlike", of a scan by its slices, (K + 1,)."""
         return of_scan(self.head(gist))
 
+    def looks(self, gist: Float[np.ndarray, "slices D"]) -> Looks:
+        """What a `Local` kind is known by: `log_shares` and the components, each of all slices together."""
+        return self.log_shares(gist), self.head.components(gist).mean(axis=0)
+
     def __call__(self, gist: Float[np.ndarray, "slices D"], modality: str | None = None) -> Recognised:
         """What a scan is taken for; where its modality is told, among the kinds of that one and those of none."""
         told = self.log_shares(gist)
+        local = tuple(one.kind for one in self.local if one.holds(self.looks(gist), modality))
         possible = [modality is None or kind.modality in (None, modality) for kind in self.kinds]
         if not any(possible):
-            return Recognised(None, 0.0)
+            return Recognised(None, 0.0, local=local)
         among = np.where(possible, told[:-1], -np.inf)
         together = np.logaddexp.reduce(among)
         unlike = float(told[-1] - np.logaddexp(told[-1], together))
         kind = self.kinds[int(among.argmax())]
         turns = self.turns.get(kind.name)
         turn = 0 if turns is None else turns(gist)
-        return Recognised(None if unlike > self.threshold else kind, unlike, turn)
+        return Recognised(None if unlike > self.threshold else kind, unlike, turn, local)
+
+    def with_local(self, found: Sequence[Local]) -> "Recogniser":
+        """The same with these kinds too; of two with one name the later."""
+        local = {one.kind.name: one for one in (*self.local, *found)}
+        return replace(self, local=tuple(local.values()))
 
     def to_json(self) -> dict[str, Any]:
         """All but the arrays."""
-        kinds = [{**kind.__dict__, "targets": list(kind.targets)} for kind in self.kinds]
+        kinds = [asdict(kind) for kind in self.kinds]
+        local = [{"kind": asdict(one.kind), "reach": list(one.reach)} for one in self.local]
         turns = {name: {"threshold": one.threshold, "slices": one.slices} for name, one in self.turns.items()}
-        return {"kinds": kinds, "threshold": self.threshold, "scans": self.scans, "turns": turns}
+        return {"kinds": kinds, "threshold": self.threshold, "scans": self.scans, "turns": turns, "local": local}
 
     @property
     def arrays(self) -> dict[str, np.ndarray]:
         """By name."""
         heads = {"recogniser": self.head, **{f"turns/{name}": one.head for name, one in self.turns.items()}}
-        return {f"{name}/{what}": array for name, head in heads.items() for what, array in head.arrays.items()}
+        arrays = {f"{name}/{what}": array for name, head in heads.items() for what, array in head.arrays.items()}
+        return arrays | {
+            f"local/{k}/{name}": a for k, one in enumerate(self.local) for name, a in zip(LOOKS, one.scans, strict=True)
+        }
 
 
-ARRAYS = ("middle", "basis", "weights")
+ARRAYS, LOOKS = ("middle", "basis", "weights"), ("shares", "components")
+Distance = Annotated[float, Interval(ge=0, le=1e6)]
 
 
 @dataclass(frozen=True)
@@ -199,6 +263,14 @@ class TurnsFile:
 
 
 @dataclass(frozen=True)
+class LocalFile:
+    """What calibration.json says of `Local`."""
+
+    kind: Kind
+    reach: tuple[Distance, Distance]
+
+
+@dataclass(frozen=True)
 class RecogniserFile:
     """What calibration.json says of a recogniser."""
 
@@ -206,6 +278,7 @@ class RecogniserFile:
     threshold: Annotated[float, Interval(le=0)]
     scans: Annotated[int, Interval(ge=0)] = 0
     turns: dict[Name, TurnsFile] = field(default_factory=dict)
+    local: Annotated[tuple[LocalFile, ...], Len(0, 1000)] = ()
 
 
 def from_file(told: RecogniserFile, arrays: dict[str, np.ndarray]) -> Recogniser:
@@ -223,7 +296,15 @@ def from_file(told: RecogniserFile, arrays: dict[str, np.ndarray]) -> Recogniser
         return found
 
     turns = {name: Turns(head(f"turns/{name}", TURNS), one.threshold, one.slices) for name, one in told.turns.items()}
-    return Recogniser(told.kinds, head("recogniser", len(told.kinds) + 1), told.threshold, told.scans, turns)
+    main = head("recogniser", len(told.kinds) + 1)
+    local = []
+    for number, one in enumerate(told.local):
+        shares, components = (np.asarray(arrays.pop(f"local/{number}/{name}"), np.float32) for name in LOOKS)
+        n = len(shares)
+        if not n or shares.shape != (n, len(told.kinds) + 1) or components.shape != (n, main.basis.shape[1]):
+            raise ValueError(f"'local/{number}' does not fit its recogniser")
+        local.append(Local(one.kind, (shares, components), one.reach))
+    return Recogniser(told.kinds, main, told.threshold, told.scans, turns, tuple(local))
 
 
 def of_scan(slices: Float[np.ndarray, "slices classes"]) -> Float[np.ndarray, " classes"]:

@@ -152,7 +152,7 @@ def _answering(model: Path | None, adapter: Path | None, threads: int | None, de
         "system": config["system"],
         "model_sha256": fingerprint(folder),
         "adapter_sha256": adapter_hash,
-        "calibration_sha256": calibration_hash(folder),
+        "calibration_sha256": calibration_hash(folder if adapter is None else adapter),
     }
     return Answering(load, vocabulary, Model(name=name, fingerprint=asked["model_sha256"]), asked)
 

@@ -133,7 +133,7 @@ def segment(
     chosen = compute(threads, device)
     shares: dict[str, Any] = {"missed_at_most": missed_at_most, "false_at_most": false_at_most}  # floats by `fraction`
     names = [name for one in meant.values() for name in one.targets]
-    refused = refused_guarantees(folder, names, proposals, adapter is not None, **shares)
+    refused = refused_guarantees(folder, names, proposals, adapter, **shares)
     shares |= {"series": series, "fill_gaps": fill_gaps, "seg": SEGS[seg], "anyway": anyway, "turn": turn == "auto"}
     request = SegmentRequest(tuple(prompt), proposals, seed, consensus, maps, modality, volume, pictures, **shares)
     make_folder(output)
@@ -154,7 +154,7 @@ def segment(
             output,
             model_hash=fingerprint(folder),
             adapter_hash=adapter_hash,
-            calibration_hash=calibration_hash(folder) if adapter is None else None,
+            calibration_hash=calibration_hash(folder if adapter is None else adapter),
             device=chosen,
             resume=resume,
             part=own_part,
@@ -181,6 +181,8 @@ def segment(
     for case in report["cases"]:
         for line in of_consensus(case.get("targets", ()), consensus):
             say(f"delineate: {case['case']}: {line}")
+    if adapter is not None and segmenter.calibration is None:
+        say(f"delineate: {adapter}: *found* and doubt are not calibrated: {segmenter.uncalibrated} {adapter}")
     unfit = of_misfits(report["cases"], anyway)
     for line in unfit:
         say(f"delineate: {line}")

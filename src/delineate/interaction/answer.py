@@ -33,6 +33,7 @@ from delineate.scans.scan import Scan
 from delineate.scans.sparse import Sparse
 from delineate.systems.system import Asked, Clue, Refines, Seen, System
 
+BY_MARKS = "held-out subjects were asked in words, without marks"
 SUREST = 1e-3  # a proposal's probability is never farther than this from 0 or 1 when it is moved in log-odds
 MISTAKEN = 0.05  # the chance that a mark is not meant as it is read; keeps weights from being all or nothing
 TOUCHING = np.ones((3, 3, 3), dtype=bool)
@@ -96,7 +97,7 @@ def answer_with_marks(
     score = presence(with_marks.mean())
     found = bool(marks.positive) or score >= found_from
     outcome = Outcome.FOUND if found else Outcome.LIKELY_ABSENT
-    return replace(with_marks, score=score, outcome=outcome, misfit=answer.misfit)
+    return replace(with_marks, score=score, outcome=outcome, misfit=answer.misfit, uncalibrated=BY_MARKS)
 
 
 def _signed(marks: Marks) -> set[tuple[Voxel, bool]]:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from delineate.calibration.recogniser import TURNS, Kind, Recogniser, Turns, fit_recogniser, fit_turns
+from delineate.calibration.recogniser import TURNS, Kind, Local, Recogniser, Turns, fit_recogniser, fit_turns
 from delineate.data.dataset import Case, Dataset
 from delineate.data.strange import strange
 from delineate.scans.geometry import orientation_of, to_canonical
@@ -22,6 +22,7 @@ SLICES_HELD_OUT = 24
 STRANGE = (180, 1440)  # pictures made, at least and at most; between, two for each slice
 TURNED = 240  # slices of each dataset of volumes that are learnt from in every way they may lie
 FEWEST = 20  # held-out slices that tell how often those that lie as they should are called turned
+CONTRAST, BRIGHTNESS = 0.3, 0.3  # of grey values in [-1, 1], by how much they are moved at most
 KEPT = 160  # slices of each dataset that strange pictures are made of
 
 
@@ -81,9 +82,21 @@ def recogniser_of(
     return replace(found, turns=turns)
 
 
+def local_kind(segmenter: Segmenter, dataset: Dataset, recogniser: Recogniser) -> Local | None:
+    """All cases of a dataset as a kind of scan that was not learnt from; None of fewer than two cases."""
+    told = []
+    for case in dataset.cases:
+        gist = _gist(segmenter, _seen(segmenter, dataset.read(case)[0], SLICES_HELD_OUT))
+        if gist is not None:
+            told.append(recogniser.looks(gist))
+    known = tuple(name for name in dataset.labels if name in segmenter.vocabulary.names)
+    return Local.of(Kind(dataset.name, dataset.modality, known), told) if len(told) > 1 else None
+
+
 def _turns_of(segmenter: Segmenter, dataset: Dataset, split: str) -> Turns | None:
     """What tells how slices of this kind lie, by those that show a target; None for pictures, mirrored in training."""
     found: dict[str, list[np.ndarray]] = {"train": [], split: []}
+    rng = torch.Generator().manual_seed(0)
     for part, own in found.items():
         cases = dataset.split(part)
         for case in cases:
@@ -94,7 +107,7 @@ def _turns_of(segmenter: Segmenter, dataset: Dataset, split: str) -> Turns | Non
             if len(shown):
                 kept = shown[np.unique(np.linspace(0, len(shown) - 1, 1 + TURNED // len(cases)).round().astype(int))]
                 view = view_of(segmenter.habits.preparation(scan), segmenter.system.size, segmenter.habits.apart_mm)
-                stack = view.stack[torch.from_numpy(kept)]
+                stack = _moved(view.stack[torch.from_numpy(kept)], rng)
                 ways = range(TURNS if part == "train" else 1)
                 gists = [_gist(segmenter, replace(view, stack=turned(stack, turn))) for turn in ways]
                 own.append(np.stack(gists))  # type: ignore[arg-type]
@@ -102,6 +115,14 @@ def _turns_of(segmenter: Segmenter, dataset: Dataset, split: str) -> Turns | Non
         return None
     every, upright = np.concatenate(found["train"], axis=1), np.concatenate(found[split], axis=1)[0]
     return fit_turns(every.reshape(-1, every.shape[-1]), np.repeat(np.arange(TURNS), every.shape[1]), upright)
+
+
+def _moved(stack: Tensor, rng: torch.Generator) -> Tensor:
+    """Slices in [-1, 1], each second of them with other contrast and brightness, as other scanners and windows have."""
+    scale = 1 + CONTRAST * (2 * torch.rand(len(stack), 1, 1, 1, generator=rng) - 1)
+    shift = BRIGHTNESS * (2 * torch.rand(len(stack), 1, 1, 1, generator=rng) - 1)
+    moved = (stack * scale + shift).clamp(-1, 1)
+    return torch.where((torch.arange(len(stack)) % 2 == 1).view(-1, 1, 1, 1), moved, stack)
 
 
 def _some(dataset: Dataset, split: str, rng: np.random.Generator) -> list[Case]:

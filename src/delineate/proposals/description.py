@@ -59,12 +59,12 @@ def describe(
 
 
 def seen_first(target: TargetProposals, how: str, scan: Scan, key: str, volumes: Sequence[float]) -> dict[str, Any]:
-    """What a person looks at first, as JSON: `quality` of the consensus, the `distinct` proposals, `doubtful_slices`.
+    """What a person looks at first, as JSON: `agreement` of the consensus, the `distinct` proposals, `doubtful_slices`.
 
-    `quality` is the Dice that a mask can expect, `weight` the share of all proposals that one stands for, `spread` how
-    far those lie from one another (mean 1 - IoU); see `delineate.proposals.ordering`. `nested`: whether all proposals
-    lie within one another, as level sets do. `candidate`: see `candidate_of`. Slices are those of the file, counted
-    from 0 along its own array `axis`, each with its share of all doubt; flat images have none.
+    `agreement` is a mask's mean Dice with the proposals, `weight` the share of all proposals that one stands for,
+    `spread` how far those lie from one another (mean 1 - IoU); see `delineate.proposals.ordering`. `nested`: whether
+    all proposals lie within one another, as level sets do. `candidate`: see `candidate_of`. Slices are those of the
+    file, counted from 0 along its own array `axis`, each with its share of all doubt; flat images have none.
 
     Args:
         target: a known one.
@@ -73,10 +73,10 @@ def seen_first(target: TargetProposals, how: str, scan: Scan, key: str, volumes:
         key: the unit of the volumes, "ml" or "pixels".
         volumes: of each proposal.
     """
-    quality = target.quality()
-    entry: dict[str, Any] = {"quality": round(target.expected_dice(how), 4), "nested": target.nested(), "distinct": []}
+    agreement = target.agreement()
+    entry: dict[str, Any] = {"agreement": round(target.agreement_of(how), 4), "nested": target.nested(), "distinct": []}
     for one in target.distinct():
-        told = {"proposal": one.k, "weight": round(one.weight, 4), "quality": round(float(quality[one.k]), 4)}
+        told = {"proposal": one.k, "weight": round(one.weight, 4), "agreement": round(float(agreement[one.k]), 4)}
         entry["distinct"].append({**told, "spread": round(one.spread, 4), key: round(volumes[one.k], 3)})
     if target.outcome is Outcome.LIKELY_ABSENT:
         entry["candidate"] = candidate_of(target, scan)
@@ -102,8 +102,10 @@ def candidate_of(target: TargetProposals, scan: Scan) -> dict[str, Any]:
 def believed(
     target: TargetProposals, unit: float, key: str, shares: Mapping[str, float | None] = MappingProxyType({})
 ) -> dict[str, Any]:
-    """How far the answer for a known target can be believed, as JSON: `presence`, `interval_<key>`, `guarantees`.
+    """How far the answer for a known target can be believed, as JSON.
 
+    `presence`, `interval_<key>`, `expected_dice`, `guarantees`, and `uncalibrated` where held-out subjects say nothing.
+    `expected_dice` is that of the consensus (the mean) of a found target, with an interval; None where none was fitted.
     `presence` says by which score the outcome was decided and how often that calls an absent target found; None where
     nobody knows. The interval is of the volume: where the truth lies with a chance of 90 % by held-out subjects, or,
     `calibrated` false, from the fifth to the ninety-fifth percentile of the proposals, which promises nothing.
@@ -120,7 +122,11 @@ def believed(
     low, high = (float(v) for v in (ends or np.percentile([*drawn, volume], (5, 95))))
     low, high = min(low, volume), max(high, volume)
     interval = {"low": round(low, 3), "high": round(high, 3), "level": LEVEL, "calibrated": ends is not None}
+    expected = target.expected()
     entry: dict[str, Any] = {"presence": None, f"interval_{key}": interval}
+    entry["expected_dice"] = None if expected is None else asdict(expected)
+    if target.uncalibrated:
+        entry["uncalibrated"] = target.uncalibrated
     if calibration is not None and (known := calibration.presence_of(str(target.name))) is not None:
         entry["presence"] = {
             "found_from": round(known.threshold, 4),

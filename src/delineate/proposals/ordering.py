@@ -116,7 +116,7 @@ def distinct(
 
     Proposals of real models mostly have no gap at which to cut: on 53 targets that the house model found, 8 proposals
     made one group on 23 and eight on 22 of them. So the cut is raised to where at most `most` groups are left. What is
-    shown first is then the most central proposal (as good, measured, as the one of the best `expected_dice`), followed
+    shown first is then the most central proposal (as good, measured, as the one of the best `agreement`), followed
     by those that stray most; `spread` says how loose such a group is.
 
     Args:
@@ -143,13 +143,13 @@ def distinct(
     return tuple(sorted(groups, key=lambda group: (-group.weight, group.k)))
 
 
-def expected_dice(
+def agreement(
     masks: Bool[np.ndarray, " N *space"] | Overlaps, probability: Float[np.ndarray, "*space"] | None = None
 ) -> Float[np.ndarray, " N"]:
-    """What Dice each proposal can expect, in [0, 1]: its mean Dice with the others.
+    """How far each proposal agrees with the others, in [0, 1]: its mean Dice with them.
 
-    That is its expected Dice if the truth is one more draw of the same kind. Where proposals are surer than they should
-    be it is too high; it ranks all the same.
+    That would be its expected Dice if the truth were one more draw of the same kind. Where proposals are surer than
+    they should be it is too high; it ranks all the same (`calibration.quality` says what held-out subjects make of it).
 
     Args:
         masks: N proposals, or their overlaps.
@@ -163,13 +163,13 @@ def expected_dice(
     return (dice.sum(axis=1) - 1) / (len(dice) - 1)
 
 
-def expected_dice_of(
+def agreement_of(
     mask: Bool[np.ndarray, "*space"],
     masks: Bool[np.ndarray, " N *space"] | Iterable[np.ndarray],
     probability: Float[np.ndarray, "*space"] | None = None,
     others: int = 0,
 ) -> float:
-    """What Dice a mask can expect that is no proposal, such as the consensus, in [0, 1]: its mean Dice with all N.
+    """How far a mask that is no proposal, such as the consensus, agrees with all N, in [0, 1]: its mean Dice with them.
 
     Args:
         mask: the one in question.

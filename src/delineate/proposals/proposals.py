@@ -13,6 +13,7 @@ import numpy as np
 
 from delineate.calibration.calibrators import REACHED
 from delineate.calibration.guarantees import Calibration, Guarantee, GuaranteeError
+from delineate.calibration.quality import Expected
 from delineate.prompts.prompt import Prompt
 from delineate.proposals import ordering
 from delineate.proposals.fusion import FOREGROUND, FUSIONS, foreground, mean_of
@@ -58,6 +59,7 @@ class TargetProposals:
         scores: (N,), how good the system itself holds each proposal to be; None where it does not say.
         said: how the words were taken, in a sentence, where they do not plainly name the target.
         misfit: in what the question does not fit the scan, in a sentence; "" where it fits, or nobody can tell.
+        uncalibrated: why held-out subjects say nothing of such an answer, in a sentence; "" where they do.
     """
 
     prompt: Prompt
@@ -71,6 +73,7 @@ class TargetProposals:
     scores: np.ndarray | None = None
     said: str = ""
     misfit: str = ""
+    uncalibrated: str = ""
 
     def __post_init__(self):
         if isinstance(self.drawn, np.ndarray):
@@ -105,7 +108,8 @@ class TargetProposals:
         """
         drawn, calibration = self._drawn(), self.calibration
         if calibration is None or self.name is None:
-            raise GuaranteeError("the model is not calibrated, so nothing can be guaranteed; run: delineate calibrate")
+            why = self.uncalibrated or "the model is not calibrated; run: delineate calibrate"
+            raise GuaranteeError(f"'{self.prompt.text}': nothing can be guaranteed: {why}")
         if len(drawn) < calibration.proposals:
             raise GuaranteeError(
                 f"the model was calibrated with {calibration.proposals} proposals, {len(drawn)} were drawn; "
@@ -203,24 +207,31 @@ class TargetProposals:
         weighed = (replace(group, weight=float(self.weights[list(group.members)].sum())) for group in groups)
         return tuple(sorted(weighed, key=lambda group: (-group.weight, group.k)))
 
-    def quality(self) -> np.ndarray:
-        """What Dice each proposal can expect, float64 (N,) in [0, 1]: its mean Dice with the others.
+    def agreement(self) -> np.ndarray:
+        """How far each proposal agrees with the others, float64 (N,) in [0, 1]: its mean Dice with them.
 
-        A single one is held against its own probability. See `ordering.expected_dice`.
+        A single one is held against its own probability. See `ordering.agreement`.
         """
         if len(self) == 1:
-            return ordering.expected_dice(foreground(self._drawn().row(0))[None], self._probability)
-        return ordering.expected_dice(self._overlaps)
+            return ordering.agreement(foreground(self._drawn().row(0))[None], self._mean)
+        return ordering.agreement(self._overlaps)
 
-    def expected_dice(self, how: str = "mean") -> float:
-        """What Dice the consensus can expect, in [0, 1]: its mean Dice with the proposals.
+    def expected(self) -> Expected | None:
+        """What Dice the consensus (the mean) can expect, by held-out subjects; None where they do not say.
 
-        That of a single one is held against its own probability, as in `quality`.
+        They do of a target that is found. If it is not there, nothing is to be expected.
         """
+        told = None if self.calibration is None else self.calibration.quality.get(self.name or "")
+        if told is None or self.outcome is not Outcome.FOUND:
+            return None
+        return told(float(self.agreement().mean()), ordering.probable_dice(self._cut, self._mean))
+
+    def agreement_of(self, how: str = "mean") -> float:
+        """How far the consensus agrees with the proposals, in [0, 1]: its mean Dice with them; one alone as above."""
         drawn, (inside, rest) = self._drawn(), self._consensus(how)
         masks = (foreground(one) for one in drawn.rows())
-        probability = self._probability if len(self) == 1 else None
-        return ordering.expected_dice_of(inside, masks, probability, rest * drawn.elsewhere)
+        probability = self._mean if len(self) == 1 else None
+        return ordering.agreement_of(inside, masks, probability, rest * drawn.elsewhere)
 
     def choose(self, k: int) -> np.ndarray:
         """Proposal k as a mask, bool (I, J, K)."""

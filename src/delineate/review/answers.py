@@ -159,15 +159,17 @@ def info_of(entry: Mapping[str, Any], id_: str, **more: Any) -> AnswerInfo:
     """What is told of an answer, from what `proposals.description.describe` says of one target."""
     unit = "pixels" if "consensus_pixels" in entry else "ml"
     distinct = [
-        {name: one[name] for name in ("proposal", "weight", "quality", "spread")} | {"volume": one[unit]}
+        {name: one[name] for name in ("proposal", "weight", "spread")}
+        | {"agreement": one.get("agreement", one.get("quality")), "volume": one[unit]}
         for one in entry.get("distinct", ())
     ]
-    told = {
-        name: entry.get(name) for name in ("prompt", "target", "outcome", "understood", "message", "quality", "doubt")
-    }
+    told = {name: entry.get(name) for name in ("prompt", "target", "outcome", "understood", "message", "doubt")}
     return AnswerInfo(
         id=id_,
         **told,  # type: ignore[arg-type]  # checked by the model
+        agreement=entry.get("agreement", entry.get("quality")),
+        expected_dice=entry.get("expected_dice"),
+        uncalibrated=entry.get("uncalibrated"),
         score=entry.get("score", 0.0),
         nearest=list(entry.get("nearest", ())),
         proposals=len(entry.get(f"proposals_{unit}", ())),

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, StringConstraints
 from pydantic_core import PydanticCustomError
 
 from delineate.prompts.prompt import LONGEST_PROMPT
@@ -128,7 +128,7 @@ class Distinct(Exact):
 
     proposal: int
     weight: float
-    quality: float
+    agreement: float = Field(validation_alias=AliasChoices("agreement", "quality"))  # as answers of before call it
     spread: float
     volume: float
 
@@ -140,6 +140,16 @@ class Interval(Exact):
     high: float
     level: float
     calibrated: bool
+
+
+class Expected(Exact):
+    """What Dice the consensus can expect, by held-out subjects."""
+
+    dice: float
+    low: float
+    high: float
+    level: float
+    subjects: int
 
 
 class DoubtfulSlices(Exact):
@@ -177,7 +187,9 @@ class AnswerInfo(Exact):
     nearest: list[str]
     understood: str | None = None  # of answers of before there is none
     message: str | None
-    quality: float | None
+    agreement: float | None = Field(None, validation_alias=AliasChoices("agreement", "quality"))
+    expected_dice: Expected | None = None
+    uncalibrated: str | None = None
     doubt: float | None
     proposals: int
     distinct: list[Distinct]

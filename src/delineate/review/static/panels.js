@@ -81,11 +81,16 @@ function card(desk, answer, open, on) {
     size.push(`${amount(low, answer.unit)} to ${amount(high, answer.unit)} ${calibrated ? `with ${percent(level)} chance` : 'among the proposals'}`)
   }
   box.append(make('p', { class: 'small' }, size.join('; ')))
-  box.append(row(desk, `consensus ${answer.id}`, 'consensus', answer.quality, null, answer.volume, answer.unit, on, null))
+  if (answer.expected_dice) {
+    const { dice, low, high, level, subjects } = answer.expected_dice
+    box.append(make('p', { class: 'small', title: `fitted on ${subjects} held-out subjects` }, `consensus: Dice ${dice.toFixed(2)} expected, ${low.toFixed(2)} to ${high.toFixed(2)} with ${percent(level)} chance`))
+  }
+  if (answer.uncalibrated) box.append(make('p', { class: 'small' }, `Not calibrated: ${answer.uncalibrated}.`))
+  box.append(row(desk, `consensus ${answer.id}`, 'consensus', answer.agreement, null, answer.volume, answer.unit, on, null))
   if (answer.proposals > 1) {
     answer.distinct.forEach((one, rank) => {
       const key = `proposal ${answer.id} ${one.proposal}`
-      box.append(row(desk, key, `${rank + 1}`, one.quality, one.weight, one.volume, answer.unit, on, one.proposal))
+      box.append(row(desk, key, `${rank + 1}`, one.agreement, one.weight, one.volume, answer.unit, on, one.proposal))
     })
     box.append(ways(desk, answer, on))
   }
@@ -115,11 +120,11 @@ function unknown(box, answer, on) {
   return box
 }
 
-function row(desk, key, label, quality, weight, volume, unit, on, proposal) {
+function row(desk, key, label, agreement, weight, volume, unit, on, proposal) {
   const shown = desk.shown.has(key)
   const told = [amount(volume, unit)]
   if (weight !== null) told.push(`for ${percent(weight)}`)
-  if (quality !== null && quality !== undefined) told.push(`Dice ${quality.toFixed(2)} expected`)
+  if (agreement !== null && agreement !== undefined) told.push(`agrees ${agreement.toFixed(2)}`)
   const text = make('div', {}, proposal === null ? 'consensus' : `${label}`, ' ', make('small', {}, told.join(', ')))
   if (weight !== null) {
     const bar = make('div', { class: 'bar', title: `stands for ${percent(weight)} of the proposals` }, make('i'))

@@ -1,0 +1,76 @@
+"""What Dice is expected: by a regression on held-out subjects, with an interval that holds for new ones."""
+
+import numpy as np
+import pytest
+
+from delineate.calibration.quality import Expected, fit_quality, probable_above
+from delineate.proposals.ordering import probable_dice
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def drawn(rng, subjects, targets=3, worse=0.8, noise=0.4):
+    """A model that is too sure by `worse` logits, each subject a little more or less so."""
+    who = np.repeat([f"s{i}" for i in range(subjects)], targets)
+    names = np.tile([f"t{k}" for k in range(targets)], subjects)
+    probable = rng.uniform(1, 3, len(who))
+    own = np.repeat(rng.normal(0, noise / 2, subjects), targets)
+    dice = sigmoid(probable - worse + own + rng.normal(0, noise, len(who)))
+    agreement = np.clip(sigmoid(probable) - 0.05 + rng.normal(0, 0.02, len(who)), 0, 1)
+    return list(who), list(names), agreement, sigmoid(probable), dice
+
+
+def test_what_probabilities_promise_is_that_of_each_mask():
+    p = np.random.default_rng(0).uniform(size=(20, 20)).astype(np.float32) ** 4
+    thresholds = np.array([0.0, 0.1, 0.5, 0.9, 1.1])
+    told = probable_above(p, thresholds)
+    assert told[:4] == pytest.approx(
+        [probable_dice(p >= t, p) if t else probable_dice(p > 0, p) for t in thresholds[:4]]
+    )
+    assert told[-1] == 0
+    assert probable_above(np.zeros(9, np.float32), thresholds).tolist() == [0] * 5
+
+
+def test_it_mends_a_model_that_is_too_sure():
+    rng = np.random.default_rng(1)
+    found = fit_quality(*drawn(rng, 30))
+    _, names, agreement, probable, dice = drawn(rng, 200)
+    told = [found[name](a, p).dice for name, a, p in zip(names, agreement, probable, strict=True)]
+    assert np.abs(np.array(told) - dice).mean() < 0.7 * np.abs(probable - dice).mean()
+    assert np.mean(told) == pytest.approx(dice.mean(), abs=0.03)
+    assert found["t0"].error == pytest.approx(np.abs(np.array(told) - dice).mean(), abs=0.03)
+
+
+@pytest.mark.parametrize(("subjects", "level"), [(4, 0.8), (8, 0.8), (9, 0.9), (30, 0.9)])
+def test_the_interval_holds_for_new_subjects_as_often_as_it_says(subjects, level):
+    held = []
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        found = fit_quality(*drawn(rng, subjects))
+        _, names, agreement, probable, dice = drawn(rng, 20)
+        told = [found[name](a, p) for name, a, p in zip(names, agreement, probable, strict=True)]
+        assert {one.level for one in told} == {level}
+        held.append(np.mean([one.low <= true <= one.high for one, true in zip(told, dice, strict=True)]))
+    assert np.mean(held) >= level - 0.02
+    assert all(one.low <= one.dice <= one.high for one in told)
+
+
+def test_three_subjects_carry_no_interval_so_nothing_is_expected():
+    assert fit_quality(*drawn(np.random.default_rng(0), 3)) == {}
+
+
+def test_a_target_that_is_worse_than_the_others_is_expected_to_be():
+    who, names, agreement, probable, dice = drawn(np.random.default_rng(2), 20, noise=0.1)
+    dice = np.where(np.array(names) == "t1", 0.5 * dice, dice)
+    found = fit_quality(who, names, agreement, probable, dice)
+    assert found["t1"](0.85, 0.9).dice < found["t0"](0.85, 0.9).dice - 0.2
+
+
+def test_what_agrees_wholly_or_not_at_all_has_a_figure():
+    found = fit_quality(*drawn(np.random.default_rng(0), 10))
+    for value in (0.0, 1.0):
+        told = found["t0"](value, value)
+        assert isinstance(told, Expected)
+        assert 0 <= told.low <= told.dice <= told.high <= 1
