@@ -195,13 +195,14 @@ def view_of(scan: Scan, size: int, apart_mm: float | None = None) -> View:
 
 def turned(stack: Tensor, turn: int) -> Tensor:
     """Slices (…, size, size) turned by quarters counter-clockwise, and from 4 on then mirrored: one of `TURNS`."""
-    out = torch.rot90(stack, turn % 4, (-2, -1))
+    out = torch.rot90(stack, turn % 4, (-2, -1)) if turn % 4 else stack  # by nothing would be a copy
     return out.flip(-1) if turn >= 4 else out
 
 
 def turned_back(stack: Tensor, turn: int) -> Tensor:
     """What undoes `turned`."""
-    return torch.rot90(stack.flip(-1) if turn >= 4 else stack, -(turn % 4), (-2, -1))
+    out = stack.flip(-1) if turn >= 4 else stack
+    return torch.rot90(out, -(turn % 4), (-2, -1)) if turn % 4 else out
 
 
 def with_neighbours(slices: Float[Tensor, "slices h w"], apart: int = 1) -> Float[Tensor, "slices 3 h w"]:
