@@ -30,8 +30,8 @@ DISTINCT = ("#56B4E9", "#F0E442")  # on grey, on skin and beside the consensus t
 def montage(proposals: Proposals, path: Path, *, how: str = "mean") -> Path:
     """One row a target: the consensus, the first two distinct proposals, the doubt.
 
-    A proposal's title says what share of all it stands for and what Dice it can expect
-    (`delineate.proposals.ordering`). Where one stands for all, the bare scan takes the second one's place. The slice
+    The consensus' title says what Dice it can expect, where that was fitted (`delineate.calibration.quality`), a
+    proposal's what share of all it stands for and how far it agrees with the others (`delineate.proposals.ordering`). Where one stands for all, the bare scan takes the second one's place. The slice
     shown is the one where the consensus is largest, or most probable where there is none; of a target that was not
     drawn the middle one, and why.
     """

@@ -3,8 +3,14 @@
 import numpy as np
 import pytest
 
+from delineate.calibration.guarantees import Calibration
 from delineate.calibration.quality import Expected, fit_quality, probable_above
+from delineate.prompts.prompt import Prompt
+from delineate.proposals.description import describe
 from delineate.proposals.ordering import probable_dice
+from delineate.proposals.proposals import Outcome, Proposals, TargetProposals
+from delineate.scans.geometry import FLAT_AFFINE
+from delineate.scans.scan import Scan
 
 
 def sigmoid(x):
@@ -74,3 +80,33 @@ def test_what_agrees_wholly_or_not_at_all_has_a_figure():
         told = found["t0"](value, value)
         assert isinstance(told, Expected)
         assert 0 <= told.low <= told.dice <= told.high <= 1
+
+
+def answer(outcome=Outcome.FOUND, quality=None):
+    masks = np.zeros((4, 1, 16, 16), np.float32)
+    masks[:, :, 2:10, 2:10] = 0.9
+    masks[0, :, 10:12, 2:10] = 0.6
+    calibration = None if quality is None else Calibration(4, quality={"liver": quality})
+    return TargetProposals(Prompt("liver"), "liver", outcome, 0.9, masks, calibration=calibration)
+
+
+def test_an_answer_tells_what_to_expect_only_where_it_was_fitted_and_found():
+    quality = fit_quality(*drawn(np.random.default_rng(0), 10))["t0"]
+    told = answer(quality=quality).expected()
+    assert told is not None
+    one = answer(quality=quality)
+    assert told == quality(float(one.agreement().mean()), probable_dice(one.mean() >= 0.5, one.mean()))
+    assert answer().expected() is None
+    assert answer(Outcome.LIKELY_ABSENT, quality).expected() is None
+    scan = Scan(np.zeros((1, 16, 16), np.float32), FLAT_AFFINE, has_spacing=False)
+    entries = [describe(Proposals(scan, (made,)), "mean")[0] for made in (one, answer())]
+    assert entries[0]["expected_dice"] == {**told.__dict__}
+    assert entries[1]["expected_dice"] is None
+
+
+def test_what_is_fitted_is_what_is_loaded(tmp_path):
+    quality = fit_quality(*drawn(np.random.default_rng(0), 10))["t0"]
+    Calibration(4, quality={"liver": quality}).save(tmp_path)
+    loaded = Calibration.load(tmp_path)
+    assert loaded is not None
+    assert loaded.quality == {"liver": quality}
