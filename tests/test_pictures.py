@@ -117,12 +117,18 @@ def halves(left, right, shape=VOLUME.shape):
     return drawn
 
 
-def test_distinct_proposals_are_shown_with_their_share_and_expected_dice(titles):
+REACHES = "the score 0.900 reaches 0.600; below it would be likely\nabsent"
+
+
+def test_distinct_proposals_are_shown_with_their_share_and_how_far_they_agree(titles):
     torn = replace(target(VOLUME), drawn=halves(3, 1))
     assert titles(torn) == [
-        ("liver, slice 1 of 40\nconsensus: found, score 0.90, expected Dice 0.75", 1),
-        ("proposal 0, for 75% of 4\ndistinct 1 of 2, expected Dice 0.67", 1),
-        ("proposal 3, not here, for 25% of 4\ndistinct 2 of 2, expected Dice 0.00", 0),
+        (
+            f"liver, slice 1 of 40\nconsensus: found, score 0.90\n{REACHES}; 25% of the proposals differ from the first",
+            1,
+        ),
+        ("proposal 0, for 75% of 4\ndistinct 1 of 2, agrees 0.67", 1),
+        ("proposal 3, not here, for 25% of 4\ndistinct 2 of 2, agrees 0.00", 0),
         ("doubt (bits)", 0),
     ]
 
@@ -130,8 +136,8 @@ def test_distinct_proposals_are_shown_with_their_share_and_expected_dice(titles)
 def test_where_one_stands_for_all_the_bare_scan_is_shown_too(titles):
     alike = target(FLAT, 1.0, np.s_[:, 5:15], n=3)
     assert titles(alike, scan=FLAT) == [
-        ("liver\nconsensus: found, score 0.90, expected Dice 1.00", 1),
-        ("proposal 0, for 100% of 3\ndistinct 1 of 1, expected Dice 1.00", 1),
+        (f"liver\nconsensus: found, score 0.90\n{REACHES}", 1),
+        ("proposal 0, for 100% of 3\ndistinct 1 of 1, agrees 1.00", 1),
         ("scan", 0),
         ("doubt (bits)", 0),
     ]
@@ -140,7 +146,7 @@ def test_where_one_stands_for_all_the_bare_scan_is_shown_too(titles):
 def test_what_is_likely_absent_expects_no_dice(titles):
     absent = replace(target(FLAT), outcome=Outcome.LIKELY_ABSENT, score=0.0)
     assert [title for title, _ in titles(absent, scan=FLAT)[:2]] == [
-        "liver\nconsensus: likely absent, score 0.00",
+        "liver\nconsensus: likely absent, score 0.00\nthe score 0.000 stays below 0.600, from where on it would\nbe found",
         "proposal 0, empty, for 100% of 2\ndistinct 1 of 1",
     ]
 

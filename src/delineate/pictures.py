@@ -13,6 +13,7 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from delineate.proposals.description import why
 from delineate.proposals.proposals import Outcome, Proposals, TargetProposals
 from delineate.scans.geometry import canonical_spacing, orientation_of, to_canonical
 from delineate.scans.intensity import intensity_range, normalise
@@ -22,6 +23,7 @@ from delineate.storage.files import replacing
 # Okabe and Ito's colours: told apart by the colour-blind.
 COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
 CONSENSUS = "#D55E00"
+WIDE = 58  # characters of a line of a panel's title
 MOST_PIXELS = 1200  # along a side of what is drawn: a panel shows some 300
 VEIL = 0.25  # how much of its colour lies over a mask: enough to tell it from its surroundings, and what is under it
 DISTINCT = ("#56B4E9", "#F0E442")  # on grey, on skin and beside the consensus told apart by everyone
@@ -30,15 +32,16 @@ DISTINCT = ("#56B4E9", "#F0E442")  # on grey, on skin and beside the consensus t
 def montage(proposals: Proposals, path: Path, *, how: str = "mean") -> Path:
     """One row a target: the consensus, the first two distinct proposals, the doubt.
 
-    The consensus' title says what Dice it can expect, where that was fitted (`delineate.calibration.quality`), a
-    proposal's what share of all it stands for and how far it agrees with the others (`delineate.proposals.ordering`). Where one stands for all, the bare scan takes the second one's place. The slice
-    shown is the one where the consensus is largest, or most probable where there is none; of a target that was not
-    drawn the middle one, and why.
+    The consensus' title says what Dice it can expect, where that was fitted (`delineate.calibration.quality`), and what
+    its outcome rests on (`why`); a proposal's says what share of all it stands for and how far it agrees with the
+    others (`delineate.proposals.ordering`). Where one stands for all, the bare scan takes the second one's place. The
+    slice shown is the one where the consensus is largest, or most probable where there is none; of a target that was
+    not drawn the middle one, and why.
     """
     scan = proposals.scan
     ends = intensity_range(scan.voxels, scan.modality)
     rows = len(proposals.targets)
-    figure = new_figure(12.4, 3.4 * rows + 0.1)
+    figure = new_figure(12.4, 3.8 * rows + 0.1)
     axes = figure.subplots(rows, 4, squeeze=False)
     for line, target in zip(axes, proposals, strict=True):
         for axis in line:
@@ -83,7 +86,8 @@ def _draw_target(line: Any, target: TargetProposals, scan: Scan, ends: tuple[flo
         title += f"\nDice {expected.dice:.2f} expected, {expected.level:.0%}: {expected.low:.2f} to {expected.high:.2f}"
     elif found and target.uncalibrated:
         title += ", uncalibrated"
-    line[0].set_title(title, fontsize=8.5, parse_math=False, color="black" if found else "#B00020")
+    title += "\n" + "\n".join(textwrap.wrap(why(target, scan), WIDE))
+    line[0].set_title(title, fontsize=7.5, parse_math=False, color="black" if found else "#B00020")
     distinct, agreement, sizes = target.distinct(), target.agreement(), target.sizes()
     if len(distinct) == 1:
         line[2].set_title("scan", fontsize=8.5)

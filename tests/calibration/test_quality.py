@@ -1,16 +1,21 @@
 """What Dice is expected: by a regression on held-out subjects, with an interval that holds for new ones."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from delineate.calibration.guarantees import Calibration
+from delineate.calibration.presence import Presence
 from delineate.calibration.quality import Expected, fit_quality, probable_above
+from delineate.prompts.marks import Marks
 from delineate.prompts.prompt import Prompt
-from delineate.proposals.description import describe
+from delineate.proposals.description import describe, why
 from delineate.proposals.ordering import probable_dice
 from delineate.proposals.proposals import Outcome, Proposals, TargetProposals
 from delineate.scans.geometry import FLAT_AFFINE
 from delineate.scans.scan import Scan
+from delineate.scans.sparse import Sparse
 
 
 def sigmoid(x):
@@ -110,3 +115,25 @@ def test_what_is_fitted_is_what_is_loaded(tmp_path):
     loaded = Calibration.load(tmp_path)
     assert loaded is not None
     assert loaded.quality == {"liver": quality}
+
+
+def test_every_outcome_says_what_it_rests_on_and_what_would_change_it():
+    scan = Scan(np.zeros((1, 16, 16), np.float32), FLAT_AFFINE, has_spacing=False)
+    found, absent = answer(), replace(answer(Outcome.LIKELY_ABSENT), score=0.25)
+    assert why(found, scan).startswith("the score 0.900 reaches 0.600; below it would be likely absent")
+    assert "held-out" not in why(found, scan)
+    assert why(absent, scan) == "the score 0.250 stays below 0.600, from where on it would be found"
+    volume = Scan(np.zeros((16, 16, 4), np.float32), np.diag([-1.0, -1, 1, 1]))
+    drawn = np.zeros((2, 16, 16, 4), np.float32)
+    drawn[:, 4:9, 4:9, 2] = 0.3
+    hidden = replace(absent, drawn=Sparse.of(drawn))
+    assert "of 4 slices searched 3 is likeliest" in why(hidden, volume)
+    told = Presence(0.8, 0.1, 0.1, 9, 9, 1.0)
+    known = replace(found, calibration=Calibration(4, presence={"liver": told}))
+    assert "reaches 0.800" in why(known, scan)
+    assert "by held-out subjects" in why(known, scan)
+    half = np.zeros((4, 1, 16, 16), np.float32)
+    half[:3, :, 2:10, 2:10] = half[3, :, 2:10, 6:14] = 0.9
+    assert why(replace(found, drawn=Sparse.of(half)), scan).endswith("25% of the proposals differ from the first")
+    marked = replace(found, prompt=Prompt("liver", marks=Marks(positive=((0, 3, 3),))))
+    assert "marked inside" in why(marked, scan)

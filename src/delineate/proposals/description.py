@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from delineate.calibration.guarantees import LEVEL
+from delineate.calibration.presence import FOUND_FROM
 from delineate.prompts.vocabulary import unknown_prompt_message
 from delineate.proposals.ordering import most_doubtful
 from delineate.proposals.proposals import Outcome, Proposals, TargetProposals
@@ -63,7 +64,7 @@ def seen_first(target: TargetProposals, how: str, scan: Scan, key: str, volumes:
 
     `agreement` is a mask's mean Dice with the proposals, `weight` the share of all proposals that one stands for,
     `spread` how far those lie from one another (mean 1 - IoU); see `delineate.proposals.ordering`. `nested`: whether
-    all proposals lie within one another, as level sets do. `candidate`: see `candidate_of`. Slices are those of the
+    all proposals lie within one another, as level sets do. `why`, `candidate`: see these. Slices are those of the
     file, counted from 0 along its own array `axis`, each with its share of all doubt; flat images have none.
 
     Args:
@@ -78,6 +79,7 @@ def seen_first(target: TargetProposals, how: str, scan: Scan, key: str, volumes:
     for one in target.distinct():
         told = {"proposal": one.k, "weight": round(one.weight, 4), "agreement": round(float(agreement[one.k]), 4)}
         entry["distinct"].append({**told, "spread": round(one.spread, 4), key: round(volumes[one.k], 3)})
+    entry["why"] = why(target, scan)
     if target.outcome is Outcome.LIKELY_ABSENT:
         entry["candidate"] = candidate_of(target, scan)
     if not scan.is_flat:
@@ -86,6 +88,25 @@ def seen_first(target: TargetProposals, how: str, scan: Scan, key: str, volumes:
         shares = [round(share, 4) for _, share in slices]
         entry["doubtful_slices"] = {"axis": axis, "slices": [index for index, _ in slices], "shares": shares}
     return entry
+
+
+def why(target: TargetProposals, scan: Scan) -> str:
+    """What the outcome of a known target rests on and what would change it, in a sentence."""
+    if target.prompt.marks and target.prompt.marks.positive:
+        return "found because a voxel was marked inside; without that mark the score would decide"
+    known = target.calibration.presence_of(str(target.name)) if target.calibration is not None else None
+    start, told = (FOUND_FROM, "") if known is None else (known.threshold, ", set by held-out subjects")
+    score = f"the score {target.score:.3f}"
+    if target.outcome is Outcome.LIKELY_ABSENT:
+        best = candidate_of(target, scan)
+        where = (
+            "" if scan.is_flat else f"; of {best['slices_searched']} slices searched {best['slice'] + 1} is likeliest"
+        )
+        return f"{score} stays below {start:.3f}{told}, from where on it would be found{where}"
+    groups = target.distinct()
+    differ = 1 - groups[0].weight
+    others = f"; {differ:.0%} of the proposals differ from the first" if differ > 0 else ""
+    return f"{score} reaches {start:.3f}{told}; below it would be likely absent{others}"
 
 
 def candidate_of(target: TargetProposals, scan: Scan) -> dict[str, Any]:

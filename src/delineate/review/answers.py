@@ -170,6 +170,7 @@ def info_of(entry: Mapping[str, Any], id_: str, **more: Any) -> AnswerInfo:
         agreement=entry.get("agreement", entry.get("quality")),
         expected_dice=entry.get("expected_dice"),
         uncalibrated=entry.get("uncalibrated"),
+        why=entry.get("why"),
         score=entry.get("score", 0.0),
         nearest=list(entry.get("nearest", ())),
         proposals=len(entry.get(f"proposals_{unit}", ())),

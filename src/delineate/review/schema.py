@@ -190,6 +190,7 @@ class AnswerInfo(Exact):
     agreement: float | None = Field(None, validation_alias=AliasChoices("agreement", "quality"))
     expected_dice: Expected | None = None
     uncalibrated: str | None = None
+    why: str | None = None
     doubt: float | None
     proposals: int
     distinct: list[Distinct]

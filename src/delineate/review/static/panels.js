@@ -85,6 +85,7 @@ function card(desk, answer, open, on) {
     const { dice, low, high, level, subjects } = answer.expected_dice
     box.append(make('p', { class: 'small', title: `fitted on ${subjects} held-out subjects` }, `consensus: Dice ${dice.toFixed(2)} expected, ${low.toFixed(2)} to ${high.toFixed(2)} with ${percent(level)} chance`))
   }
+  if (answer.why) box.append(make('p', { class: 'small' }, `Why: ${answer.why}.`))
   if (answer.uncalibrated) box.append(make('p', { class: 'small' }, `Not calibrated: ${answer.uncalibrated}.`))
   box.append(row(desk, `consensus ${answer.id}`, 'consensus', answer.agreement, null, answer.volume, answer.unit, on, null))
   if (answer.proposals > 1) {
