@@ -190,7 +190,7 @@ def test_a_local_kind_reaches_as_far_as_its_own_scans_lie_apart():
 def test_what_few_subjects_cannot_carry_is_said_in_numbers():
     shares = (0.01, 0.05, 0.1)
     assert carried({"liver": range(10)}, shares) == [
-        "liver: 10 subjects carry a guarantee of 9.1% at best; 5% needs 19, 1% needs 99"
+        "liver: 10 subjects carry a guarantee of 9.1% at best, were nothing missed; 5% needs 19, 1% needs 99"
     ]
     assert carried({"liver": range(1), "spleen": range(99)}, shares)[0].startswith("liver: 1 subject carries")
     assert carried({"spleen": range(99)}, shares) == []
@@ -200,7 +200,7 @@ def test_the_command_writes_into_the_adapter_and_says_what_is_carried(model, mr,
     words = ["calibrate", str(model), f"{mr}=liver,spleen", "--adapter", str(adapter), "-n", "1"]
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 0, done.output
-    assert "10 subjects carry a guarantee of 9.1% at best; 5% needs 19, 1% needs 99" in " ".join(done.output.split())
+    assert "10 subjects carry a guarantee of 9.1% at best, were nothing missed; 5% needs 19, 1% needs 99" in " ".join(done.output.split())
     assert (adapter / "calibration.json").is_file()
 
 

@@ -323,7 +323,8 @@ def carried(losses: Mapping[str, Sized], shares: Sequence[float]) -> list[str]:
         lacking = ", ".join(f"{share:.0%} needs {needed}" for share, needed in needs.items() if count < needed)
         if lacking:
             many = f"{count} subject{'s' * (count != 1)} carr{'y' if count != 1 else 'ies'}"
-            lines.append(f"{shortened(names)}: {many} a guarantee of {1 / (count + 1):.1%} at best; {lacking}")
+            best = f"a guarantee of {1 / (count + 1):.1%} at best, were nothing missed"
+            lines.append(f"{shortened(names)}: {many} {best}; {lacking}")
     return lines
 
 
