@@ -200,7 +200,9 @@ def test_the_command_writes_into_the_adapter_and_says_what_is_carried(model, mr,
     words = ["calibrate", str(model), f"{mr}=liver,spleen", "--adapter", str(adapter), "-n", "1"]
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 0, done.output
-    assert "10 subjects carry a guarantee of 9.1% at best, were nothing missed; 5% needs 19, 1% needs 99" in " ".join(done.output.split())
+    assert "10 subjects carry a guarantee of 9.1% at best, were nothing missed; 5% needs 19, 1% needs 99" in " ".join(
+        done.output.split()
+    )
     assert (adapter / "calibration.json").is_file()
 
 
