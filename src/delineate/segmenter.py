@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from delineate.adapters.adapter import Adapted
 from delineate.adapters.folder import load_adapter
@@ -27,8 +28,10 @@ from delineate.scans.preparation import Habits
 from delineate.scans.scan import Scan
 from delineate.systems.system import Adaptable, Asked, Seen
 
-UNCALIBRATED = "no held-out subject was asked; run: delineate calibrate"
-WITH_ADAPTER = "no held-out subject was asked with this adapter on; run: delineate calibrate --adapter"
+UNCALIBRATED = "no held-out subject was asked; run: delineate calibrate MODEL DATASET"
+WITH_ADAPTER = (
+    "no held-out subject was asked with this adapter on; run: delineate calibrate MODEL DATASET --adapter ADAPTER"
+)
 BY_CLUES = "held-out subjects were asked in words, without a box, a mask, examples or a style"
 BY_MISFIT = "held-out subjects were of the kinds that the model learnt from"
 
@@ -128,7 +131,8 @@ class Segmenter:
 
     def calibrated(self, calibration: Calibration | None) -> "Segmenter":
         """The same with another calibration, or with none."""
-        kept = {"fingerprint": self.fingerprint, "habits": self.habits, "marker": self.marker}
+        kept: dict[str, Any] = {"fingerprint": self.fingerprint, "habits": self.habits, "marker": self.marker}
+        kept["uncalibrated"] = self.uncalibrated or UNCALIBRATED
         return Segmenter(self.system, self.modalities, calibration=calibration, **kept)
 
     def found_from(self, target: str) -> float:
@@ -285,10 +289,12 @@ class Segmenter:
         some = islice(maps.rows(), self.calibration.proposals if self.calibration else n)
         score = presence(mean_of(some, len(maps.where)))
         name = asked.concept.name if asked.concept else " ".join(prompt.text.split())
-        outcome = Outcome.FOUND if score >= self.found_from(name) else Outcome.LIKELY_ABSENT
+        found_from = self.found_from(name)
+        outcome = Outcome.FOUND if score >= found_from else Outcome.LIKELY_ABSENT
         scores = None if drawn.scores is None else drawn.scores.numpy()
         why = self.uncalibrated or BY_CLUES * (not words_alone(prompt)) or BY_MISFIT * (unfit is not None)
-        more = {"scores": scores, "misfit": "" if unfit is None else unfit[1], "uncalibrated": why}
+        more = {"scores": scores, "misfit": "" if unfit is None else unfit[1]}
+        more |= {"found_from": found_from, "uncalibrated": why}
         calibration = None if why else self.calibration
         return TargetProposals(prompt, name, outcome, score, maps, calibration=calibration, **more)
 

@@ -103,6 +103,7 @@ def test_an_answer_tells_what_to_expect_only_where_it_was_fitted_and_found():
     assert told == quality(float(one.agreement().mean()), probable_dice(one.mean() >= 0.5, one.mean()))
     assert answer().expected() is None
     assert answer(Outcome.LIKELY_ABSENT, quality).expected() is None
+    assert replace(one, drawn=Sparse.of(np.ones((3, 1, 16, 16), np.float32))).expected() is None
     scan = Scan(np.zeros((1, 16, 16), np.float32), FLAT_AFFINE, has_spacing=False)
     entries = [describe(Proposals(scan, (made,)), "mean")[0] for made in (one, answer())]
     assert entries[0]["expected_dice"] == {**told.__dict__}
@@ -129,7 +130,7 @@ def test_every_outcome_says_what_it_rests_on_and_what_would_change_it():
     hidden = replace(absent, drawn=Sparse.of(drawn))
     assert "of 4 slices searched 3 is likeliest" in why(hidden, volume)
     told = Presence(0.8, 0.1, 0.1, 9, 9, 1.0)
-    known = replace(found, calibration=Calibration(4, presence={"liver": told}))
+    known = replace(found, calibration=Calibration(4, presence={"liver": told}), found_from=0.8)
     assert "reaches 0.800" in why(known, scan)
     assert "by held-out subjects" in why(known, scan)
     half = np.zeros((4, 1, 16, 16), np.float32)
@@ -137,3 +138,9 @@ def test_every_outcome_says_what_it_rests_on_and_what_would_change_it():
     assert why(replace(found, drawn=Sparse.of(half)), scan).endswith("25% of the proposals differ from the first")
     marked = replace(found, prompt=Prompt("liver", marks=Marks(positive=((0, 3, 3),))))
     assert "marked inside" in why(marked, scan)
+
+
+def test_figures_of_a_strange_file_are_still_answered():
+    odd = replace(fit_quality(*drawn(np.random.default_rng(0), 10))["t0"], intercept=-1e3, agreement=-1e3, probable=1e3)
+    told = odd(0.9, 0.1)
+    assert (told.low, told.dice, told.high) == (0, 0, 0)

@@ -12,7 +12,9 @@ import pytest
 from tests.review_world import SHAPE, Bright, Client, desk_for, write_picture, write_volume
 
 from delineate.jobs.segment import SegmentRequest, run_cohort
+from delineate.review.answers import info_of
 from delineate.review.runs import to_pairs, toggles_of
+from delineate.review.schema import Distinct
 from delineate.scans.finding import Found
 from delineate.scans.reading import read_labels, read_scan
 from delineate.segmenter import Segmenter
@@ -581,3 +583,12 @@ def test_a_dicom_series_is_saved_as_nifti_and_as_seg_on_its_own_frames(tmp_path)
     empty = ann.post(f"{ann.path}/save", json={"layers": ["l2"], "format": "seg"})
     assert (empty.status_code, "is empty" in empty.json()["detail"]) == (422, True)
     desk.close()
+
+
+def test_answers_of_before_are_read_whatever_they_call_their_agreement():
+    told = {"proposal": 0, "weight": 1.0, "spread": 0.0, "volume": 3.0}
+    assert Distinct.model_validate(told | {"quality": 0.5}) == Distinct.model_validate(told | {"agreement": 0.5})
+    assert "agreement" in Distinct.model_validate(told | {"quality": 0.5}).model_dump()
+    entry = {"prompt": "liver", "target": "liver", "outcome": "found", "quality": 0.7, "consensus_ml": 1.0}
+    info = info_of(entry, "s0", seed=0, marks=[], refines=None, seconds=0.0)
+    assert (info.agreement, info.expected_dice, info.why) == (0.7, None, None)

@@ -1,6 +1,5 @@
 """What Dice a consensus can expect, by held-out subjects: a regression on how far proposals and voxels agree. NumPy."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated
@@ -8,6 +7,7 @@ from typing import Annotated
 import numpy as np
 from annotated_types import Interval
 from jaxtyping import Float
+from scipy.special import expit, logit
 
 from delineate.storage.schema import Count, Share
 
@@ -15,7 +15,7 @@ EDGE = 0.02  # logits are those of values between this and 1 minus it
 LEVELS = (0.9, 0.8)  # of intervals; the first that the subjects carry
 OWN = 2.0  # held-out cases of a target that weigh as much as what is known of all targets of its set
 SLOPE = 5.0  # likewise, for how far agreement and doubt count otherwise than the model's own word
-Finite = Annotated[float, Interval(ge=-1e6, le=1e6)]
+Weight = Annotated[float, Interval(ge=-1e3, le=1e3)]
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,9 @@ class Quality:
         error: mean |expected - true Dice| on subjects left out of the fit in turn.
     """
 
-    intercept: Finite
-    agreement: Finite
-    probable: Finite
+    intercept: Weight
+    agreement: Weight
+    probable: Weight
     reach: Annotated[float, Interval(ge=0, le=100)]
     level: Share
     subjects: Count
@@ -62,7 +62,7 @@ class Quality:
     def __call__(self, agreement: float, probable: float) -> Expected:
         """Of a consensus, from two Dice in [0, 1]: `TargetProposals.agreement` and `probable_above`."""
         told = self.intercept + self.agreement * float(_logit(agreement)) + self.probable * float(_logit(probable))
-        low, dice, high = (1 / (1 + math.exp(-at)) for at in (told - self.reach, told, told + self.reach))
+        low, dice, high = (float(expit(at)) for at in (told - self.reach, told, told + self.reach))
         return Expected(round(dice, 4), round(low, 4), round(high, 4), self.level, self.subjects)
 
 
@@ -103,7 +103,7 @@ def fit_quality(
     outside = np.cumsum(weight[order])  # of how many subjects' worth, from the farthest down
     most = (1 - level) * (len(everyone) + 1) - 1 + 1e-9
     reach = float(away[order][np.searchsorted(outside, most, side="right")]) if outside[-1] > most else 0.0
-    error = float((weight * np.abs(1 / (1 + np.exp(-told)) - dice)).sum() / weight.sum())
+    error = float((weight * np.abs(expit(told) - dice)).sum() / weight.sum())
     intercepts, (a, p) = _ridge(names, seen, y)
     return {
         name: Quality(at, float(a), float(p), min(reach, 100.0), level, len(everyone), round(error, 4))
@@ -143,5 +143,4 @@ def _ridge(names: np.ndarray, seen: np.ndarray, y: np.ndarray) -> tuple[Mapping[
 
 
 def _logit(dice: Float[np.ndarray, "*n"] | float) -> Float[np.ndarray, "*n"]:
-    kept = np.clip(np.asarray(dice, np.float64), EDGE, 1 - EDGE)
-    return np.log(kept / (1 - kept))
+    return logit(np.clip(np.asarray(dice, np.float64), EDGE, 1 - EDGE))

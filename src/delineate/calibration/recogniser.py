@@ -216,7 +216,8 @@ class Recogniser:
     def __call__(self, gist: Float[np.ndarray, "slices D"], modality: str | None = None) -> Recognised:
         """What a scan is taken for; where its modality is told, among the kinds of that one and those of none."""
         told = self.log_shares(gist)
-        local = tuple(one.kind for one in self.local if one.holds(self.looks(gist), modality))
+        looks = self.looks(gist) if self.local else None
+        local = tuple(one.kind for one in self.local if looks is not None and one.holds(looks, modality))
         possible = [modality is None or kind.modality in (None, modality) for kind in self.kinds]
         if not any(possible):
             return Recognised(None, 0.0, local=local)

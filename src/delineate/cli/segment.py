@@ -182,7 +182,7 @@ def segment(
         for line in of_consensus(case.get("targets", ()), consensus):
             say(f"delineate: {case['case']}: {line}")
     if adapter is not None and segmenter.calibration is None:
-        say(f"delineate: {adapter}: *found* and doubt are not calibrated: {segmenter.uncalibrated} {adapter}")
+        say(f"delineate: {adapter}: *found* and doubt are not calibrated: {segmenter.uncalibrated}")
     unfit = of_misfits(report["cases"], anyway)
     for line in unfit:
         say(f"delineate: {line}")

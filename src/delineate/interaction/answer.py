@@ -97,7 +97,9 @@ def answer_with_marks(
     score = presence(with_marks.mean())
     found = bool(marks.positive) or score >= found_from
     outcome = Outcome.FOUND if found else Outcome.LIKELY_ABSENT
-    return replace(with_marks, score=score, outcome=outcome, misfit=answer.misfit, uncalibrated=BY_MARKS)
+    return replace(
+        with_marks, score=score, outcome=outcome, misfit=answer.misfit, found_from=found_from, uncalibrated=BY_MARKS
+    )
 
 
 def _signed(marks: Marks) -> set[tuple[Voxel, bool]]:

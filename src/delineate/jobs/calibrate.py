@@ -276,6 +276,8 @@ def calibrate_local(
         DatasetError: as `calibrate`; the model was trained on these subjects, or the adapter on all of them.
         DelineateError: the model was calibrated with another number of proposals.
     """
+    if request.fold is not None:
+        raise DelineateError("--fold is for sets that a model learnt from; leave it out with --local and --adapter")
     folder, config = check_model(request.model)
     split, seen = request.split or "all", trained_on(config["training"])
     for dataset in datasets:
@@ -307,8 +309,9 @@ def calibrate_local(
     if old is not None:
         found = together(old, found)
         if found.recogniser is not None:
-            locals_ = [local for d in kept if (local := local_kind(segmenter, d, found.recogniser)) is not None]
-            found = replace(found, recogniser=found.recogniser.with_local(locals_))
+            kinds = [local_kind(segmenter, dataset, found.recogniser) for dataset in kept]
+            recogniser = found.recogniser.with_local([kind for kind in kinds if kind is not None])
+            found = replace(found, recogniser=recogniser)
     save_calibration(folder if request.adapter is None else request.adapter, found, output)
     return found
 

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from delineate.calibration.guarantees import LEVEL
-from delineate.calibration.presence import FOUND_FROM
 from delineate.prompts.vocabulary import unknown_prompt_message
 from delineate.proposals.ordering import most_doubtful
 from delineate.proposals.proposals import Outcome, Proposals, TargetProposals
@@ -94,8 +93,8 @@ def why(target: TargetProposals, scan: Scan) -> str:
     """What the outcome of a known target rests on and what would change it, in a sentence."""
     if target.prompt.marks and target.prompt.marks.positive:
         return "found because a voxel was marked inside; without that mark the score would decide"
-    known = target.calibration.presence_of(str(target.name)) if target.calibration is not None else None
-    start, told = (FOUND_FROM, "") if known is None else (known.threshold, ", set by held-out subjects")
+    known = target.calibration is not None and target.calibration.presence_of(str(target.name)) is not None
+    start, told = target.found_from, ", set by held-out subjects" if known else ""
     score = f"the score {target.score:.3f}"
     if target.outcome is Outcome.LIKELY_ABSENT:
         best = candidate_of(target, scan)

@@ -13,6 +13,7 @@ import numpy as np
 
 from delineate.calibration.calibrators import REACHED
 from delineate.calibration.guarantees import Calibration, Guarantee, GuaranteeError
+from delineate.calibration.presence import FOUND_FROM
 from delineate.calibration.quality import Expected
 from delineate.prompts.prompt import Prompt
 from delineate.proposals import ordering
@@ -59,6 +60,7 @@ class TargetProposals:
         scores: (N,), how good the system itself holds each proposal to be; None where it does not say.
         said: how the words were taken, in a sentence, where they do not plainly name the target.
         misfit: in what the question does not fit the scan, in a sentence; "" where it fits, or nobody can tell.
+        found_from: the score from which it counts as found.
         uncalibrated: why held-out subjects say nothing of such an answer, in a sentence; "" where they do.
     """
 
@@ -73,6 +75,7 @@ class TargetProposals:
     scores: np.ndarray | None = None
     said: str = ""
     misfit: str = ""
+    found_from: float = FOUND_FROM
     uncalibrated: str = ""
 
     def __post_init__(self):
@@ -219,10 +222,13 @@ class TargetProposals:
     def expected(self) -> Expected | None:
         """What Dice the consensus (the mean) can expect, by held-out subjects; None where they do not say.
 
-        They do of a target that is found. If it is not there, nothing is to be expected.
+        They do of a target that is found, by as many proposals as they were asked for or more. If it is not there,
+        nothing is to be expected.
         """
-        told = None if self.calibration is None else self.calibration.quality.get(self.name or "")
-        if told is None or self.outcome is not Outcome.FOUND:
+        if self.calibration is None or self.outcome is not Outcome.FOUND or len(self) < self.calibration.proposals:
+            return None
+        told = self.calibration.quality.get(self.name or "")
+        if told is None:
             return None
         return told(float(self.agreement().mean()), ordering.probable_dice(self._cut, self._mean))
 
