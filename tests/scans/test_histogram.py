@@ -105,6 +105,13 @@ def test_any_volume_comes_to_the_same_at_another_scale(voxels, power, offset):
     np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("apart", [1e-45, 1e-38, 1e-30, 1e-7])
+def test_landmarks_that_differ_by_next_to_nothing_are_as_good_as_one(apart):
+    """At the slope of such a span, what lies below would be farther away than float32 reaches."""
+    (((zero, below, above),),) = standardise(np.array([[[0, -1, apart]]], np.float32), STANDARD)
+    assert -2 < below < zero <= above < 2
+
+
 @pytest.mark.parametrize("value", [0, 0.1, -1024, 1e9])
 def test_a_constant_volume_comes_to_one_finite_value(value):
     mapped = standardise(np.full((3, 4, 5), value, np.float32), STANDARD)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 PERCENTILES = (1, *range(10, 100, 10), 99)
+NARROW = 1e-6  # of all grey values, what landmarks span that are as good as one
 
 
 def landmarks(voxels: np.ndarray) -> np.ndarray:
@@ -36,7 +37,9 @@ def standardise(voxels: np.ndarray, standard: Sequence[float]) -> np.ndarray:
     """
     own = landmarks(voxels)
     values = np.asarray(voxels, dtype=np.float64)
-    span = own[-1] - own[0] or np.ptp(values) or 1.0  # of two grey levels all landmarks are the brighter one
+    span, whole = own[-1] - own[0], np.ptp(values)
+    if span <= whole * NARROW:  # of two grey levels all landmarks are the brighter one, but for rounding
+        span = whole or 1.0
     values, own = (values - own[0]) / span, (own - own[0]) / span
     rising = own + np.arange(len(own)) * 1e-9  # equal landmarks (few grey levels) would be no function
     mapped = np.interp(values, rising, standard)
