@@ -65,6 +65,7 @@ class Arm:
         preset: of it.
         size: of the working grid.
         coarse: whether half the resolution comes first, where the system does that.
+        half_for: the share of the time at half the resolution, where it comes first; None is the package's.
         apart_mm: of a slice's neighbours; None is the next slice.
         precision: of activations.
         old_loss: Dice over all names with 1 added above and below, as it was.
@@ -78,6 +79,7 @@ class Arm:
     preset: str = "small"
     size: int = 256
     coarse: bool = True
+    half_for: float | None = None
     apart_mm: float | None = APART_MM
     precision: str = "bfloat16"
     old_loss: bool = False
@@ -100,6 +102,7 @@ NONE = Arm(
 ALL = Arm()
 COMPANY: dict[str, Arm | Foreign] = {
     "ours": ALL,
+    "ours, half for two thirds": replace(ALL, half_for=2 / 3),
     "U-Net 256": Arm("unet", "tiny"),
     "U-Net 128": Arm("unet", "tiny", 128),
     "MedNeXt 128": Arm("mednext", "tiny", 128),
@@ -225,6 +228,8 @@ def train_one(args: argparse.Namespace, name: str, seed: int) -> None:
         encoding.segmentation_loss = old_loss  # type: ignore[assignment]
     if not arm.coarse:
         prompted.coarse_share = lambda size: 0.0
+    elif (share := arm.half_for) is not None:
+        prompted.coarse_share = lambda size: share
     if arm.mild:
         augmentation.AUGMENTATIONS["default"] = replace(augmentation.AUGMENTATIONS["default"], place=mild_place)
     if arm.plain:

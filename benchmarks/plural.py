@@ -4,9 +4,10 @@
 
 LIDC nodules, 128², all four slots (an empty one is a rater who saw nothing). Every system learns a reading drawn
 anew each time, or all readings where its score takes them, for the same processor time on one thread. Held-out
-patients: GED² in V form at N = 4, 16 and 64, matched IoU at 16 in both conventions (a pair of empty masks counts 1, or
-readings that are empty are left out), Dice of agreement, ECE of the mean of 16 against all raters, CRPS of area, and
-milliseconds for 16 masks of a crop, the look included, on two threads.
+patients: GED² in V form at N = 4, 16 and 64, and at 16 on the middle 64² of a crop; matched IoU at 16 in both
+conventions (a pair of empty masks counts 1, or readings that are empty are left out); Dice of agreement, ECE of the
+mean of 16 against all raters, CRPS of area, and milliseconds for 16 masks of a crop, the look included, on two
+threads.
 
 Rows beside the systems: *floor* (the encoder's calibrated estimate against noise, no generator), of the encoder trained
 by itself for all the time and of each generator's own encoder; every generator with a part switched off. Calibrated is
@@ -15,8 +16,8 @@ patients, of the means over seeds, with 95 % intervals by Student's t; differenc
 
 With `--model FOLDER` nothing is trained: that model, its network switched off, and its own floor.
 
-Writes benchmarks/results/plural.json (plural_val.json for val; plural_model_*.json of a model). Run
-again, it goes on where it was.
+Writes benchmarks/results/plural.json (plural_val.json for val; plural_model_*.json of a model) after every training.
+Runs whose figures are written there are not made again, wherever their models went: stop and go on at will.
 """
 
 import argparse
@@ -25,7 +26,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,6 +48,7 @@ from delineate.jobs.train import TrainRequest, train_on
 from delineate.jobs.watch import Nobody
 from delineate.metrics.overlap import ged_squared, mean_interval, paired_interval
 from delineate.metrics.raters import crps_ensemble, dice_soft
+from delineate.model_folder import is_model
 from delineate.prompts.prompt import Prompt
 from delineate.scans.grid import view_of
 from delineate.segmenter import Segmenter
@@ -124,7 +127,9 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10.0, help="of processor time, for each training")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--only", nargs="*", choices=TRIED, default=list(TRIED), help="these systems alone")
-    parser.add_argument("--split", default="test", choices=("val", "test"), help="val while choosing, test at the end")
+    parser.add_argument(
+        "--split", nargs="+", default=["test"], choices=("val", "test"), help="val while choosing, test at the end"
+    )
     parser.add_argument("--workers", type=int, default=1, help="how many trainings or scorings at once")
     parser.add_argument(
         "--model", type=Path, help="score this spread model, its network off and its floor; no training"
@@ -140,28 +145,60 @@ def main() -> None:
         kind, name, seed = args.job
         return (train_one if kind == "train" else score_one)(args, dataset, name, int(seed))
     if args.model:
-        return write_json(RESULTS / f"plural_model_{args.split}.json", of_model(args, dataset))
-    rows = [*args.only, *(name for name, (system, _) in IDLE.items() if system in args.only)]
-    queue(args, "train", [(system, seed) for seed in args.seeds for system in args.only])
-    queue(args, "score", [(name, seed) for seed in args.seeds for name in rows])
-    write_json(RESULTS / ("plural.json" if args.split == "test" else "plural_val.json"), report(args, rows))
+        for split in args.split:
+            write_json(RESULTS / f"plural_model_{split}.json", of_model(args.model, dataset, split))
+        return
+    told = {split: read_told(split) for split in args.split}
+    jobs = [(system, seed) for seed in args.seeds for system in args.only]
+    jobs = [job for job in jobs if any(key not in told[split]["runs"] for split in told for key in keys_of(*job))]
+    with ThreadPoolExecutor(args.workers) as pool:
+        for runs in pool.map(lambda job: run_one(args, *job), jobs):
+            for split, own in told.items():
+                own["runs"] |= runs[split]
+                own |= {"command": " ".join(["python", *sys.argv]), "split": split, "minutes_each": args.minutes}
+                own["rows"] = report(own["runs"])
+                write_json(path_of(split), own)
 
 
-def queue(args: argparse.Namespace, kind: str, jobs: Sequence[tuple[str, int]]) -> None:
-    """The unfinished jobs, `--workers` at a time, each in a process with one thread."""
-    done = {"train": lambda job: model_path(args, *job) / "manifest.json", "score": lambda job: rows_path(args, *job)}
-    waiting = [job for job in jobs if not done[kind](job).exists()]
-    running: dict[tuple[str, int], subprocess.Popen] = {}
-    while waiting or running:
-        while waiting and len(running) < args.workers:
-            name, seed = job = waiting.pop(0)
-            print(f"{time.strftime('%H:%M')} {kind}: {name}, seed {seed}", flush=True)
-            command = [sys.executable, *sys.argv, "--job", kind, name, str(seed)]
-            running[job] = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
-        time.sleep(1)
-        for job in [j for j, process in running.items() if process.poll() is not None]:
-            if running.pop(job).returncode != 0:
-                sys.exit(f"{kind} {job} failed; run again to go on")
+def path_of(split: str) -> Path:
+    """Where the figures of a split are kept."""
+    return RESULTS / ("plural.json" if split == "test" else f"plural_{split}.json")
+
+
+def read_told(split: str) -> dict[str, Any]:
+    """The figures of a split, so far."""
+    return json.loads(path_of(split).read_text()) if path_of(split).exists() else {"runs": {}}
+
+
+def rows_of(system: str) -> list[str]:
+    """The rows that one training gives: itself, and what of it is switched off."""
+    return [system, *(name for name, (whose, _) in IDLE.items() if whose == system)]
+
+
+def keys_of(system: str, seed: int) -> list[str]:
+    """Of the runs that one training gives."""
+    return [f"{row}/{seed}" for row in rows_of(system)]
+
+
+def run_one(args: argparse.Namespace, system: str, seed: int) -> dict[str, dict[str, Any]]:
+    """A training, if it was not to its end before, and by split the figures of its rows; each in its own process."""
+    if not is_model(model_path(args, system, seed)):
+        in_process("train", system, seed)
+    runs: dict[str, dict[str, Any]] = {split: {} for split in args.split}
+    for name in rows_of(system):
+        if not all(rows_path(args, name, seed, split).exists() for split in args.split):
+            in_process("score", name, seed)
+        for split, own in runs.items():
+            own[f"{name}/{seed}"] = json.loads(rows_path(args, name, seed, split).read_text())
+    return runs
+
+
+def in_process(kind: str, name: str, seed: int) -> None:
+    """A training or a scoring, on one thread."""
+    print(f"{time.strftime('%H:%M')} {kind}: {name}, seed {seed}", flush=True)
+    command = [sys.executable, *sys.argv, "--job", kind, name, str(seed)]
+    if subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}).returncode:
+        sys.exit(f"{kind} {name}, seed {seed} failed; run again to go on")
 
 
 def model_path(args: argparse.Namespace, system: str, seed: int) -> Path:
@@ -169,9 +206,9 @@ def model_path(args: argparse.Namespace, system: str, seed: int) -> Path:
     return args.work / f"seed{seed}" / system
 
 
-def rows_path(args: argparse.Namespace, name: str, seed: int) -> Path:
+def rows_path(args: argparse.Namespace, name: str, seed: int, split: str) -> Path:
     """Where the scores of a row are."""
-    return args.work / f"seed{seed}" / f"{name.replace(': ', '-').replace(' ', '-')}-{args.split}.json"
+    return args.work / f"seed{seed}" / f"{name.replace(': ', '-').replace(' ', '-')}-{split}.json"
 
 
 def train_one(args: argparse.Namespace, dataset: Dataset, system: str, seed: int) -> None:
@@ -188,29 +225,43 @@ def train_one(args: argparse.Namespace, dataset: Dataset, system: str, seed: int
     train_on(request, bank, output, work, about, [dataset.name])
 
 
-def of_model(args: argparse.Namespace, dataset: Dataset) -> dict[str, Any]:
+def of_model(folder: Path, dataset: Dataset, split: str) -> dict[str, Any]:
     """Figures of a model that is there, with differences from its network switched off and from its own floor."""
     values: dict[str, dict[str, dict[str, float]]] = {}
     for name, change in (("model", lambda one: one), ("nothing looked up", without_spread), ("floor", of_estimate)):
-        kept = scored(change(Segmenter.load(args.model).calibrated(None)), dataset, args.split, max(SIZES), 0)
+        kept = scored(change(Segmenter.load(folder).calibrated(None)), dataset, split, max(SIZES), 0)
         keys = [key for key in kept["rows"][0] if key not in ("case", "subject", "pooled")]
-        values[name] = {key: per_subject([kept], key) for key in keys}
+        values[name] = {key: per_subject(kept, key) for key in keys}
         print(
             name, {key: round(float(np.mean(list(own.values()))), 4) for key, own in values[name].items()}, flush=True
         )
     means = {name: {key: float(np.mean(list(v.values()))) for key, v in own.items()} for name, own in values.items()}
-    minus = {
-        other: {key: difference(values["model"][key], values[other][key]) for key in values["model"]}
+    beside = {
+        other: {key: minus(values["model"][key], values[other][key]) for key in values["model"]}
         for other in ("nothing looked up", "floor")
     }
-    return {"command": " ".join(["python", *sys.argv]), "split": args.split, "rows": means, "model minus": minus}
+    return {"command": " ".join(["python", *sys.argv]), "split": split, "rows": means, "model minus": beside}
 
 
 def score_one(args: argparse.Namespace, dataset: Dataset, name: str, seed: int) -> None:
     """Figures of every case, from one drawing of the most proposals."""
     system, change = IDLE.get(name, (name, lambda segmenter: segmenter))
     segmenter = change(Segmenter.load(model_path(args, system, seed)).calibrated(None))
-    write_json(rows_path(args, name, seed), scored(segmenter, dataset, args.split, FEWER.get(system, max(SIZES)), seed))
+    for split in args.split:
+        kept = scored(segmenter, dataset, split, FEWER.get(system, max(SIZES)), seed)
+        write_json(rows_path(args, name, seed, split), compact(kept))
+
+
+def compact(kept: dict[str, Any]) -> dict[str, Any]:
+    """Means over a patient's cases; and how often a probability was drawn, over all cases."""
+    keys = [key for key in kept["rows"][0] if key not in ("case", "subject", "pooled")]
+    figures = {key: {s: round(v, 5) for s, v in per_subject(kept, key).items()} for key in keys}
+    counts: dict[tuple[float, float], float] = {}
+    for row in kept["rows"]:
+        for p, drawn, count in row["pooled"]:
+            counts[round(p, 4), drawn] = counts.get((round(p, 4), drawn), 0) + count
+    pooled = [[p, drawn, round(count, 2)] for (p, drawn), count in sorted(counts.items())]
+    return {"figures": figures, "pooled": pooled, "ms": round(kept["ms"], 2), "drawn": kept["drawn"]}
 
 
 def scored(segmenter: Any, dataset: Dataset, split: str, n: int, seed: int) -> dict[str, Any]:
@@ -237,7 +288,9 @@ def line(answered: Any, n: int) -> dict[str, Any]:
     masks, readings = answered.masks(), answered.readings
     marked = masks.any(axis=0) | readings.any(axis=0)
     ours, theirs = masks[:, marked], readings[:, marked]
+    middle, of_theirs = (found[:, 32:96, 32:96].reshape(len(found), -1) for found in (masks[:OF], readings))
     figures: dict[str, Any] = {f"ged_{k}": ged_squared(ours[:k], theirs) for k in SIZES if k <= n}
+    figures[f"ged_{OF}_centre"] = ged_squared(middle, of_theirs)
     some = ours[:OF]
     figures["matched"], figures["matched_not_empty"] = matched(some, theirs)
     mean = masks[:OF].mean(axis=0)
@@ -279,54 +332,70 @@ def milliseconds(segmenter: Any, dataset: Dataset, rounds: int = 7) -> float:
     return 1000 * float(np.median(spent))
 
 
-def report(args: argparse.Namespace, rows: Sequence[str]) -> dict[str, Any]:
+def report(runs: dict[str, Any]) -> dict[str, Any]:
     """Means over patients, and differences from the floor of the encoder that had all the time, and from own floors."""
-    values: dict[str, dict[str, dict[str, float]]] = {}
+    of: dict[str, dict[str, Any]] = {}  # row -> seed -> its figures
+    for key, run in runs.items():
+        name, seed = key.rsplit("/", 1)
+        of.setdefault(name, {})[seed] = run
     told: dict[str, Any] = {}
-    for name in rows:
-        kept = [json.loads(rows_path(args, name, seed).read_text()) for seed in args.seeds]
-        keys = [k for k in kept[0]["rows"][0] if k not in ("case", "subject", "pooled")]
-        values[name] = {key: per_subject(kept, key) for key in keys}
+    for name, own in of.items():
         figures = {}
-        for key, own in values[name].items():
-            mean, low, high = mean_interval(np.array(list(own.values())))
-            figures[key] = {"mean": mean, "low": low, "high": high}
-        p, y, w = (np.array([row[i] for one in kept for r in one["rows"] for row in r["pooled"]]) for i in range(3))
-        figures["ece"] = reliability(p, y > 0, weight=w).ece
-        told[name] = {"figures": figures, "drawn": kept[0]["drawn"], "ms": min(one["ms"] for one in kept)}
-    for name in rows:
-        system = name.split(":")[0]
-        beside = ["encoder", *(r for r in rows if r.startswith(f"{system}: ") and r != name)]
+        for key in own[next(iter(own))]["figures"]:
+            mean, low, high = mean_interval(np.array(list(over_seeds(own, own, key).values())))
+            figures[key] = {"mean": short(mean), "low": short(low), "high": short(high)}
+        p, y, w = (np.array([entry[i] for run in own.values() for entry in run["pooled"]]) for i in range(3))
+        figures["ece"] = short(reliability(p, y > 0, weight=w).ece)
+        told[name] = {"seeds": sorted(own), "figures": figures, "drawn": run_of(own)["drawn"]}
+        told[name] |= {"ms": min(run["ms"] for run in own.values()), "patients": len(run_of(own)["figures"]["ged_4"])}
+        beside = ["encoder", *(row for row in rows_of(name.split(":")[0]) if row != name)]
         told[name]["minus"] = {
-            other: {key: difference(values[name][key], values[other][key]) for key in values[name]}
+            other: {key: difference(own, of[other], key) for key in figures if key in run_of(of[other])["figures"]}
             for other in beside
-            if other in values and other != name
+            if other in of and other != name and own.keys() & of[other].keys()
         }
-    return {
-        "command": " ".join(["python", *sys.argv]),
-        "split": args.split,
-        "minutes_each": args.minutes,
-        "seeds": args.seeds,
-        "patients": len(next(iter(values.values()))["ged_4"]),
-        "rows": told,
-    }
+    return told
 
 
-def per_subject(kept: Sequence[dict[str, Any]], key: str) -> dict[str, float]:
-    """A patient's mean over cases and seeds."""
+def run_of(own: dict[str, Any]) -> dict[str, Any]:
+    """Any one of a row's runs."""
+    return next(iter(own.values()))
+
+
+def over_seeds(own: dict[str, Any], seeds: Collection[str], key: str) -> dict[str, float]:
+    """A patient's mean over these seeds."""
     found: dict[str, list[float]] = {}
-    for one in kept:
-        for row in one["rows"]:
-            if row.get(key) is not None:
-                found.setdefault(row["subject"], []).append(row[key])
+    for seed in seeds:
+        for subject, value in own[seed]["figures"][key].items():
+            found.setdefault(subject, []).append(value)
     return {subject: float(np.mean(found[subject])) for subject in sorted(found)}
 
 
-def difference(one: dict[str, float], other: dict[str, float]) -> dict[str, float | None]:
+def per_subject(kept: dict[str, Any], key: str) -> dict[str, float]:
+    """A patient's mean over cases."""
+    found: dict[str, list[float]] = {}
+    for row in kept["rows"]:
+        if row.get(key) is not None:
+            found.setdefault(row["subject"], []).append(row[key])
+    return {subject: float(np.mean(found[subject])) for subject in sorted(found)}
+
+
+def difference(one: dict[str, Any], other: dict[str, Any], key: str) -> dict[str, float | None]:
+    """Paired by patient, of the seeds that both rows have."""
+    both = sorted(one.keys() & other.keys())
+    return minus(over_seeds(one, both, key), over_seeds(other, both, key))
+
+
+def minus(one: dict[str, float], other: dict[str, float]) -> dict[str, float | None]:
     """Paired by patient."""
     shared = [subject for subject in one if subject in other]
     middle, low, high = paired_interval(np.array([one[s] for s in shared]), np.array([other[s] for s in shared]))
-    return {"difference": middle, "low": low, "high": high}
+    return {"difference": short(middle), "low": short(low), "high": short(high)}
+
+
+def short(value: float | None) -> float | None:
+    """To five digits; None of too few patients."""
+    return None if value is None else round(value, 5)
 
 
 if __name__ == "__main__":
