@@ -1,6 +1,7 @@
 """Every row of `SYSTEMS` as what learns: what its phases reach, and what becomes of it with other parts and names."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from tests.contracts.untrained import NAMES, answer, fresh, slices, state, stirr
 
 from delineate.adapters import ADAPTERS, AdapterConfig
 from delineate.adapters.adapter import attach
+from delineate.data.slices import UNLABELLED
 from delineate.errors import DelineateError
 from delineate.few_shot.learning import phases_of
 from delineate.prompts.vocabulary import Vocabulary
@@ -69,6 +71,24 @@ def test_phases_teach_all_that_is_its_own_and_each_its_module_alone(name, two_or
         phase.module.requires_grad_(False).eval()
         for p in learns:
             p.grad = None
+
+
+def test_pixels_that_nobody_labelled_teach_nothing(name, two_organ_bank):
+    """Where there is no label at all, there is no gradient; a posterior alone still answers to its prior."""
+    system = stirred(fresh(name))
+    nothing = torch.full_like(two_organ_bank.labels, UNLABELLED)
+    bank = replace(two_organ_bank, labels=nothing, augmentation="none")  # beyond the border is background
+    for phase in system.phases(bank):
+        learns = list(phase.module.requires_grad_(True).train().parameters())
+        step = Step(torch.Generator().manual_seed(0), teacher=phase.module.state_dict())
+        loss, told = phase.loss_of(4, step)
+        if "divergence" in told:
+            loss = loss - system.config.divergence_weight * told["divergence"]
+            assert loss.item() == pytest.approx(0, abs=1e-4)
+        else:
+            loss.backward()
+            assert not any(p.grad.any() for p in learns if p.grad is not None)
+        phase.module.requires_grad_(False).eval()
 
 
 def test_with_other_parts_it_is_another_and_stays_itself(system):

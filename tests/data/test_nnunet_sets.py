@@ -2,16 +2,25 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import nibabel
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from delineate.data.augmented import AugmentedDataset
 from delineate.data.check import check_dataset
-from delineate.data.dataset import open_dataset
+from delineate.data.dataset import IGNORED, open_dataset
+from delineate.data.slices import NO_LABEL, UNLABELLED, build_slices
 from delineate.errors import DatasetError
+from delineate.evaluation.evaluation import consensus_dice, evaluate
+from delineate.evaluation.protocols.lines import answers
+from delineate.evaluation.trivial import TRIVIAL
+from delineate.segmenter import Segmenter
 from delineate.synthesis.distance import image_set
+from delineate.training.judging import HeldOut
 
 
 def volumes(root, names=("a", "b", "c", "d"), number="_0000", ids=(1,), **described):
@@ -177,15 +186,71 @@ def test_damaged_splits_of_nnunet_are_named(tmp_path, folds):
         open_dataset(root)
 
 
-def test_an_ignore_label_is_refused_and_the_advice_leads_on(tmp_path):
-    root = volumes(tmp_path / "set", ids=(1, 2), labels={"background": 0, "liver": 1, "ignore": 2})
-    with pytest.raises(DatasetError, match="'ignore' = 2 marks voxels that nobody labelled"):
-        open_dataset(root)
-    (root / "dataset.json").write_text('{"channel_names": {"0": "CT"}, "labels": {"background": 0, "liver": 1}}')
+IGNORING = {"background": 0, "liver": 1, "ignore": 2}
+
+
+def test_voxels_that_are_to_be_ignored_are_neither_target_nor_background(tmp_path):
+    dataset = read_all(volumes(tmp_path / "set", ids=(1, 2), labels=IGNORING))
+    assert (dataset.labels, dataset.ignore) == ({"liver": 1}, 2)
+    ids = dataset.read(dataset.cases[0])[1]
+    assert np.unique(ids).tolist() == [IGNORED, 0, 1]
+    assert (ids[2:5, 2:5, 1] == IGNORED).all()
+    renamed = open_dataset(dataset.root, targets={"spleen": 1})
+    assert (renamed.labels, renamed.ignore) == ({"spleen": 1}, 2)
+
+
+def test_an_ignored_255_is_not_taken_for_a_drawn_mask(tmp_path):
+    dataset = open_dataset(volumes(tmp_path / "set", ids=(255,), labels=IGNORING | {"ignore": 255}))
+    assert np.unique(dataset.read(dataset.cases[0])[1]).tolist() == [IGNORED, 0]
+    told = [problem.what for problem in check_dataset(dataset.root).problems]
+    assert told.count("no voxel is labelled") == 4
+    assert not any("undeclared" in what for what in told)
+
+
+def test_a_slice_of_which_nearly_all_is_ignored_is_no_inverted_mask(tmp_path):
+    root = volumes(tmp_path / "set", ids=(1,), labels=IGNORING)
     for path in (root / "labelsTr").iterdir():
         labels = np.asanyarray(nibabel.load(path).dataobj)
-        nibabel.save(nibabel.Nifti1Image(np.where(labels == 2, 0, labels).astype(np.uint8), np.eye(4)), path)
-    assert read_all(root).labels == {"liver": 1}
+        nibabel.save(nibabel.Nifti1Image(np.where(labels == 1, 1, 2).astype(np.uint8), np.eye(4)), path)
+    read_all(root)
+
+
+@pytest.mark.parametrize("labels", [{"background": 0, "liver": 1, "ignore": 0}, {"liver": 1, "ignore": 1}])
+def test_an_id_for_ignored_voxels_is_its_own(tmp_path, labels):
+    with pytest.raises(DatasetError, match="ignore"):
+        open_dataset(volumes(tmp_path / "set", labels=labels))
+
+
+def test_ignored_voxels_of_a_volume_come_to_slices_and_to_scores_as_such(tmp_path):
+    dataset = open_dataset(volumes(tmp_path / "set", ids=(1, 2), labels=IGNORING))
+    (root := dataset.root / "splits.json").write_text('{"train": ["a"], "val": ["b"], "test": ["c", "d"]}')
+    dataset = open_dataset(root.parent)
+    bank = build_slices([dataset], "train", 64)
+    shown = [sorted(set(one.flatten().tolist())) for one in bank.labels]
+    assert shown == [[0, 1], [0, UNLABELLED], [0], [0]]
+    batch = replace(bank, augmentation="none").draw(64, 1, torch.Generator().manual_seed(0))
+    assert (batch.labels == NO_LABEL).any()
+    assert torch.equal(batch.known[:, 0], batch.labels >= 0)
+    everywhere = torch.ones(len(bank), 64, 64, dtype=torch.long)
+    held = HeldOut(bank)
+    found = held.dice(lambda image, possible: everywhere[: len(image)])["liver"]
+    known = bank.labels != UNLABELLED
+    assert found == pytest.approx(float(2 * (bank.labels == 1).sum() / ((bank.labels == 1).sum() + known.sum())))
+
+
+def test_an_enlarged_dataset_keeps_what_is_to_be_ignored(tmp_path):
+    root = volumes(tmp_path / "set", ids=(1, 2), labels=IGNORING)
+    (root / "splits.json").write_text('{"train": ["a", "b"], "val": ["c"], "test": ["d"]}')
+    dataset = open_dataset(root)
+    larger = AugmentedDataset(tmp_path / "larger", dataset, flat=False)
+    larger.add_real(dataset.cases[0])
+    nibabel.save(nibabel.load(dataset.cases[0].image).slicer[:, :, :2], tmp_path / "drawn.nii.gz")
+    larger.add_synthetic("a_syn0", dataset.cases[0], tmp_path / "drawn.nii.gz", (0, 2))
+    larger.finish({"synthetic": {}}, "CT")
+    again = open_dataset(tmp_path / "larger")
+    assert again.ignore == 2
+    for case in again.cases:
+        assert (again.read(case)[1] == IGNORED).any()
 
 
 @pytest.mark.parametrize(
@@ -205,3 +270,26 @@ def test_kept_cases_are_read(shared_cases, folder, modality, cases):
     assert (dataset.modality, len(dataset.cases)) == (modality, cases)
     for case in dataset.cases:
         dataset.read(case)
+
+
+def test_nothing_is_right_or_wrong_where_nobody_labelled(tmp_path, phantom_dataset):
+    """One mask for all scans is wrong beside the liver; where all of that is to be ignored, only what it misses counts."""
+    dataset = open_dataset(phantom_dataset, targets=["liver"])
+    segmenter = Segmenter(TRIVIAL["mean mask"](build_slices([dataset], "train", 64)), (None,))
+    case = dataset.split("test")[0]
+    truth = dataset.read(case)[1] == dataset.labels["liver"]
+    found = segmenter(dataset.read(case)[0], ["liver"], n=2, anyway=True)["liver"].consensus()
+    ignoring = replace(dataset, ignore=max(dataset.declared_ids) + 1)
+    labels = nibabel.load(case.labels)
+    ignored = np.where(truth, dataset.labels["liver"], ignoring.ignore).astype(np.uint8)
+    nibabel.save(nibabel.Nifti1Image(ignored, labels.affine), tmp_path / "labels.nii.gz")
+    case = replace(case, labels=tmp_path / "labels.nii.gz")
+    ignoring = replace(ignoring, cases=(case,), splits={"test": (case.subject,)})
+    inside = float(2 * (found & truth).sum() / ((found & truth).sum() + truth.sum()))
+    assert found[~truth].any()
+    assert consensus_dice(segmenter, ignoring, n=2) == {case.name: {"liver": pytest.approx(inside)}}
+    [row] = evaluate(segmenter, ignoring, n=2, fusions=("mean",))
+    assert row.consensus["mean"]["dice"] == pytest.approx(inside)
+    [answered] = answers(segmenter, ignoring, [case], ["liver"], 2, 0)
+    assert not (answered.masks() & ~truth).any()
+    assert not answered.probability()[~truth].any()

@@ -88,7 +88,7 @@ def test_what_a_model_is_measured_by_is_drawn_whether_it_fits_or_not(segmenter, 
     """The base of an adaptation, say: a refusal would count as an empty mask, or end the job."""
     dataset = open_dataset(phantom_dataset)
     ids = dataset.read(dataset.split("val")[0])[1]
-    held = [Looked(scan, {"liver": ids == dataset.labels["liver"]})]
+    held = [Looked(scan, {"liver": ids == dataset.labels["liver"]}, np.zeros(ids.shape, bool))]
     assert mean_dice(taught(segmenter, scan, 2), held) == mean_dice(segmenter, held)
 
 

@@ -23,6 +23,7 @@ from delineate.data.layout import (
     read_subjects,
     split_faults,
     summary,
+    without_ignore,
 )
 from delineate.data.likeness import groups_alike
 from delineate.errors import DatasetError, ScanError
@@ -159,15 +160,17 @@ class _Checks:
         source = self.root / "dataset.json"
         described = self._try(source, read_json, source) or {}
         declared = self._try(source, declared_labels, described, self.root)
-        chosen = None
+        chosen = ignore = None
         if declared is not None:
+            declared, ignore = without_ignore(declared)
             chosen = self._try(source, choose_targets, declared, targets, self.root)
         labels, others = chosen or ({}, frozenset())
         stated = self._try(source, declared_modality, described, self.root, self.files.images.values())
         subjects = self._try(self.root / "subjects.json", read_subjects, self.root, self.files.images) or {}
         self.subjects = {name: subjects.get(name, name) for name in self.files.images}
         splits = self._try(self.root / "splits.json", read_splits, self.root) or {}
-        return Dataset(self.root, self.root.name, modality_code(modality) or stated, labels, (), splits, others)
+        kind = modality_code(modality) or stated
+        return Dataset(self.root, self.root.name, kind, labels, (), splits, others, ignore=ignore)
 
     def _try(self, file: Path, read: Callable, *arguments):
         """What `read` returns, or None and a problem."""
@@ -214,9 +217,10 @@ class _Checks:
     def values(self, dataset: Dataset, file: Path, drawn: Scan, *, single_rater: bool) -> None:
         """The ids in one label file; what single raters drew may well be empty, and is not counted."""
         values, voxels = np.unique(drawn.voxels, return_counts=True)
-        if not single_rater and not (values != 0).any():
+        targets = (values != 0) & (values != dataset.ignore)
+        if not single_rater and not targets.any():
             self.add(file, "no voxel is labelled", "fine where the image shows no target; else label it", "warning")
-        drawn_on = int(voxels[values != 0].sum())
+        drawn_on = int(voxels[targets].sum())
         if not single_rater and 0 < drawn_on <= HARDLY_ANY:
             self.add(file, f"only {drawn_on} voxels are labelled", "see that this is meant", "warning")
         if drawn_on >= NEARLY_ALL * drawn.voxels.size:

@@ -17,6 +17,7 @@ from delineate.data.layout import (
     read_subjects,
     split_faults,
     summary,
+    without_ignore,
 )
 from delineate.data.likeness import groups_alike, whole_groups
 from delineate.data.synthetic import Origin, read_origins
@@ -26,6 +27,8 @@ from delineate.prompts.vocabulary import Vocabulary
 from delineate.scans.reading import read_labels, read_scan
 from delineate.scans.scan import SCAN_SUFFIXES, Scan
 from delineate.storage.files import write_json
+
+IGNORED = -1  # in the place of an id: nobody labelled this voxel
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ class Dataset:
         splits: Subjects of "train", "val" and "test"; empty where there is no `splits.json`.
         other_ids: Declared ids that `targets` left out; `read` turns them into background.
         origins: What each synthetic case was made from, by name; {} in a dataset of real scans.
+        ignore: The id of voxels that nobody labelled (nnU-Net's "ignore"), which count for nothing; None without one.
     """
 
     root: Path
@@ -62,6 +66,7 @@ class Dataset:
     splits: dict[str, tuple[str, ...]] = field(default_factory=dict)
     other_ids: frozenset[int] = frozenset()
     origins: Mapping[str, Origin] = field(default_factory=dict)
+    ignore: int | None = None
 
     def split(self, name: str) -> tuple[Case, ...]:
         """The real cases of "train", "val" or "test", or of "all"; nobody is scored on synthetic ones.
@@ -99,7 +104,7 @@ class Dataset:
         declared id.
 
         Returns:
-            The scan, and an int32 array of `scan.shape`, (I, J, K), that holds 0 and ids of `labels`.
+            The scan, and an int32 array of `scan.shape`, (I, J, K), that holds 0, ids of `labels`, and `IGNORED`.
 
         Raises:
             DatasetError: No label file, grids that disagree (both files named), or undeclared ids.
@@ -146,10 +151,10 @@ class Dataset:
     @property
     def declared_ids(self) -> frozenset[int]:
         """Every id that a label file may hold, apart from 0."""
-        return self.other_ids.union(self.labels.values())
+        return self.other_ids.union(self.labels.values(), () if self.ignore is None else (self.ignore,))
 
     def ids_of(self, values: np.ndarray) -> tuple[np.ndarray, list[int]]:
-        """Values of a label file as int32 ids of `labels`, and those that are no declared id (made 0)."""
+        """Values of a label file as int32 ids of `labels` or `IGNORED`, and those that are no declared id (made 0)."""
         present = {int(value) for value in np.unique(values)} - {0}
         if len(self.declared_ids) == 1 and present in ({1}, {255}):
             return (values != 0).astype(np.int32) * next(iter(self.declared_ids)), []
@@ -157,6 +162,8 @@ class Dataset:
         ids = values.astype(np.int32)
         if present - wanted:
             ids = np.where(np.isin(ids, sorted(wanted)), ids, 0).astype(np.int32)
+        if self.ignore in present:
+            ids[values == self.ignore] = IGNORED
         return ids, sorted(present - self.declared_ids)
 
     def vocabulary(self) -> Vocabulary:
@@ -201,7 +208,8 @@ def open_dataset(
             f"{root / files.label_folder}: image '{name}' needs '{name}.*' there."
         )
     description = read_json(root / "dataset.json")
-    labels, other_ids = choose_targets(declared_labels(description, root), targets, root)
+    declared, ignore = without_ignore(declared_labels(description, root))
+    labels, other_ids = choose_targets(declared, targets, root)
     subjects = read_subjects(root, files.images)
     cases = tuple(
         Case(name, subjects.get(name, name), image, files.labels.get(name), files.raters.get(name, ()))
@@ -217,6 +225,7 @@ def open_dataset(
         splits=read_splits(root, splits),
         other_ids=other_ids,
         origins=read_origins(root, splits),
+        ignore=ignore,
     )
 
 

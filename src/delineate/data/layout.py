@@ -27,6 +27,7 @@ SPLITS = ("train", "val", "test")
 _LAYOUTS = (("imagesTr", "labelsTr"), ("images", "masks"))
 _MASK_SUFFIXES = ("_mask", "_segmentation")
 RATERS = "raters"
+IGNORE = "ignore"  # nnU-Net's name of the id of voxels that nobody labelled
 NNUNET_SPLITS = "splits_final.json"
 _SECOND_CHANNEL = "a second channel; one is read: make a copy of the dataset with the files of one, named NAME_0000"
 _NO_MODALITY = {"", "r", "g", "b", "rgb", "zscore", "nonorm", "rescale_to_0_1", "rgb_to_0_1"}
@@ -140,17 +141,20 @@ def declared_labels(description: Mapping[str, Any], root: Path) -> dict[str, int
             )
         if isinstance(number, bool) or not re.fullmatch(r"\d{1,9}", str(number)):
             raise DatasetError(f"{source}: the id of '{name}' must be a whole number ≥ 0, not {number!r}.")
-        if (name := canonical_name(name)) == "ignore":
+        if (name := canonical_name(name)) == IGNORE and not int(number):
             raise DatasetError(
-                f"{source}: 'ignore' = {number} marks voxels that nobody labelled, and none can be left out here. In a "
-                "copy of the dataset take the name out and give those voxels their label; given 0, they are learnt and "
-                "scored as background."
+                f"{source}: '{IGNORE}' marks voxels that nobody labelled, so its id is not background's, 0."
             )
         if int(number) and (name in {"", "background"} or name in found or int(number) in found.values()):
             raise DatasetError(f"{source}: '{name}' = {number} must be a name and an id used once; background is 0.")
         if int(number):
             found[name] = int(number)
     return found
+
+
+def without_ignore(declared: Mapping[str, int]) -> tuple[dict[str, int], int | None]:
+    """The declared names that are targets, and the id of voxels that nobody labelled, nnU-Net's "ignore"; or None."""
+    return {name: number for name, number in declared.items() if name != IGNORE}, declared.get(IGNORE)
 
 
 def choose_targets(

@@ -11,7 +11,7 @@ def draw_prompts(labels: Tensor, annotated: Tensor, foreign: Tensor, count: int,
     one comes first. Where a slice has fewer that can be asked, they are asked again.
 
     Args:
-        labels: (B, S, S) int64, 0 background, 1 + i concept i.
+        labels: (B, S, S) int64, 0 background, 1 + i concept i; what is below 0 is not labelled.
         annotated: (B, C) bool, as in `Batch`.
         foreign: (B, C) bool.
         count: prompts a slice; may be 0.
@@ -21,7 +21,7 @@ def draw_prompts(labels: Tensor, annotated: Tensor, foreign: Tensor, count: int,
     if count == 0:
         return torch.zeros(batch, 0, dtype=torch.long, device=device)
     shown = torch.zeros(batch, 1 + concepts, dtype=torch.bool, device=device)
-    shown = shown.scatter_(1, labels.flatten(1), True)[:, 1:]
+    shown = shown.scatter_(1, labels.flatten(1).clamp(min=0), True)[:, 1:]
     absent = (annotated | foreign) & ~shown
     order = torch.rand(batch, concepts, generator=generator, device=device)
     odd = torch.rand(batch, 1, generator=generator, device=device) < 0.25

@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from delineate.data.augmentation import AUGMENTATIONS, Augmentation, freedom, moved_labels
-from delineate.data.dataset import Case, Dataset
+from delineate.data.dataset import IGNORED, Case, Dataset
 from delineate.data.questions import draw_prompts, generator_on
 from delineate.data.synthetic import PROVENANCE
 from delineate.errors import DatasetError
@@ -22,6 +22,8 @@ from delineate.scans.scan import Scan
 
 RATINGS = ("consensus", "random", "all")
 NOBODY = 255  # the label of every pixel of a rater who is not there; a vocabulary has fewer names
+UNLABELLED = 254  # the label of a pixel that nobody labelled, which counts for nothing
+NO_RATER, NO_LABEL = -1, -2  # the same in a batch
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,14 +32,15 @@ class Batch:
 
     Attributes:
         image: (B, 3, S, S) float32 in [-1, 1].
-        labels: (B, S, S) int64; 0 is background, 1 + i is concept i of the vocabulary.
+        labels: (B, S, S) int64; 0 is background, 1 + i is concept i of the vocabulary, `NO_LABEL` is neither: nobody
+            labelled the pixel, and no loss may count it.
         concepts: (B, P) int64, the concept each prompt asks for; some are absent from their slice.
         masks: (B, P, S, S) float32 in {0, 1}.
         dataset: (B,) int64, which dataset a slice came from.
         synthetic: (B, 3, S, S) as `image`: another scan with the same labels, or the same again where a slice has none;
             None where the bank has none at all.
-        readings: (B, M, S, S) int64 as `labels`, annotations of up to M raters; -1 throughout for a rater who is not
-            there. `labels` is one of them where the bank's `rating` says so. None where the bank has none.
+        readings: (B, M, S, S) int64 as `labels`, annotations of up to M raters; `NO_RATER` throughout for a rater who
+            is not there. `labels` is one of them where the bank's `rating` says so. None where the bank has none.
         annotated: (B, concepts) bool, whose labels say where a concept is, or that it is absent.
         foreign: (B, concepts) bool, cannot be in the image (negative classes).
         lumped: whether background may hide what is not annotated (the marginal loss, `training.losses.lumped`).
@@ -58,6 +61,17 @@ class Batch:
     def possible(self) -> Tensor:
         """(B, concepts) bool: the classes that compete for a pixel, annotated or certainly absent (negative)."""
         return self.annotated | self.foreign
+
+    @property
+    def known(self) -> Tensor:
+        """(B, 1, S, S) bool: the pixels that somebody labelled."""
+        return (self.labels != NO_LABEL)[:, None]
+
+    @property
+    def present(self) -> Tensor:
+        """(B, M) bool: which raters there are, of a batch with readings."""
+        assert self.readings is not None
+        return self.readings[:, :, 0, 0] != NO_RATER
 
     def to(self, device: torch.device | str) -> "Batch":
         """The batch on another device."""
@@ -84,7 +98,7 @@ class SliceBank:
 
     Attributes:
         images: (N, 3, S, S) uint8.
-        labels: (N, S, S) uint8, as in `Batch`.
+        labels: (N, S, S) uint8, as in `Batch`; `UNLABELLED` where nobody labelled a pixel.
         dataset: (N,) int64.
         mirrored: (N,) uint8: how it may be mirrored and turned, `delineate.data.augmentation.freedom`.
         annotated: (datasets, concepts) bool: whose labels say where a concept is, or that it is absent.
@@ -173,12 +187,13 @@ class SliceBank:
         generator = generator_on(self.device, generator)
         mirrored, image = self.mirrored[where].to(self.device), self.images[index].float() / 127.5 - 1
         maps = augmentation.maps(mirrored, generator)
-        image = augmentation.enhanced(image, self.labels[index], mirrored, generator)
+        shown = self.labels[index]
+        image = augmentation.enhanced(image, shown.masked_fill(shown == UNLABELLED, 0), mirrored, generator)
         image = augmentation.picture(image, maps, generator)
         chosen = self.labels[index]
         if rater is not None and self.readings is not None:
             chosen = self.readings[index, rater.to(self.device)]
-        labels = moved_labels(chosen, maps).long()
+        labels = _in_batch(moved_labels(chosen, maps))
         annotated, foreign = (x.to(self.device)[dataset] for x in (self.annotated, self.foreign))
         concepts = draw_prompts(labels, annotated, foreign, prompts, generator)
         masks = (labels[:, None] == (concepts + 1)[:, :, None, None]).float()
@@ -234,8 +249,8 @@ class SliceBank:
         readings = self.readings[index]
         count, absent = readings.shape[1], readings[:, :, :1, :1] == NOBODY
         of_each = None if maps is None else maps.repeat_interleave(count, dim=0)
-        moved = moved_labels(readings.flatten(0, 1), of_each).view_as(readings).long()
-        return moved.masked_fill(absent, -1)
+        moved = _in_batch(moved_labels(readings.flatten(0, 1), of_each).view_as(readings))
+        return moved.masked_fill(absent, NO_RATER)
 
     def _draw_variants(
         self, index: Tensor, maps: Tensor | None, augmentation: Augmentation, generator: Generator
@@ -254,6 +269,11 @@ class SliceBank:
         made = self.variants.images[chosen.clamp(min=0)]
         image = torch.where((chosen >= 0)[:, None, None, None], made, self.images[index])
         return augmentation.picture(image.float() / 127.5 - 1, maps, generator)
+
+
+def _in_batch(labels: Tensor) -> Tensor:
+    """Labels uint8 as a batch has them."""
+    return labels.long().masked_fill(labels == UNLABELLED, NO_LABEL)
 
 
 def build_slices(
@@ -414,7 +434,9 @@ def slices_of(
     table = np.zeros(max(int(ids.max(initial=0)), *dataset.labels.values()) + 1, dtype=np.uint8)
     for name, value in dataset.labels.items():
         table[value] = 1 + vocabulary.index(name)
-    return stack_of(prepare(scan), size, apart_mm=apart_mm), _on_grid(scan, table[ids], size), scan.is_flat
+    labels = table[ids]
+    labels[ids == IGNORED] = UNLABELLED
+    return stack_of(prepare(scan), size, apart_mm=apart_mm), _on_grid(scan, labels, size), scan.is_flat
 
 
 def readings_of(dataset: Dataset, case: Case, vocabulary: Vocabulary, labels: Tensor) -> Tensor:

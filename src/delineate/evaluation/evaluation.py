@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from delineate.data.dataset import Case, Dataset
+from delineate.data.dataset import IGNORED, Case, Dataset
 from delineate.metrics.overlap import dice, ged_squared, iou, mean_interval, score
 from delineate.proposals.fusion import FUSIONS
 from delineate.proposals.proposals import Outcome
@@ -66,7 +66,8 @@ def evaluate(
 ) -> list[Row]:
     """Score every target that the dataset annotates and the model knows, in every case of `split`.
 
-    `limit` takes the first cases only; the first of `fusions` is the consensus that outcomes and means refer to.
+    `limit` takes the first cases only; the first of `fusions` is the consensus that outcomes and means refer to. Voxels
+    that nobody labelled (`Dataset.ignore`) are background of truth and answers alike.
     """
     names = [name for name in dataset.labels if name in segmenter.vocabulary.names]
     cases = dataset.split(split)[:limit]
@@ -93,7 +94,7 @@ def consensus_dice(
         seen = segmenter.look(scan)
         for name, number in dataset.labels.items():
             if name in segmenter.vocabulary.names and (truth := labels == number).any():
-                answer = segmenter(seen, [name], n=n, seed=seed, anyway=True)[name]
+                answer = segmenter(seen, [name], n=n, seed=seed, anyway=True)[name].without(labels == IGNORED)
                 out.setdefault(case.name, {})[name] = dice(answer.consensus("mean"), truth)
     return out
 
@@ -115,7 +116,7 @@ def _case_rows(
     fused, rows = {}, []
     for done, name in enumerate(names):
         truth = labels == dataset.labels[name]
-        answer = segmenter(seen, [name], n=n, seed=seed, anyway=True)[name]
+        answer = segmenter(seen, [name], n=n, seed=seed, anyway=True)[name].without(labels == IGNORED)
         consensus = {how: answer.consensus(how) for how in fusions}
         fused[name] = consensus[fusions[0]]
         masks = np.stack([answer.choose(k) for k in range(len(answer))])

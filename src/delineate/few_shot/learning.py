@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from delineate.adapters.adapter import Adapted
-from delineate.data.dataset import Dataset
+from delineate.data.dataset import IGNORED, Dataset
 from delineate.data.slices import SliceBank, build_slices
 from delineate.evaluation.evaluation import Row, evaluate
 from delineate.few_shot.shots import Shots, draw_slices, only
@@ -42,10 +42,11 @@ class Check:
 
 @dataclass(frozen=True, eq=False)
 class Looked:
-    """A held-out scan, prepared, and the truth of every target in it."""
+    """A held-out scan, prepared, the truth of every target in it, and the voxels that nobody labelled."""
 
     scan: Scan
     truth: Mapping[str, np.ndarray]
+    unlabelled: np.ndarray
 
 
 def learn(
@@ -189,7 +190,7 @@ def look_at(dataset: Dataset, subjects: Sequence[str], preparation: Preparation)
     for case in only(dataset, subjects).cases:
         scan, ids = dataset.read(case)
         truth = {name: ids == value for name, value in dataset.labels.items() if (ids == value).any()}
-        looked.append(Looked(preparation(scan), truth))
+        looked.append(Looked(preparation(scan), truth, ids == IGNORED))
     return looked
 
 
@@ -198,7 +199,8 @@ def mean_dice(segmenter: Segmenter, held: Sequence[Looked]) -> float:
     scores = []
     for looked in held:
         answers = segmenter(looked.scan, list(looked.truth), n=1, anyway=True) if looked.truth else ()
-        scores += [fmean(dice(a.choose(0), looked.truth[str(a.name)]) for a in answers)] if looked.truth else []
+        known = (answer.without(looked.unlabelled) for answer in answers)
+        scores += [fmean(dice(a.choose(0), looked.truth[str(a.name)]) for a in known)] if looked.truth else []
     return fmean(scores) if scores else 0.0
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from delineate.data.dataset import Dataset
 from delineate.data.folds import Fold, held_out, refuse_seen
+from delineate.data.layout import IGNORE
 from delineate.data.named import NamedFolder, parse_named
 from delineate.diffusion.codec import CODECS
 from delineate.errors import DelineateError
@@ -95,6 +96,11 @@ def pretrain_foundation(
         raise DelineateError(f"{output}: exists and is not a foundation made here; choose another folder")
     work = work_folder(output, request)
     datasets = open_all(request.folders, request.fold)
+    if unlabelled := [dataset.root for dataset in datasets if dataset.ignore is not None]:
+        raise DelineateError(
+            f"{unlabelled[0]}: a foundation learns whole pictures of masks, and here some voxels are labelled "
+            f"'{IGNORE}'; leave this dataset out"
+        )
     bank = read_bank(datasets, make_plan(datasets, PRESETS[preset]).size, watch, request.shares)
     corpus = caption_corpus(bank.vocabulary, bank.modalities)
     foundation = Foundation.make(preset, request.chosen_codec, corpus, seed=seed).to(device)

@@ -103,7 +103,7 @@ def _turns_of(segmenter: Segmenter, dataset: Dataset, split: str) -> Turns | Non
             scan, labels = dataset.read(case)
             if scan.is_flat:
                 return None
-            shown = np.flatnonzero(to_canonical(labels, orientation_of(scan.affine)).any(axis=(1, 2)))
+            shown = np.flatnonzero(to_canonical(labels > 0, orientation_of(scan.affine)).any(axis=(1, 2)))
             if len(shown):
                 kept = shown[np.unique(np.linspace(0, len(shown) - 1, 1 + TURNED // len(cases)).round().astype(int))]
                 view = view_of(segmenter.habits.preparation(scan), segmenter.system.size, segmenter.habits.apart_mm)

@@ -151,6 +151,12 @@ class TargetProposals:
         """How many voxels were left out of the consensus (the mean) as small pieces beside the largest."""
         return int(np.count_nonzero(self._cut) - np.count_nonzero(self._best))
 
+    def without(self, voxels: np.ndarray) -> "TargetProposals":
+        """The same with nothing at these voxels, bool (I, J, K): where nobody labelled, nothing is right or wrong."""
+        if self.drawn is None or not voxels.any():
+            return self
+        return replace(self, drawn=self._drawn().only(~voxels))
+
     def sizes(self) -> np.ndarray:
         """How many voxels each proposal has, float64 (N,) of whole numbers."""
         return self._overlaps.sizes

@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 
 from delineate.data.augmented import cropped, slab_of
 from delineate.data.dataset import Case, Dataset
-from delineate.data.slices import SliceBank, slices_of
+from delineate.data.slices import UNLABELLED, SliceBank, slices_of
 from delineate.diffusion.codec import noise_fields
 from delineate.errors import DelineateError
 from delineate.foundation.text import Encoded
@@ -160,6 +160,7 @@ class Artist:
         if self.held is None or self.held[0] != case.name:
             scan, _ = self.dataset.read(case)
             stack, labels, flat = slices_of(self.dataset, case, self.vocabulary, self.size)
+            labels = labels.masked_fill(labels == UNLABELLED, 0)
             shown = labels.flatten(1).any(1).nonzero()[:, 0]
             first = max(0, int(shown[0]) - MARGIN) if len(shown) else 0
             end = min(len(labels), int(shown[-1]) + MARGIN + 1) if len(shown) else len(labels)

@@ -275,7 +275,7 @@ def train_synthesizer(
         batch = bank.draw(size, 1, generator)
         pictures = pictures_of(bank, batch)
         extractor = edges[int(torch.randint(len(edges), (), generator=generator))]
-        asked = hint(pictures, batch.labels, extractor, label_boundary=label_boundary)
+        asked = hint(pictures, batch.labels.clamp(min=0), extractor, label_boundary=label_boundary)
         texts = _captions(bank, batch, looks.words(pictures, batch.dataset), generator)
         return Sketched(pictures.to(foundation.device), asked.to(foundation.device), texts)
 

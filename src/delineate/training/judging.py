@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from delineate.data.slices import SliceBank
+from delineate.data.slices import UNLABELLED, SliceBank
 
 SLICES = 256  # at most, spread evenly over each set's cases: enough to tell better from worse
 AT_ONCE = 16
@@ -47,10 +47,11 @@ class HeldOut:
             possible = (bank.annotated | bank.foreign)[bank.dataset[index]]
             found, labels = answer(image, possible.to(device)).cpu(), bank.labels[index].long()
             for place, drawn, truth in zip(index.tolist(), found, labels, strict=True):
-                case = int(bank.case[place])
+                case, known = int(bank.case[place]), truth != UNLABELLED
+                drawn, truth = drawn[known], truth[known]
                 both[case] += torch.bincount(truth[drawn == truth], minlength=names)
-                true[case] += torch.bincount(truth.flatten(), minlength=names)
-                total[case] += torch.bincount(drawn.flatten(), minlength=names)
+                true[case] += torch.bincount(truth, minlength=names)
+                total[case] += torch.bincount(drawn, minlength=names)
         owner = torch.zeros(len(both), dtype=torch.long).scatter_(0, bank.case, bank.dataset)
         scores = {}
         for c, name in enumerate(bank.vocabulary.names, start=1):

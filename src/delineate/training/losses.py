@@ -59,14 +59,14 @@ def segmentation_loss(
 
     Args:
         log_probability: background, then every concept; about -1e4 where a slice's labels cannot tell of a concept.
-        labels: 0 is background, 1 + i is concept i.
+        labels: 0 is background, 1 + i is concept i; pixels below 0 are not labelled, and do not count.
         where: which pixels count; all by default.
     """
     log_probability = log_probability.float()
+    weight = (labels >= 0 if where is None else where & (labels >= 0)).to(log_probability.dtype)
+    labels = labels.clamp(min=0)
     of_truth = log_probability.gather(1, labels[:, None])[:, 0]
-    channel = labels.flatten()
-    weight = torch.ones_like(of_truth) if where is None else where.to(of_truth.dtype)
-    probability = log_probability.exp() if where is None else log_probability.exp() * weight[:, None]
+    channel, probability = labels.flatten(), log_probability.exp() * weight[:, None]
 
     def total(x: Tensor) -> Tensor:
         return x.new_zeros(log_probability.shape[1]).index_add(0, channel, x.flatten())

@@ -6,7 +6,7 @@ from tests.rounding import assert_same_up_to_rounding
 
 from delineate.adapters import ADAPTERS, AdapterConfig
 from delineate.adapters.adapter import attach
-from delineate.data.slices import NOBODY, SliceBank
+from delineate.data.slices import NO_LABEL, NOBODY, SliceBank
 from delineate.errors import ModelError
 from delineate.few_shot.learning import phases_of
 from delineate.prompts.vocabulary import Vocabulary
@@ -214,10 +214,14 @@ def test_sets_are_the_maps_of_concepts_and_the_masks_of_raters():
     log_probability = torch.randn(2, 5, 4, 6, 6, generator=torch.Generator().manual_seed(0)).log_softmax(dim=2)
     readings = torch.randint(4, (2, 3, 6, 6), generator=torch.Generator().manual_seed(1))
     readings[1, 2] = -1
-    maps, masks, present = probunet.as_sets(log_probability, readings)
-    torch.testing.assert_close(maps, log_probability.exp()[:, :, 1:])
+    known = torch.ones(2, 1, 6, 6, dtype=torch.bool)
+    known[0, 0, 2] = False
+    labelled = readings
+    readings = readings.masked_fill(~known, NO_LABEL)
+    maps, masks, present = probunet.as_sets(log_probability, readings, known)
+    torch.testing.assert_close(maps, log_probability.exp()[:, :, 1:] * known[:, :, None])
     assert masks.shape == (2, 3, 3, 6, 6)
-    assert torch.equal(masks[0, 1, 2] == 1, readings[0, 1] == 3)
+    assert torch.equal(masks[0, 1, 2] == 1, (labelled[0, 1] == 3) & known[0, 0])
     assert present.tolist() == [[True, True, True], [True, True, False]]
     assert not masks[1, 2].any()
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from delineate.data.dataset import Case, Dataset
+from delineate.data.dataset import IGNORED, Case, Dataset
 from delineate.metrics.overlap import mean_interval
 from delineate.proposals.proposals import TargetProposals
 from delineate.scans.scan import Scan
@@ -132,14 +132,18 @@ def lines_of(
 def answers(
     segmenter: Segmenter, dataset: Dataset, cases: Sequence[Case], names: Sequence[str], n: int, seed: int
 ) -> Iterator[Answered]:
-    """Every target of every case, one at a time; names that the segmenter knows."""
+    """Every target of every case, one at a time; names that the segmenter knows.
+
+    Voxels that nobody labelled are background of truth, readings and answers.
+    """
     for case in cases if names else ():
         scan, labels = dataset.read(case)
         raters = dataset.read_raters(case)
-        seen = segmenter.look(scan)
+        seen, unlabelled = segmenter.look(scan), labels == IGNORED
+        raters = None if raters is None else raters & ~unlabelled
         for name in names:
             truth = labels == dataset.labels[name]
-            answer = segmenter(seen, [name], n=n, seed=seed, anyway=True)[name]
+            answer = segmenter(seen, [name], n=n, seed=seed, anyway=True)[name].without(unlabelled)
             yield Answered(case, scan, answer, truth, truth[None] if raters is None else raters)
 
 

@@ -176,7 +176,7 @@ def generator_loss(system: ProGiDiff, drawn: Captioned, step: Step) -> Loss:
     x_t, pixels = system._noisy(noisy, field, t, seeds)
     logit = control.draw(system.foundation, x_t, pixels, t, pairs.text[pair], steering[pair], hint[pair])
     drawn_of = logit.view(len(pairs), DRAWS, *logit.shape[2:])
-    return score(drawn_of, pairs.raters, pairs.present).mean(), {}
+    return score(drawn_of, pairs.raters, pairs.present, pairs.known).mean(), {}
 
 
 def train(system: ProGiDiff, bank: SliceBank, run: Run) -> ProGiDiff:

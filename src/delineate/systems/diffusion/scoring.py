@@ -30,6 +30,7 @@ class Pairs:
         text: of their prompts.
         raters: what was drawn of them, (B, M, S, S) in {0, 1}.
         present: which of the M raters there are, (B, M) bool.
+        known: the pixels that somebody labelled, (B, 1, S, S) bool.
     """
 
     features: Features
@@ -37,6 +38,7 @@ class Pairs:
     text: Encoded
     raters: Tensor
     present: Tensor
+    known: Tensor
 
     def __len__(self) -> int:
         return len(self.probability)
@@ -48,12 +50,12 @@ def pairs_of(drawn: Captioned, text: Encoded, features: Features, log_probabilit
     image = torch.arange(len(batch.image), device=batch.image.device).repeat_interleave(batch.concepts.shape[1])
     concept = batch.concepts.flatten()
     probability = log_probability[image, 1 + concept].exp()[:, None]
-    return Pairs(features[image], probability, text[concept], *readings_of(batch, image, concept))
+    return Pairs(features[image], probability, text[concept], *readings_of(batch, image, concept), batch.known[image])
 
 
-def score(logit: Tensor, raters: Tensor, present: Tensor) -> Tensor:
+def score(logit: Tensor, raters: Tensor, present: Tensor, known: Tensor) -> Tensor:
     """The score (B,) of draws with log-odds (B, K, S, S); the others as in `Pairs`."""
-    return energy_score((SHARP * logit.float()).sigmoid(), raters, present, MATCHED)
+    return energy_score((SHARP * logit.float()).sigmoid() * known, raters, present, MATCHED)
 
 
 def readings_of(batch: Batch, image: Tensor, concept: Tensor) -> tuple[Tensor, Tensor]:
@@ -65,7 +67,7 @@ def readings_of(batch: Batch, image: Tensor, concept: Tensor) -> tuple[Tensor, T
         mask = (batch.labels[image] == 1 + concept[:, None, None])[:, None].float()
         return mask, mask.new_ones(len(mask), 1, dtype=torch.bool)
     readings = batch.readings[image]
-    return (readings == 1 + concept[:, None, None, None]).float(), readings[:, :, 0, 0] >= 0
+    return (readings == 1 + concept[:, None, None, None]).float() * batch.known[image], batch.present[image]
 
 
 def readings_of_any(batch: Batch) -> tuple[Tensor, Tensor]:
@@ -73,7 +75,7 @@ def readings_of_any(batch: Batch) -> tuple[Tensor, Tensor]:
     if batch.readings is None:
         mask = (batch.labels > 0)[:, None].float()
         return mask, mask.new_ones(len(mask), 1, dtype=torch.bool)
-    return (batch.readings > 0).float(), batch.readings[:, :, 0, 0] >= 0
+    return (batch.readings > 0).float() * batch.known, batch.present
 
 
 def one_of(raters: Tensor, present: Tensor, draws: int, generator: Generator) -> Tensor:

@@ -222,6 +222,9 @@ def latent_loss(system: SDSeg, batch: Batch, step: Step) -> Loss:
     noise = codec.noise(x0.shape, step.generator).to(device)
     x_t = schedule.add_noise(x0, noise, t)
     noise_hat = system.network(x_t, t, condition, batch.concepts.flatten(), schedule)
+    unlabelled = F.max_pool2d((~batch.known).to(x0.dtype), batch.known.shape[-1] // x0.shape[-1]) > 0
+    unlabelled = unlabelled.repeat_interleave(batch.concepts.shape[1], dim=0)
+    noise_hat = torch.where(unlabelled, noise, noise_hat)  # there the answer is taken for right
     noise_term, latent_term = loss_terms(schedule, noise_hat, noise, x_t, x0, t)
     parts = {"noise": noise_term.item(), "latent": latent_term.item()}
     return noise_term + LATENT_WEIGHT * latent_term, parts

@@ -93,7 +93,7 @@ def spread_loss(system: SpreadSystem, drawn: Captioned, step: Step) -> Loss:
     own, pairs = segmentation_loss(seen[2], drawn.batch.labels), pairs_of(drawn, *seen)
     start = system.control.spread(pairs.features, log_odds(pairs.probability), pairs.text.pooled)
     field = even_fields(system.size, len(pairs), DRAWS, LEVEL, step.generator).to(start.odds.device)
-    scored = score(start.drawn(field), pairs.raters, pairs.present).mean()
+    scored = score(start.drawn(field), pairs.raters, pairs.present, pairs.known).mean()
     return OWN * own + scored, {"encoder": own.detach(), "score": scored.detach()}
 
 

@@ -18,6 +18,7 @@ from delineate.training.loop import Loss, Step
 from delineate.training.losses import lumped, mask_error, noise_error, segmentation_loss
 
 DRAWS = 4  # of every slice, for the energy score
+NO_LOGIT = -20.0  # of a mask's pixel that is 0 for sure
 
 
 class Staged(Protocol):
@@ -67,6 +68,7 @@ def denoiser_loss(system: Staged, batch: Batch, step: Step) -> Loss:
     x0 = system.codec.encode(mask)
     noise = system.codec.noise(x0.shape, step.generator).to(device)
     x_t = system.schedule.add_noise(x0, noise, t_each)
+    known = system.codec.places(batch.known)  # elsewhere an answer is taken for right
     answers = system.answers(seen[slices.to(device)], x_t, t_each, branches)
     weights = dict(zip((Branch.NOISE, Branch.MASK), (w.to(device) for w in stages.loss_weights(t)), strict=True))
     loss, parts = torch.zeros((), device=device), {}
@@ -74,11 +76,11 @@ def denoiser_loss(system: Staged, batch: Batch, step: Step) -> Loss:
         if draws > 1:
             logit = answer if branch is Branch.MASK else STEEP * unclipped(answer, x_t, t_each, system.schedule)
             drawn = F.pixel_shuffle(logit, system.codec.stride)
-            error = score(drawn.view(len(t), draws, *drawn.shape[2:]), raters, present)
+            error = score(drawn.view(len(t), draws, *drawn.shape[2:]), raters, present, batch.known)
         elif branch is Branch.NOISE:
-            error = noise_error(answer, noise)
+            error = noise_error(torch.where(known, answer, noise), noise)
         else:
-            error = mask_error(answer, F.pixel_unshuffle(mask, system.codec.stride))
+            error = mask_error(answer.masked_fill(~known, NO_LOGIT), F.pixel_unshuffle(mask, system.codec.stride))
         loss, parts[str(branch)] = loss + (weights[branch] * error).mean(), error.mean().item()
     return loss, parts
 

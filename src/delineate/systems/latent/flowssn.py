@@ -29,7 +29,7 @@ from diffusers import UNet2DModel
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from delineate.data.slices import Batch, SliceBank
+from delineate.data.slices import NO_LABEL, Batch, SliceBank
 from delineate.diffusion.seeds import seed_of
 from delineate.errors import DelineateError
 from delineate.networks import NETWORKS
@@ -167,10 +167,11 @@ def flow_loss(system: FlowSSN, batch: Batch, step: Step) -> Loss:
     mean = system.base(batch.image)
     u = mean + torch.randn(mean.shape, generator=step.generator).to(mean.device)
     t = torch.rand(len(u), generator=step.generator).to(mean.device)
-    y = F.one_hot(batch.labels, u.shape[1]).permute(0, 3, 1, 2).to(u.dtype)
+    y = F.one_hot(batch.labels.clamp(min=0), u.shape[1]).permute(0, 3, 1, 2).to(u.dtype)
     y_t = torch.lerp(u, y, t.view(-1, 1, 1, 1))
     shares = log_shares(system.logits(y_t, t).float(), batch.possible, batch.lumped)
-    return F.nll_loss(shares, batch.labels), {}
+    error = F.nll_loss(shares, batch.labels, ignore_index=NO_LABEL, reduction="sum")
+    return error / batch.known.sum().clamp(min=1), {}
 
 
 def build(config: FlowSSNConfig, vocabulary: Vocabulary, *, seed: int = 0) -> FlowSSN:

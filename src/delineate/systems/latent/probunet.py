@@ -33,7 +33,7 @@ import torch
 from annotated_types import Interval
 from torch import Generator, Tensor, nn
 
-from delineate.data.slices import Batch, SliceBank
+from delineate.data.slices import NO_RATER, Batch, SliceBank
 from delineate.diffusion.seeds import seed_of
 from delineate.prompts.vocabulary import Vocabulary
 from delineate.scans.grid import View
@@ -203,7 +203,7 @@ def latent_loss(system: ProbUNet, batch: Batch, step: Step) -> Loss:
     """Reconstruction plus the divergence of the posterior: the Probabilistic U-Net's bound, or PULASki's distance."""
     config, network = system.config, system.network
     of_set = DISTANCES.get(config.objective)
-    prior, (mean, log_sigma) = network.prior(batch.image), network.read(batch.image, batch.labels)
+    prior, (mean, log_sigma) = network.prior(batch.image), network.read(batch.image, batch.labels.clamp(min=0))
     divergence = gaussian_divergence(mean, log_sigma, *prior).mean()
     noise = torch.randn(len(mean), config.samples if of_set else 1, config.latent, generator=step.generator)
     z = mean[:, None] + log_sigma.exp()[:, None] * noise.to(system.device)
@@ -216,7 +216,7 @@ def latent_loss(system: ProbUNet, batch: Batch, step: Step) -> Loss:
     else:
         readings = _readings(batch)
         entropy = mixture_entropy(log_probability.unflatten(0, z.shape[:2]), readings)
-        distance = of_set(*as_sets(log_probability.unflatten(0, z.shape[:2]), readings)).mean()
+        distance = of_set(*as_sets(log_probability.unflatten(0, z.shape[:2]), readings, batch.known)).mean()
         parts |= {"distance": distance.item(), "entropy": entropy.item()}
         rebuilt = distance + config.pixel * entropy
     return rebuilt + config.divergence_weight * divergence, parts
@@ -228,16 +228,18 @@ def latent_noise(n: int, latent: int, seed: int) -> Tensor:
     return torch.stack([torch.randn(latent, generator=generator) for generator in generators])
 
 
-def as_sets(log_probability: Tensor, readings: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def as_sets(log_probability: Tensor, readings: Tensor, known: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """What a set distance compares: maps (B, K, C, S, S), masks (B, M, C, S, S), and which masks there are (B, M).
 
     Args:
         log_probability: (B, K, 1 + C, S, S), background first, which is left out: it follows from the others.
-        readings: (B, M, S, S) labels, -1 throughout for a rater who is not there.
+        readings: (B, M, S, S) labels, `NO_RATER` throughout for a rater who is not there.
+        known: (B, 1, S, S) bool, the pixels that somebody labelled; the others are 0 in all maps and masks.
     """
     concepts = torch.arange(1, log_probability.shape[2], device=readings.device)
-    masks = (readings[:, :, None] == concepts[:, None, None]).to(log_probability.dtype)
-    return log_probability[:, :, 1:].exp(), masks, readings[:, :, 0, 0] >= 0
+    masks = (readings[:, :, None] == concepts[:, None, None]) & known[:, :, None]
+    maps = log_probability[:, :, 1:].exp() * known[:, :, None]
+    return maps, masks.to(maps.dtype), readings[:, :, 0, 0] != NO_RATER
 
 
 def mixture_entropy(log_probability: Tensor, readings: Tensor) -> Tensor:
@@ -247,7 +249,8 @@ def mixture_entropy(log_probability: Tensor, readings: Tensor) -> Tensor:
     """
     mean = log_probability.logsumexp(dim=1) - log_probability.new_tensor(log_probability.shape[1]).log()
     entropy = -mean.gather(1, readings.clamp(min=0))
-    return entropy[readings >= 0].mean()
+    counts = readings >= 0
+    return entropy.masked_fill(~counts, 0).sum() / counts.sum().clamp(min=1)
 
 
 def _readings(batch: Batch) -> Tensor:
