@@ -32,6 +32,7 @@ if TYPE_CHECKING:  # which import torch and SciPy
 
 FORMAT = 1
 MOST_VOCABULARY = 1 << 20  # bytes of a file
+MOST_CHANNELS = 32  # of a scan
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class ModelConfig:
     system_config: dict[str, Any]
     training: Training
     apart_mm: Annotated[float, Interval(gt=0, le=1000)] | None = None
+    channels: Annotated[tuple[Line, ...], Len(0, MOST_CHANNELS)] = ()
 
 
 class Trained(Protocol):
@@ -69,7 +71,7 @@ class Trained(Protocol):
 
     @property
     def habits(self) -> Habits:
-        """How it treats scans; of these a model folder keeps `apart_mm`."""
+        """How it treats scans; of these a model folder keeps `apart_mm` and `channels`."""
         ...
 
 
@@ -99,6 +101,7 @@ def save_model(folder: Path, segmenter: Trained, system_name: str, *, training: 
             "system": system_name,
             "modalities": list(segmenter.modalities),
             "apart_mm": segmenter.habits.apart_mm,
+            "channels": list(segmenter.habits.channels),
             "system_config": system_config,
             "training": training,
         }
@@ -149,14 +152,14 @@ class Model:
         modalities: of the scans it was trained on.
         fingerprint: of the folder (`fingerprint`).
         calibration: what held-out subjects taught about its answers; None where nobody calibrated it.
-        apart_mm: as in `Habits`.
+        habits: of them `apart_mm` and `channels`.
     """
 
     system: "Adaptable"
     modalities: tuple[str | None, ...]
     fingerprint: str
     calibration: "Calibration | None"
-    apart_mm: float | None
+    habits: Habits
 
 
 def read_model(folder: Path | str | None, device: str = "cpu", *, calibrated: bool = True) -> Model:
@@ -173,9 +176,9 @@ def read_model(folder: Path | str | None, device: str = "cpu", *, calibrated: bo
         raise ModelError(f"{folder}: system '{config['system']}' is not known here; known: {', '.join(SYSTEMS)}")
     vocabulary = read_vocabulary(folder)
     system = SYSTEMS[config["system"]].load(folder, config["system_config"], vocabulary)
-    modalities, apart_mm = tuple(config["modalities"]), config.get("apart_mm")
+    habits = Habits(apart_mm=config.get("apart_mm"), channels=tuple(config.get("channels", ())))
     calibration = Calibration.load(folder) if calibrated else None
-    return Model(system.to(device), modalities, fingerprint(folder), calibration, apart_mm)
+    return Model(system.to(device), tuple(config["modalities"]), fingerprint(folder), calibration, habits)
 
 
 def read_vocabulary(folder: Path | str | None) -> Vocabulary:

@@ -38,7 +38,7 @@ def montage(proposals: Proposals, path: Path, *, how: str = "mean") -> Path:
     slice shown is the one where the consensus is largest, or most probable where there is none; of a target that was
     not drawn the middle one, and why.
     """
-    scan = proposals.scan
+    scan = proposals.scan.shown
     ends = intensity_range(scan.voxels, scan.modality)
     rows = len(proposals.targets)
     figure = new_figure(12.4, 3.8 * rows + 0.1)
@@ -134,7 +134,7 @@ class Tile:
 
 def tiles_of(scan: Scan, masks: Mapping[str, np.ndarray], slices: int = 1, title: str = "") -> list[Tile]:
     """As many slices, evenly spread over a scan, with the masks (on its own voxels) there; a title that counts them."""
-    orientation = orientation_of(scan.affine)
+    orientation, scan = orientation_of(scan.affine), scan.shown
     picture = (to_canonical(normalise(scan.voxels, scan.modality), orientation) + 1) / 2
     seen = {name: to_canonical(mask, orientation) for name, mask in masks.items()}
     _, row_mm, column_mm = canonical_spacing(scan.affine, orientation)

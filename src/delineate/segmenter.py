@@ -95,7 +95,7 @@ class Segmenter:
         """
         model = read_model(folder, device, calibrated=calibrated)
         how = {"fingerprint": model.fingerprint, "calibration": model.calibration}
-        base = cls(model.system, model.modalities, habits=Habits(apart_mm=model.apart_mm), **how)
+        base = cls(model.system, model.modalities, habits=model.habits, **how)
         return base if adapter is None else base.with_adapter(adapter, calibrated=calibrated)
 
     def with_adapter(self, folder: Path | str, *, calibrated: bool = True) -> "Segmenter":
@@ -119,11 +119,12 @@ class Segmenter:
 
         Args:
             adapted: this one's system with an adapter in it.
-            habits: how it treats scans; which neighbours of a slice are seen stays as the model learnt it.
+            habits: how it treats scans; which channels and which neighbours of a slice are seen stays as the model
+                learnt it.
             merge: whether the adapter is merged into layers of its own: then it is as fast as the base.
             calibration: what held-out subjects taught about its answers.
         """
-        habits = replace(habits, apart_mm=self.habits.apart_mm)
+        habits = replace(habits, apart_mm=self.habits.apart_mm, channels=self.habits.channels)
         modalities = dict.fromkeys((*self.modalities, habits.modality))
         system = adapted.merged(share=True) if merge else adapted.system
         how = {"habits": habits, "calibration": calibration, "marker": self.marker, "uncalibrated": WITH_ADAPTER}
@@ -146,9 +147,15 @@ class Segmenter:
         return self.system.vocabulary
 
     def look(self, scan: Scan, *, turn: int = 0) -> Seen:
-        """Encode a scan once; one whose slices lie turned (`recognised`) is turned back for it, and masks return."""
+        """Encode a scan once; one whose slices lie turned (`recognised`) is turned back for it, and masks return.
+
+        Raises:
+            ScanError: it has no voxels, or other channels than the model learnt from.
+        """
         if min(scan.shape) < 1:
             raise ScanError(f"{scan.source}: a scan must hold voxels, this one has the shape {scan.shape}")
+        if scan.channels != self.habits.channels:
+            raise ScanError(f"{scan.source}: {unlike_channels(scan.channels, self.habits.channels)}")
         prepared = self.habits.preparation(scan)
         view = view_of(prepared, self.system.size, self.habits.apart_mm)
         return Seen(scan, self.system.see(replace(view, stack=turned_back(view.stack, turn))), prepared, turn)
@@ -320,6 +327,16 @@ class Segmenter:
         """The one that the words name."""
         targets = self.understood(prompt.text, scan).targets
         return self.vocabulary.concepts[self.vocabulary.index(targets[0])] if len(targets) == 1 else None
+
+
+def unlike_channels(given: Sequence[str], learnt: Sequence[str]) -> str:
+    """What to say of a scan with other channels than a model learnt from, as `Scan.channels`."""
+    if not learnt:
+        return f"the model reads one image, this scan has {len(given)} ({', '.join(given)}); give it one of them"
+    asks = f"the model reads {len(learnt)} channels on one grid: {', '.join(learnt)}"
+    if not given:
+        return f"{asks}; this is one image: name the files NAME_0000, NAME_0001, … in that order, in one folder"
+    return f"{asks}; this scan has {', '.join(given)}"
 
 
 def words_alone(prompt: Prompt) -> bool:

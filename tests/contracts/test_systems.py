@@ -60,6 +60,24 @@ def test_a_slice_is_answered_the_same_in_any_company(name):
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
+def test_slices_may_have_as_many_channels_as_scans_have(name, tmp_path):
+    """Each of which makes a difference; and a model folder remembers how many."""
+    network = SYSTEMS[name].options.get("network", "unet")
+    if not NETWORKS[network].any_channels:
+        with pytest.raises(ValueError, match="for grey and colour images; here a slice has 4 channels"):
+            fresh(name, channels=4)
+        return
+    system, stack = stirred(fresh(name, channels=4)), slices(1)[:, :1].repeat(1, 4, 1, 1)
+    before = answer(system, stack, n=1)
+    for channel in range(4):
+        other = stack.clone()
+        other[:, channel] = -other[:, channel]
+        assert (answer(system, other, n=1) - before).abs().max() > 1e-5
+    config = json.loads(json.dumps(SYSTEMS[name].save(system, tmp_path)))
+    assert torch.equal(answer(SYSTEMS[name].load(tmp_path, config, NAMES), stack, n=1), before)
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
 def test_a_name_makes_a_difference(name):
     one, other = (answer(untrained(name), n=1, name=organ) for organ in NAMES.names)
     assert (one - other).abs().max() > 1e-4

@@ -169,7 +169,7 @@ def test_rounding_in_an_affine_is_no_disagreement(tmp_path):
         ({"labels": {"liver": 1.5}}, "must be a whole number"),
         ({"labels": ["liver"]}, "'labels' must be an object"),
         ({"labels": {"background": 0}}, "does not say what its masks show"),
-        ({"channel_names": {"0": "T1", "1": "T2"}}, "has 2 channels"),
+        ({"channel_names": {"0": "T1", "1": "T2"}}, r"channel 1 \(T2\) of 'a' is not there; add a_0001"),
     ],
 )
 def test_descriptions_that_cannot_be_followed_are_refused_with_advice(tmp_path, description, message):
@@ -199,7 +199,7 @@ def test_folders_that_are_no_dataset_say_what_must_be_there(tmp_path):
         open_dataset(tmp_path)
 
 
-def test_ambiguous_names_and_second_channels_are_refused(tmp_path):
+def test_ambiguous_names_and_channels_that_nobody_named_are_refused(tmp_path):
     root = pictures(tmp_path / "pictures")
     Image.new("L", (9, 8)).save(root / "masks" / "b_mask.png")
     with pytest.raises(DatasetError, match=r"b_mask\.png: a second mask of 'b'"):
@@ -209,7 +209,7 @@ def test_ambiguous_names_and_second_channels_are_refused(tmp_path):
         open_dataset(root, targets=["polyp"])
     root = organ_volumes(tmp_path / "volumes")
     (root / "imagesTr" / "a_0000.nii.gz").rename(root / "imagesTr" / "a_0001.nii.gz")
-    with pytest.raises(DatasetError, match="a second channel"):
+    with pytest.raises(DatasetError, match=r"a_0001\.nii\.gz: dataset\.json has no such channel"):
         open_dataset(root)
 
 

@@ -85,21 +85,89 @@ def test_colours_may_all_name_one_kind_of_picture_and_alpha_is_a_fourth(tmp_path
     assert dataset.read(dataset.cases[0])[0].is_colour
 
 
-def test_the_advice_for_several_channels_leads_to_a_set_that_is_read_and_destroys_nothing(tmp_path):
-    root = volumes(tmp_path / "set", channel_names={"0": "T1", "1": "T2", "2": "FLAIR"})
-    with pytest.raises(DatasetError, match=r"3 channels .*Make a copy of the dataset with the files of one channel"):
-        open_dataset(root)
+def several(root, names=("T1", "T2", "FLAIR"), **described):
+    """The same with a file a channel, whose voxels differ."""
+    volumes(root, channel_names=dict(enumerate(names)), **described)
     for path in list((root / "imagesTr").iterdir()):
-        shutil.copy(path, path.with_name(path.name.replace("_0000", "_0001")))
-    with pytest.raises(DatasetError, match=r"a second channel; .*a copy of the dataset .* named NAME_0000"):
+        image = nibabel.load(path)
+        for number in range(1, len(names)):
+            voxels = np.asanyarray(image.dataobj) // (1 + number)
+            other = path.with_name(path.name.replace("_0000", f"_{number:04d}"))
+            nibabel.save(nibabel.Nifti1Image(voxels.astype(np.int16), image.affine), other)
+    return root
+
+
+def test_several_channels_are_one_scan_as_nnunet_reads_them(tmp_path):
+    dataset = read_all(several(tmp_path / "set"))
+    assert (dataset.channels, dataset.modality) == (("T1", "T2", "FLAIR"), "MR")
+    case = dataset.cases[0]
+    assert [path.name for path in (case.image, *case.more)] == [f"a_000{k}.nii.gz" for k in range(3)]
+    scan = dataset.read(case)[0]
+    assert scan.channels == dataset.channels
+    for number, path in enumerate((case.image, *case.more)):
+        assert np.array_equal(scan.voxels[..., number], np.asanyarray(nibabel.load(path).dataobj))
+
+
+def test_channels_are_in_the_order_of_their_numbers(tmp_path):
+    root = several(tmp_path / "set")
+    described = json.loads((root / "dataset.json").read_text())
+    described["channel_names"] = dict(reversed(described["channel_names"].items()))
+    (root / "dataset.json").write_text(json.dumps(described))
+    assert open_dataset(root).channels == ("T1", "T2", "FLAIR")
+
+
+def test_a_decathlon_set_holds_its_channels_in_one_file(tmp_path):
+    root = volumes(tmp_path / "set", number="", channel_names=None, modality={"0": "FLAIR", "1": "T1gd"})
+    for path in (root / "imagesTr").iterdir():
+        voxels = np.asanyarray(nibabel.load(path).dataobj)
+        nibabel.save(nibabel.Nifti1Image(np.stack([voxels, voxels // 2], axis=-1), np.eye(4)), path)
+    dataset = read_all(root)
+    assert dataset.channels == ("FLAIR", "T1gd")
+    scan = dataset.read(dataset.cases[0])[0]
+    assert scan.voxels.shape == (8, 8, 4, 2)
+    assert np.array_equal(scan.voxels[..., 1], scan.voxels[..., 0] // 2)
+
+
+def test_channels_of_other_kinds_have_no_modality_together(tmp_path):
+    dataset = open_dataset(several(tmp_path / "set", ("CT", "PET")))
+    assert (dataset.modality, dataset.read(dataset.cases[0])[0].modality) == (None, None)
+
+
+def test_what_is_wrong_with_channels_is_said_of_the_file(tmp_path):
+    root = several(tmp_path / "set", ("T1", "T2"))
+    images = root / "imagesTr"
+    (images / "a_0001.nii.gz").unlink()
+    with pytest.raises(DatasetError, match=r"a_0000\.nii\.gz: channel 1 \(T2\) of 'a' is not there; add a_0001"):
         open_dataset(root)
-    copy = tmp_path / "copy"  # as it says: of the second channel
-    shutil.copytree(root, copy)
-    for path in list((copy / "imagesTr").glob("*_0001*")):
-        path.replace(path.with_name(path.name.replace("_0001", "_0000")))
-    described = json.loads((copy / "dataset.json").read_text()) | {"channel_names": {"0": "T2"}}
-    (copy / "dataset.json").write_text(json.dumps(described))
-    assert read_all(copy).modality == "MR"
+    shutil.copy(images / "a_0000.nii.gz", images / "a_0001.nii.gz")
+    shutil.copy(images / "a_0000.nii.gz", images / "a_0002.nii.gz")
+    with pytest.raises(DatasetError, match=r"a_0002\.nii\.gz: dataset\.json has no such channel in 'channel_names'"):
+        open_dataset(root)
+    (images / "a_0002.nii.gz").unlink()
+    nibabel.save(nibabel.Nifti1Image(np.zeros((8, 8, 5), np.int16), np.eye(4)), images / "b_0001.nii.gz")
+    nibabel.save(nibabel.Nifti1Image(np.full((8, 8, 4), 7, np.int16), np.eye(4)), images / "c_0001.nii.gz")
+    told = {problem.file: problem.what for problem in check_dataset(root).problems}
+    assert "share one grid" in told["imagesTr/b_0000.nii.gz"]
+    assert "b_0001.nii.gz" in told["imagesTr/b_0000.nii.gz"]
+    assert told["imagesTr/c_0001.nii.gz"] == "every voxel is 7"
+
+
+@pytest.mark.parametrize("names", [("T1", "T1"), ("T1", " "), [f"c{k}" for k in range(40)]])
+def test_channels_have_names_of_their_own_and_are_not_too_many(tmp_path, names):
+    with pytest.raises(DatasetError, match="32 at most, each with a name of its own"):
+        open_dataset(volumes(tmp_path / "set", channel_names=dict(enumerate(names))))
+
+
+def test_sets_of_other_channels_are_not_learnt_together(tmp_path):
+    one, other = several(tmp_path / "one", ("T1", "T2")), several(tmp_path / "other", ("T2", "T1"))
+    splits = '{"train": ["a", "b"], "val": ["c"], "test": ["d"]}'
+    (one / "splits.json").write_text(splits)
+    (other / "splits.json").write_text(splits)
+    bank = build_slices([open_dataset(one)], "train", 64)
+    assert bank.images.shape[1:] == (2, 64, 64)
+    assert bank.channels == ("T1", "T2")
+    with pytest.raises(DatasetError, match="same channels in the same order"):
+        build_slices([open_dataset(one), open_dataset(other)], "train", 64)
 
 
 @pytest.mark.parametrize(

@@ -2,18 +2,18 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from delineate.data.dataset import Dataset, grid_difference
+from delineate.data.dataset import Dataset
 from delineate.data.layout import (
     NNUNET_SPLITS,
     SPLITS,
     Files,
     choose_targets,
+    declared_channels,
     declared_labels,
     declared_modality,
     find_files,
@@ -28,7 +28,8 @@ from delineate.data.layout import (
 from delineate.data.likeness import groups_alike
 from delineate.errors import DatasetError, ScanError
 from delineate.prompts.modality import modality_code
-from delineate.scans.reading import read_labels, read_scan
+from delineate.scans.channels import grid_difference
+from delineate.scans.reading import read_labels
 from delineate.scans.scan import Scan
 from delineate.storage.files import sha256_of
 
@@ -107,7 +108,7 @@ def check_dataset(
     dataset = checks.description(targets, modality)
     report.targets.update({name: {"cases": 0, "voxels": 0} for name in dataset.labels})
     for number, (name, image) in enumerate(files.images.items(), start=1):
-        checks.case(dataset, image, files.labels.get(name), files.raters.get(name, ()))
+        checks.case(dataset, (image, *files.more.get(name, ())), files.labels.get(name), files.raters.get(name, ()))
         if progress is not None:
             progress(number, len(files.images))
     checks.spacings()
@@ -132,7 +133,8 @@ class _Checks:
         """Note a problem; inside the dataset files are named from its root."""
         name = str(file.relative_to(self.root)) if file.is_relative_to(self.root) else str(file)
         what = what.removeprefix(f"{file}: ")
-        self.report.problems.append(Problem(name, what, fix, severity))
+        if (problem := Problem(name, what, fix, severity)) not in self.report.problems:
+            self.report.problems.append(problem)
 
     def pairs(self) -> None:
         """Ambiguous names, images without labels and labels without images."""
@@ -165,12 +167,13 @@ class _Checks:
             declared, ignore = without_ignore(declared)
             chosen = self._try(source, choose_targets, declared, targets, self.root)
         labels, others = chosen or ({}, frozenset())
-        stated = self._try(source, declared_modality, described, self.root, self.files.images.values())
+        stated = self._try(source, declared_modality, described, self.root)
+        channels = self._try(source, declared_channels, described, self.root, self.files.images.values()) or ()
         subjects = self._try(self.root / "subjects.json", read_subjects, self.root, self.files.images) or {}
         self.subjects = {name: subjects.get(name, name) for name in self.files.images}
         splits = self._try(self.root / "splits.json", read_splits, self.root) or {}
         kind = modality_code(modality) or stated
-        return Dataset(self.root, self.root.name, kind, labels, (), splits, others, ignore=ignore)
+        return Dataset(self.root, self.root.name, kind, labels, (), splits, others, channels=channels, ignore=ignore)
 
     def _try(self, file: Path, read: Callable, *arguments):
         """What `read` returns, or None and a problem."""
@@ -187,15 +190,20 @@ class _Checks:
             self.add(file, str(error), whole)
             return None
 
-    def case(self, dataset: Dataset, image: Path, labels: Path | None, raters: Sequence[Path]) -> None:
-        """One image, its labels, and what single raters drew."""
+    def case(self, dataset: Dataset, files: Sequence[Path], labels: Path | None, raters: Sequence[Path]) -> None:
+        """One image, a file a channel, its labels, and what single raters drew."""
+        image = files[0]
         scan = self._read(
-            image, partial(read_scan, modality=dataset.modality), "replace the file by a good copy, or remove the case"
+            image, lambda _: dataset.scan_of(*files), "replace the file by a good copy, or remove the case"
         )
         if scan is not None:
             self.remarks(image, scan)
-            if scan.voxels.size and scan.voxels.min() == scan.voxels.max():
-                self.add(image, f"every voxel is {scan.voxels.flat[0]:g}", "export the image again, or remove it")
+            of_channels = np.moveaxis(scan.voxels, -1, 0) if scan.channels else [scan.voxels]
+            for number, voxels in enumerate(of_channels):
+                if voxels.size and voxels.min() == voxels.max():
+                    file, what = files[min(number, len(files) - 1)], f"every voxel is {voxels.flat[0]:g}"
+                    what += f" in {scan.channels[number]}" if scan.channels and len(files) == 1 else ""
+                    self.add(file, what, "export the image again, or remove it")
             if scan.has_spacing:
                 self.spacing_of[image] = scan.spacing_mm
         for file in (*([] if labels is None else [labels]), *raters):

@@ -9,6 +9,7 @@ import numpy as np
 from delineate.data.layout import (
     SPLITS,
     choose_targets,
+    declared_channels,
     declared_labels,
     declared_modality,
     find_files,
@@ -24,6 +25,7 @@ from delineate.data.synthetic import Origin, read_origins
 from delineate.errors import DatasetError
 from delineate.prompts.modality import modality_code
 from delineate.prompts.vocabulary import Vocabulary
+from delineate.scans.channels import grid_difference, read_channels
 from delineate.scans.reading import read_labels, read_scan
 from delineate.scans.scan import SCAN_SUFFIXES, Scan
 from delineate.storage.files import write_json
@@ -33,13 +35,17 @@ IGNORED = -1  # in the place of an id: nobody labelled this voxel
 
 @dataclass(frozen=True)
 class Case:
-    """One image, whose it is, the file that labels it (None where nobody has), and what single raters drew."""
+    """One image, whose it is, the file that labels it (None where nobody has), and what single raters drew.
+
+    Of several channels, a file each, `image` is the first and `more` are the others.
+    """
 
     name: str
     subject: str
     image: Path
     labels: Path | None
     raters: tuple[Path, ...] = ()
+    more: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,7 @@ class Dataset:
         splits: Subjects of "train", "val" and "test"; empty where there is no `splits.json`.
         other_ids: Declared ids that `targets` left out; `read` turns them into background.
         origins: What each synthetic case was made from, by name; {} in a dataset of real scans.
+        channels: What each of several channels of a scan shows, in their order; () of ordinary ones.
         ignore: The id of voxels that nobody labelled (nnU-Net's "ignore"), which count for nothing; None without one.
     """
 
@@ -66,6 +73,7 @@ class Dataset:
     splits: dict[str, tuple[str, ...]] = field(default_factory=dict)
     other_ids: frozenset[int] = frozenset()
     origins: Mapping[str, Origin] = field(default_factory=dict)
+    channels: tuple[str, ...] = ()
     ignore: int | None = None
 
     def split(self, name: str) -> tuple[Case, ...]:
@@ -112,8 +120,18 @@ class Dataset:
         """
         if case.labels is None:
             raise DatasetError(f"{case.image} has no label file; remove it or label it.")
-        scan = read_scan(case.image, modality=self.modality)
+        scan = self.scan_of(case.image, *case.more)
         return scan, self._read_ids(case.image, scan, case.labels)
+
+    def scan_of(self, *files: Path) -> Scan:
+        """The scan in a file, or in a file a channel.
+
+        Raises:
+            ScanError: one cannot be read, or they do not share one grid.
+        """
+        if self.channels:
+            return read_channels(files, self.channels)
+        return read_scan(files[0], modality=self.modality)
 
     def read_raters(self, case: Case) -> np.ndarray | None:
         """What each of several raters drew of the one target, or None where there is nothing of the kind.
@@ -130,7 +148,7 @@ class Dataset:
         """
         if not case.raters or not has_raters(self):
             return None
-        scan, number = read_scan(case.image, modality=self.modality), next(iter(self.labels.values()))
+        scan, number = self.scan_of(case.image, *case.more), next(iter(self.labels.values()))
         return np.stack([self._read_ids(case.image, scan, path) == number for path in case.raters])
 
     def _read_ids(self, image: Path, scan: Scan, path: Path) -> np.ndarray:
@@ -212,19 +230,27 @@ def open_dataset(
     labels, other_ids = choose_targets(declared, targets, root)
     subjects = read_subjects(root, files.images)
     cases = tuple(
-        Case(name, subjects.get(name, name), image, files.labels.get(name), files.raters.get(name, ()))
+        Case(
+            name,
+            subjects.get(name, name),
+            image,
+            files.labels.get(name),
+            files.raters.get(name, ()),
+            files.more.get(name, ()),
+        )
         for name, image in files.images.items()
     )
     name = description.get("name")
     return Dataset(
         root=root,
         name=name if isinstance(name, str) and name.strip() else root.name,
-        modality=modality_code(modality) or declared_modality(description, root, files.images.values()),
+        modality=modality_code(modality) or declared_modality(description, root),
         labels=labels,
         cases=cases,
         splits=read_splits(root, splits),
         other_ids=other_ids,
         origins=read_origins(root, splits),
+        channels=declared_channels(description, root, files.images.values()),
         ignore=ignore,
     )
 
@@ -259,28 +285,3 @@ def write_splits(dataset: Dataset, fractions: tuple[float, float, float] = (0.7,
     drawn = {name: tuple(sorted(subject for group in parts[name] for subject in group)) for name in SPLITS}
     write_json(path, drawn)
     return replace(dataset, splits=drawn)
-
-
-def grid_difference(scan: Scan, labels: Scan) -> str:
-    """How the voxel grids of an image and its labels differ, in words; empty where they agree.
-
-    World positions may differ by a tenth of a voxel at any corner: programs round affines differently. They
-    are compared only where both files state a spacing (a PNG has none).
-    """
-    if scan.shape != labels.shape:
-        turned = [note for grid in (scan, labels) for note in grid.notes if note.startswith("EXIF")]
-        said = f" ({turned[0]}: turn both alike, or save both without EXIF)" if turned else ""
-        return f"shape {_times(scan.shape)} against {_times(labels.shape)} voxels{said}"
-    if not (scan.has_spacing and labels.has_spacing):
-        return ""
-    corners = np.array([[i, j, k, 1.0] for i in (0, 1) for j in (0, 1) for k in (0, 1)])
-    corners[:, :3] *= np.array(scan.shape) - 1
-    apart_mm = np.linalg.norm((corners @ (scan.affine - labels.affine).T)[:, :3], axis=1).max()
-    if apart_mm <= 0.1 * min(scan.spacing_mm):
-        return ""
-    spacings = [" × ".join(f"{mm:.3g}" for mm in grid.spacing_mm) for grid in (scan, labels)]
-    return f"corners lie up to {apart_mm:.3g} mm apart (spacing {spacings[0]} against {spacings[1]} mm)"
-
-
-def _times(shape: Sequence[int]) -> str:
-    return " × ".join(map(str, shape))

@@ -22,6 +22,7 @@ from delineate.storage import schema
 from delineate.storage.schema import Line, Name
 
 FIX = "correct the file"
+MOST_CHANNELS = 32  # of a scan
 MOST_BYTES = 16 << 20  # of a file: an MSD dataset.json lists its scans, tens of thousands at most
 SPLITS = ("train", "val", "test")
 _LAYOUTS = (("imagesTr", "labelsTr"), ("images", "masks"))
@@ -29,13 +30,17 @@ _MASK_SUFFIXES = ("_mask", "_segmentation")
 RATERS = "raters"
 IGNORE = "ignore"  # nnU-Net's name of the id of voxels that nobody labelled
 NNUNET_SPLITS = "splits_final.json"
-_SECOND_CHANNEL = "a second channel; one is read: make a copy of the dataset with the files of one, named NAME_0000"
+_SECOND_CHANNEL = "dataset.json has no such channel in 'channel_names'; add it there, or take the file out"
 _NO_MODALITY = {"", "r", "g", "b", "rgb", "zscore", "nonorm", "rescale_to_0_1", "rgb_to_0_1"}
 
 
 @dataclass(frozen=True)
 class Files:
-    """What lies in the folders of a dataset: name to path, sorted; (file, fault) where ambiguous."""
+    """What lies in the folders of a dataset: name to path, sorted; (file, fault) where ambiguous.
+
+    Of a case with several channels `images` has the first, `more` the others in their order; neither of them where one
+    file holds all.
+    """
 
     image_folder: str
     label_folder: str
@@ -43,6 +48,7 @@ class Files:
     labels: dict[str, Path]
     faults: tuple[tuple[Path, str], ...]
     raters: dict[str, tuple[Path, ...]]  # in the order of their numbers; under "" the files of another name
+    more: dict[str, tuple[Path, ...]]
 
 
 def find_files(root: Path) -> Files:
@@ -56,14 +62,9 @@ def find_files(root: Path) -> Files:
         )
     faults: list[tuple[Path, str]] = []
     images, labels = (_by_stem(root / part, faults) for part in layout)
+    more: dict[str, tuple[Path, ...]] = {}
     if layout == _LAYOUTS[0] and _is_numbered(root, images, labels):
-        for stem, path in list(images.items()):
-            if not re.search(r"_\d{4}$", stem):
-                faults.append((path, "an nnU-Net image must be named NAME_0000; rename it"))
-            elif not stem.endswith("_0000"):
-                del images[stem]
-                faults.append((path, _SECOND_CHANNEL))
-        images = {stem.removesuffix("_0000"): path for stem, path in images.items()}
+        images, more = _by_channel(images, _channels_if_read(root, images.values()), faults)
     if layout == _LAYOUTS[1]:
         for stem in [stem for stem in labels if stem not in images]:
             name = next((stem.removesuffix(end) for end in _MASK_SUFFIXES if stem.endswith(end)), stem)
@@ -73,7 +74,41 @@ def find_files(root: Path) -> Files:
                 faults.append((labels[stem], f"a second mask of '{name}', beside {labels[name].name}; keep one"))
             labels.setdefault(name, labels.pop(stem))
     raters = _raters(root / RATERS, faults)
-    return Files(*layout, dict(sorted(images.items())), dict(sorted(labels.items())), tuple(faults), raters)
+    return Files(*layout, dict(sorted(images.items())), dict(sorted(labels.items())), tuple(faults), raters, more)
+
+
+def _by_channel(
+    files: Mapping[str, Path], channels: Sequence[str], faults: list[tuple[Path, str]]
+) -> tuple[dict[str, Path], dict[str, tuple[Path, ...]]]:
+    """`NAME_0000`, `NAME_0001`, … by NAME: the first file of each, and the others where there are several channels."""
+    count = max(1, len(channels))
+    cases: dict[str, dict[int, Path]] = {}
+    images: dict[str, Path] = {}
+    for stem, path in files.items():
+        numbered = re.fullmatch(r"(.+)_(\d{4})", stem)
+        if numbered is None:
+            faults.append((path, "an nnU-Net image must be named NAME_0000; rename it"))
+            images[stem] = path
+        elif int(numbered[2]) >= count:
+            faults.append((path, _SECOND_CHANNEL))
+        else:
+            cases.setdefault(numbered[1], {})[int(numbered[2])] = path
+    more = {}
+    for name, own in cases.items():
+        if lacking := [k for k in range(count) if k not in own]:
+            what = f"channel {lacking[0]}{f' ({channels[lacking[0]]})' if channels else ''} of '{name}' is not there"
+            faults.append((next(iter(own.values())), f"{what}; add {name}_{lacking[0]:04d}.*, or remove the case"))
+        images[name] = own[min(own)]
+        more[name] = tuple(own[k] for k in sorted(own) if k != min(own))
+    return images, {name: paths for name, paths in more.items() if paths}
+
+
+def _channels_if_read(root: Path, images: Iterable[Path]) -> tuple[str, ...]:
+    """`declared_channels`; () where they cannot be read: whoever needs them complains."""
+    try:
+        return declared_channels(read_json(root / "dataset.json"), root, images)
+    except DatasetError:
+        return ()
 
 
 def _raters(folder: Path, faults: list[tuple[Path, str]]) -> dict[str, tuple[Path, ...]]:
@@ -186,31 +221,53 @@ def choose_targets(
     return chosen, frozenset(declared.values()) - set(chosen.values())
 
 
-def declared_modality(description: Mapping[str, Any], root: Path, images: Iterable[Path]) -> str | None:
+def declared_modality(description: Mapping[str, Any], root: Path) -> str | None:
     """The modality that `dataset.json` states: "CT", "MR" (for MRI, T2, FLAIR, …), another word, or None.
 
-    Three or four channels of `images` that are pictures are the colours of one file, whatever they are called.
+    Of several channels it is the one that they share, if they do.
     """
-    stated, source = description.get("channel_names", description.get("modality")), root / "dataset.json"
-    listed = stated.values() if isinstance(stated, dict) else stated if isinstance(stated, list) else [stated or ""]
-    channels = list(listed) or [""]
-    if not all(isinstance(text, str) for text in channels):
-        raise DatasetError(f'{source}: a channel has a name, as in "channel_names": {{"0": "CT"}}; found {stated!r}.')
-    schema.checked(channels, list[Line], source, error=DatasetError, fix=FIX)
+    channels, source = _channel_names(description, root), root / "dataset.json"
     try:
         codes = [None if text.strip().lower() in _NO_MODALITY else modality_code(text) for text in channels]
     except DelineateError as error:
         raise DatasetError(f"{source}: {error}.") from error
     if len(channels) == 1:
         return codes[0]
-    pictures = not any(suffix_of(path) in NIFTI_SUFFIXES for path in images)
-    if not set(channels) <= set("RGBrgb") and not (pictures and len(channels) in (3, 4)):
-        raise DatasetError(
-            f"{source} has {len(channels)} channels ({', '.join(channels)}); one is read. Make a copy of the dataset "
-            "with the files of one channel, named NAME_0000, and only that one in 'channel_names'."
-        )
     known = {code for code in codes if code in MODALITIES}
     return known.pop() if len(known) == 1 else None
+
+
+def declared_channels(description: Mapping[str, Any], root: Path, images: Iterable[Path]) -> tuple[str, ...]:
+    """What each of several channels shows, in their order; () of scans of one, and of pictures in colour.
+
+    Three or four channels of `images` that are pictures are the colours of one file, whatever they are called.
+    """
+    names = _channel_names(description, root)
+    pictures = not any(suffix_of(path) in NIFTI_SUFFIXES for path in images)
+    if len(names) == 1 or set(names) <= set("RGBrgb") or (pictures and len(names) in (3, 4)):
+        return ()
+    if len(names) > MOST_CHANNELS or len(set(names)) < len(names) or not all(name.strip() for name in names):
+        raise DatasetError(
+            f"{root / 'dataset.json'}: channels are {MOST_CHANNELS} at most, each with a name of its own; found "
+            f"{summary(names)}."
+        )
+    return tuple(names)
+
+
+def _channel_names(description: Mapping[str, Any], root: Path) -> list[str]:
+    """The names in the order of their numbers; [""] where nothing is stated."""
+    stated, source = description.get("channel_names", description.get("modality")), root / "dataset.json"
+    if isinstance(stated, dict):
+        stated = [name for _, name in sorted(stated.items(), key=lambda item: _number(item[0]))]
+    names = list(stated if isinstance(stated, list) else [stated or ""]) or [""]
+    if not all(isinstance(text, str) for text in names):
+        raise DatasetError(f'{source}: a channel has a name, as in "channel_names": {{"0": "CT"}}; found {stated!r}.')
+    return schema.checked(names, list[Line], source, error=DatasetError, fix=FIX)
+
+
+def _number(key: str) -> int:
+    """Of a channel; what is none comes last."""
+    return int(key) if re.fullmatch(r"\d{1,4}", key) else 10**4
 
 
 def read_subjects(root: Path, names: Mapping[str, Path]) -> dict[str, str]:
@@ -283,7 +340,7 @@ def split_faults(splits: Mapping[str, Sequence[str]], subjects: set[str]) -> lis
     return faults
 
 
-def summary(numbers: Sequence[int], most: int = 12) -> str:
+def summary(numbers: Sequence[object], most: int = 12) -> str:
     """Numbers in words, shortened: "1, 2, 3" or "1, 2, 3, … (200 values)"."""
     text = ", ".join(map(str, numbers[:most]))
     return text if len(numbers) <= most else f"{text}, … ({len(numbers)} values)"

@@ -7,22 +7,18 @@ from functools import cached_property
 import numpy as np
 import torch
 from torch import Generator, Tensor
-from torch.nn import functional as F
 
 from delineate.data.augmentation import AUGMENTATIONS, Augmentation, freedom, moved_labels
-from delineate.data.dataset import IGNORED, Case, Dataset
+from delineate.data.dataset import Case, Dataset
+from delineate.data.gridded import NOBODY, UNLABELLED, readings_of, side_by_side, slices_of
 from delineate.data.questions import draw_prompts, generator_on
 from delineate.data.synthetic import PROVENANCE
 from delineate.errors import DatasetError
 from delineate.prompts import anatomy
 from delineate.prompts.vocabulary import Vocabulary
-from delineate.scans.geometry import orientation_of, to_canonical
-from delineate.scans.grid import canonical_fit, stack_of
 from delineate.scans.scan import Scan
 
 RATINGS = ("consensus", "random", "all")
-NOBODY = 255  # the label of every pixel of a rater who is not there; a vocabulary has fewer names
-UNLABELLED = 254  # the label of a pixel that nobody labelled, which counts for nothing
 NO_RATER, NO_LABEL = -1, -2  # the same in a batch
 
 
@@ -118,6 +114,7 @@ class SliceBank:
             `training.losses.lumped`), as in adapting a model that knows more than is labelled here; else those are left
             out of the competition.
         apart_mm: how far neighbours are away that go along with a slice, `delineate.scans.grid.stack_of`.
+        channels: of every scan, as `Dataset.channels`: images are then (N, channels, S, S).
         case: (N,) int64, which scan every slice is of, counted from 0 in the order of slices; None where nobody asks.
     """
 
@@ -138,6 +135,7 @@ class SliceBank:
     rating: str = "consensus"
     case: Tensor | None = None
     apart_mm: float | None = None
+    channels: tuple[str, ...] = ()
 
     def __post_init__(self):
         if self.rating not in RATINGS:
@@ -310,6 +308,11 @@ def build_slices(
     """
     if synthetic not in ("pair", "extra", "none"):
         raise ValueError(f"synthetic cases are pair, extra or none; got '{synthetic}'")
+    if odd := [dataset for dataset in datasets if dataset.channels != datasets[0].channels]:
+        raise DatasetError(
+            f"{odd[0].root}: scans that are learnt from together have the same channels in the same order; here they "
+            f"are {_named(odd[0].channels)}, in {datasets[0].root} {_named(datasets[0].channels)}. Train them apart."
+        )
     vocabulary = vocabulary or Vocabulary(())
     for dataset in datasets:
         vocabulary = vocabulary.merged(dataset.vocabulary())
@@ -355,15 +358,20 @@ def build_slices(
         weights / weights.sum(),
         vocabulary,
         modalities,
-        readings=_side_by_side(read) if any(r.shape[1] > 1 for r in read) else None,
+        readings=side_by_side(read) if any(r.shape[1] > 1 for r in read) else None,
         rating=rating,
         case=torch.cat(of_case),
         apart_mm=apart_mm,
+        channels=datasets[0].channels,
     )
     if not made:
         return bank
     at = [places[datasets.index(dataset), dataset.origins[case.name].source] for dataset, case, *_ in made]
     return replace(bank, variants=_variants(made, at, all_labels))
+
+
+def _named(channels: Sequence[str]) -> str:
+    return ", ".join(channels) or "one"
 
 
 def _variants(
@@ -416,49 +424,3 @@ def _foreign(vocabulary: Vocabulary, annotated: Tensor, modalities: Sequence[str
             elsewhere = bool(region) and "" not in here and region not in here
             foreign[d, c] = other_picture or elsewhere
     return foreign & ~annotated
-
-
-def slices_of(
-    dataset: Dataset,
-    case: Case,
-    vocabulary: Vocabulary,
-    size: int,
-    prepare: Callable[[Scan], Scan] = lambda scan: scan,
-    apart_mm: float | None = None,
-) -> tuple[Tensor, Tensor, bool]:
-    """One case on the grid, and whether it is a flat image.
-
-    Images are (S, 3, size, size) in [-1, 1], labels (S, size, size) uint8 as in `Batch`.
-    """
-    scan, ids = dataset.read(case)
-    table = np.zeros(max(int(ids.max(initial=0)), *dataset.labels.values()) + 1, dtype=np.uint8)
-    for name, value in dataset.labels.items():
-        table[value] = 1 + vocabulary.index(name)
-    labels = table[ids]
-    labels[ids == IGNORED] = UNLABELLED
-    return stack_of(prepare(scan), size, apart_mm=apart_mm), _on_grid(scan, labels, size), scan.is_flat
-
-
-def readings_of(dataset: Dataset, case: Case, vocabulary: Vocabulary, labels: Tensor) -> Tensor:
-    """A case's annotations by raters, on the grid of its labels, (S, M, size, size) uint8; `labels` if none did any."""
-    drawn = dataset.read_raters(case)
-    if drawn is None:
-        return labels[:, None]
-    scan = dataset.read(case)[0]
-    own = np.uint8(1 + vocabulary.index(next(iter(dataset.labels))))
-    return torch.stack([_on_grid(scan, mask * own, labels.shape[-1]) for mask in drawn], dim=1)
-
-
-def _on_grid(scan: Scan, labels: np.ndarray, size: int) -> Tensor:
-    """Labels uint8 of `scan.shape` on the working grid, (S, size, size)."""
-    own = torch.from_numpy(np.ascontiguousarray(to_canonical(labels, orientation_of(scan.affine))))
-    fit, wanted = canonical_fit(scan, size), [int(v) for v in np.unique(labels) if v]
-    if not wanted:
-        return torch.zeros(len(own), size, size, dtype=torch.uint8)
-    return torch.cat([fit.labels_to_grid(chunk, wanted) for chunk in own.split(32)])
-
-
-def _side_by_side(readings: Sequence[Tensor]) -> Tensor:
-    """Readings of cases, (S, M, size, size) each, with as many raters as any case has."""
-    most = max(r.shape[1] for r in readings)
-    return torch.cat([F.pad(r, (0, 0, 0, 0, 0, most - r.shape[1]), value=NOBODY) for r in readings])

@@ -56,7 +56,14 @@ class MaskControl(PromptedEncoder):
     custom encoder included (diffusers' own `save_pretrained` loses it silently).
     """
 
-    def __init__(self, unet: UNet2DConditionModel, widths: tuple[int, ...], codec_channels: int, text_width: int):
+    def __init__(
+        self,
+        unet: UNet2DConditionModel,
+        widths: tuple[int, ...],
+        codec_channels: int,
+        text_width: int,
+        channels: int = 3,
+    ):
         """A control that draws the floor.
 
         Args:
@@ -64,8 +71,9 @@ class MaskControl(PromptedEncoder):
             widths: of the image encoder.
             codec_channels: of the foundation's codec.
             text_width: of the foundation's texts.
+            channels: of the slices.
         """
-        super().__init__(widths, text_width)
+        super().__init__(widths, text_width, channels)
         hint = int(unet.config["block_out_channels"][0])
         self.bring = nn.ModuleList([nn.Conv2d(inside, out, 1) for inside, out in zip(widths, BROUGHT, strict=False)])
         self.told = nn.Linear(text_width, 2 * sum(BROUGHT))

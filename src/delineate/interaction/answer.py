@@ -126,7 +126,7 @@ def _redrawn(
 ) -> Tensor:
     """N proposals (N, M, H, W) of the slices with the marks `here` (M, 2, H, W), where words gave `drawn`."""
     scan = seen.scan
-    fine, stack = canonical_fit(scan, marker.size), stack_of(seen.prepared, marker.size, slices.tolist())
+    fine, stack = canonical_fit(scan, marker.size), stack_of(seen.prepared.shown, marker.size, slices.tolist())
     shown = on_grid(here, fine)
     if asked is None:
         probability = marker.probability(stack, shown, torch.full((len(slices), marker.size, marker.size), 0.5))

@@ -13,7 +13,7 @@ from delineate.data.dataset import Dataset
 from delineate.data.folds import refuse_seen
 from delineate.data.named import NamedFolder, open_named, parse_named
 from delineate.data.slices import SliceBank
-from delineate.errors import DatasetError
+from delineate.errors import DatasetError, DelineateError
 from delineate.evaluation.evaluation import Row, evaluate
 from delineate.few_shot.learning import PROPOSALS, learn, training_slices
 from delineate.few_shot.report import card_of, figures_of, usual_doubt
@@ -25,7 +25,7 @@ from delineate.prompts.vocabulary import Vocabulary, canonical_name
 from delineate.scans.finding import find_scans
 from delineate.scans.preparation import Habits, Preparation
 from delineate.scans.reading import read_scan
-from delineate.segmenter import Segmenter
+from delineate.segmenter import Segmenter, unlike_channels
 from delineate.storage.files import sha256_of
 from delineate.storage.sealed import check_free
 from delineate.training.loop import Budget, polite_stop
@@ -115,6 +115,10 @@ def adapt(request: AdaptRequest, output: Path, *, device: str = "cpu", watch: Wa
     dataset = request.folder.open()
     refuse_seen(about_model["training"].get("held_out") or (), dataset, None, "the model")
     base = Segmenter.load(folder, device)
+    if dataset.channels != base.habits.channels:
+        raise DatasetError(f"{dataset.root}: {unlike_channels(dataset.channels, base.habits.channels)}")
+    if dataset.channels and (request.n4 or request.unlabelled is not None):
+        raise DelineateError(f"--n4 and --unlabelled are for scans of one image; {dataset.root} has several channels")
     dataset, renamed = with_names(dataset, base.vocabulary, request.names or {})
     vocabulary = base.vocabulary.merged(dataset.vocabulary())
     drawn = draw_shots(dataset, _count(request.shots, dataset), hold_out=request.hold_out, seed=seed)

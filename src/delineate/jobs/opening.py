@@ -29,6 +29,13 @@ def open_all(folders: Sequence[NamedFolder], fold: Fold | None = None) -> list[D
     return datasets
 
 
+def refuse_channels(datasets: Sequence[Dataset], what: str) -> None:
+    """Raise `DatasetError` where a dataset's scans have several channels, which is not for what is to be done."""
+    if several := [dataset for dataset in datasets if dataset.channels]:
+        names = ", ".join(several[0].channels)
+        raise DatasetError(f"{several[0].root}: {what} reads scans of one image, and these have channels: {names}")
+
+
 def read_bank(
     datasets: Sequence[Dataset],
     size: int,

@@ -14,7 +14,7 @@ from delineate.diffusion.codec import CODECS
 from delineate.errors import DelineateError
 from delineate.foundation.foundation import FIX, Foundation
 from delineate.foundation.pretraining import caption_corpus, pretrain
-from delineate.jobs.opening import open_all, read_bank
+from delineate.jobs.opening import open_all, read_bank, refuse_channels
 from delineate.jobs.watch import Nobody, Watch, finished_before, reporter, work_folder
 from delineate.pictures import training_curves
 from delineate.storage.files import write_json
@@ -96,6 +96,7 @@ def pretrain_foundation(
         raise DelineateError(f"{output}: exists and is not a foundation made here; choose another folder")
     work = work_folder(output, request)
     datasets = open_all(request.folders, request.fold)
+    refuse_channels(datasets, "a foundation")
     if unlabelled := [dataset.root for dataset in datasets if dataset.ignore is not None]:
         raise DelineateError(
             f"{unlabelled[0]}: a foundation learns whole pictures of masks, and here some voxels are labelled "

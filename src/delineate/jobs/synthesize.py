@@ -21,7 +21,7 @@ from delineate.data.named import NamedFolder, parse_named
 from delineate.data.slices import slices_of
 from delineate.data.synthetic import PROVENANCE
 from delineate.errors import DatasetError, DelineateError
-from delineate.jobs.opening import open_all, read_bank
+from delineate.jobs.opening import open_all, read_bank, refuse_channels
 from delineate.jobs.pretrain import HELD_OUT, seen_by_foundation
 from delineate.jobs.watch import Nobody, Watch, finished_before, reporter, work_folder
 from delineate.pictures import training_curves
@@ -128,6 +128,7 @@ def synthesize(
     base = house_folder().with_name(HOUSE_SYNTHESIS) if base is None else Path(base)
     work = work_folder(output, request)
     (dataset,) = open_all([request.folder], request.fold)
+    refuse_channels([dataset], "a synthesizer")
     held = held_out([dataset], request.fold) + seen_by_foundation(base, [dataset], request.fold)
     synthesizer = Synthesizer.load(base, request.preset, seed=seed).to(device)
     if synthesizer.colours == 1 and any(dataset.read(case)[0].is_colour for case in dataset.split("train")[:8]):

@@ -186,6 +186,8 @@ def _train_system(request: TrainRequest, output: Path, *, device: str, watch: Wa
         read_pretrained(start)  # what is missing or damaged is told before anything else is done
     work = work_folder(output, request)
     datasets, fold = open_all(request.folders, request.fold), request.fold
+    if several := [dataset.root for dataset in datasets if dataset.channels]:
+        _refuse_channels(request, several[0])
     watch.start("comparing images across splits")
     for dataset in datasets if fold is None else ():  # a fold has its own splits, and keeps twins together
         for line in filter(None, (nnunet_splits_in_words(dataset.root), twins_in_words(dataset))):
@@ -227,6 +229,16 @@ def _train_system(request: TrainRequest, output: Path, *, device: str, watch: Wa
         watch.start("calibrating on the val split")
         calibrate_folder(output, datasets, fold=fold, kinds=False, device=device, on_step=watch.update)
     return curves
+
+
+def _refuse_channels(request: TrainRequest, root: Path) -> None:
+    """Where scans have several channels: what reads one image alone is told before any is read."""
+    named = request.network or request.system
+    if named in NETWORKS and not NETWORKS[named].any_channels:
+        able = ", ".join(name for name, row in NETWORKS.items() if row.any_channels and 2 in row.dims)
+        raise DelineateError(f"{named} is for grey and colour images; {root} has several channels: take {able}")
+    if request.unlabelled is not None:
+        raise DelineateError(f"--unlabelled is for scans of one image; {root} has several channels")
 
 
 def _unlabelled(
@@ -299,7 +311,8 @@ def train_on(
     if not here().first:
         return curves
     logs = finished_before(work, logs) | logs
-    segmenter = Segmenter(trained, tuple(dict.fromkeys(bank.modalities)), habits=Habits(apart_mm=bank.apart_mm))
+    habits = Habits(apart_mm=bank.apart_mm, channels=bank.channels)
+    segmenter = Segmenter(trained, tuple(dict.fromkeys(bank.modalities)), habits=habits)
     training = {
         **about,
         "datasets": list(dataset_names),

@@ -36,6 +36,7 @@ class Network:
         decoder: a pattern of the paths on the way from features to answers (encoder-decoder networks' second half).
         layout: the memory layout that it is fast and right in, a name of torch's.
         dims: of the images it takes.
+        any_channels: whether images may have other than three channels.
         starts: weights that it can begin with instead of chance, by what they learnt from: keys of
             `delineate.storage.pretrained.PRETRAINED`.
     """
@@ -48,6 +49,7 @@ class Network:
     decoder: str
     layout: str = "channels_last"
     dims: tuple[int, ...] = (2,)
+    any_channels: bool = True
     starts: Mapping[str, str] = field(default_factory=dict)
 
     def _file(self) -> Any:
@@ -122,6 +124,7 @@ NETWORKS: dict[str, Network] = {
         {"tiny": ((16, 24, 40, 64), 1), "base": ((32, 48, 80, 128), 2)},
         answers_at="head",
         decoder=r"(decode|head)",
+        any_channels=False,
         starts={"imagenet": "efficientnet-lite0"},
     ),
 }

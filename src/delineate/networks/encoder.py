@@ -73,7 +73,7 @@ def gist_of(levels: Sequence[Tensor]) -> Float[Tensor, "batch numbers"]:
 
 
 class ImageEncoder(nn.Module):
-    """Scan slices (B, 3, S, S) in [-1, 1] to `Features`; with other `channels`, slices and what is known of them.
+    """Scan slices (B, channels, S, S) in [-1, 1] to `Features`.
 
     With `fold` 2 the first level works at half resolution on 2×2 pixels folded into channels: nothing is thrown away,
     and the full-resolution layers, which cost most, are not needed. Heads unfold again.
@@ -109,8 +109,8 @@ class ImageEncoder(nn.Module):
             levels.append(x)
         return levels[::-1]
 
-    def forward(self, image: Float[Tensor, "batch 3 size size"]) -> Features:
-        """Features of (B, 3, S, S); S must be a multiple of fold × 2^(levels - 1)."""
+    def forward(self, image: Float[Tensor, "batch channels size size"]) -> Features:
+        """Features of (B, channels, S, S); S must be a multiple of fold × 2^(levels - 1)."""
         return Features(tuple(self.levels(image)))
 
 
@@ -149,9 +149,9 @@ class ConceptHead(nn.Module):
 class PromptedEncoder(nn.Module):
     """An image encoder, and the head that words steer."""
 
-    def __init__(self, widths: tuple[int, ...], text_width: int):
+    def __init__(self, widths: tuple[int, ...], text_width: int, channels: int = 3):
         super().__init__()
-        self.encoder = ImageEncoder(widths)
+        self.encoder = ImageEncoder(widths, channels=channels)
         self.head = ConceptHead(widths[0], text_width)
 
     def estimate(self, features: Features, pooled: Tensor, possible: Tensor | None = None) -> Tensor:

@@ -5,7 +5,7 @@ pixels, so that its longer side is `size` pixels, and padded to a square. Intens
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import gcd, prod
 from typing import Any
 
@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Float16, Shaped, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
+from delineate.scans.channels import modality_of
 from delineate.scans.geometry import canonical_spacing, orientation_of, to_canonical
 from delineate.scans.intensity import CT_WINDOW_HU, intensity_range, is_in_hounsfield_units, normalise  # noqa: F401
 from delineate.scans.scan import Scan
@@ -133,14 +134,20 @@ def canonical_fit(scan: Scan, size: int) -> Fit:
 
 def stack_of(
     scan: Scan, size: int, only: Sequence[int] | None = None, *, apart_mm: float | None = None
-) -> Float[Tensor, "slices 3 size size"]:
+) -> Float[Tensor, "slices channels size size"]:
     """The scan's axial slices on the grid, all or `only` some: float32 (slices, 3, size, size) in [-1, 1].
 
     The three channels are the colours of a colour image, and for a grey scan a slice below, the slice and a slice
     above (beyond the ends the last one, and in flat images the slice itself): a 2-D network sees a little depth. The
     neighbours are those nearest to `apart_mm` away, one slice at least; the next ones where it is None, or where the
-    scan has no spacing.
+    scan has no spacing. A scan of C channels gives as many, (slices, C, size, size), each with its own range of greys,
+    and no neighbours.
     """
+    if scan.channels:
+        own = [replace(scan, voxels=scan.voxels[..., c], channels=()) for c in range(len(scan.channels))]
+        kinds = [modality_of(name) for name in scan.channels]
+        parts = [_grey_stack(replace(one, modality=kind), size, only) for one, kind in zip(own, kinds, strict=True)]
+        return torch.cat(parts, dim=1)
     canonical = to_canonical(scan.voxels, orientation_of(scan.affine))
     ends = intensity_range(scan.voxels, scan.modality)
     fit = canonical_fit(scan, size)
@@ -163,6 +170,11 @@ def stack_of(
     return torch.cat(parts) if scan.is_colour else with_neighbours(torch.cat(parts)[:, 0], slices_apart(scan, apart_mm))
 
 
+def _grey_stack(scan: Scan, size: int, only: Sequence[int] | None) -> Float[Tensor, "slices 1 size size"]:
+    """A grey scan's slices without neighbours."""
+    return stack_of(scan, size, only)[:, 1:2]
+
+
 def slices_apart(scan: Scan, apart_mm: float | None) -> int:
     """How many slices the neighbours of `stack_of` are away."""
     if apart_mm is None or not scan.has_spacing:
@@ -175,7 +187,7 @@ class View:
     """A scan on the working grid.
 
     Attributes:
-        stack: slices (S, 3, size, size) in [-1, 1], from feet to head; each with its neighbours or its colours.
+        stack: slices (S, 3, size, size) in [-1, 1], from feet to head; each with its neighbours, colours or channels.
         spacing_mm: between slices, rows and columns of the stack.
         modality: of the scan, where it is known.
     """

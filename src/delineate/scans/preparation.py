@@ -8,7 +8,7 @@ from annotated_types import Interval
 
 from delineate.scans.histogram import PERCENTILES, landmarks, standard_of, standardise
 from delineate.scans.scan import Scan
-from delineate.storage.schema import Name
+from delineate.storage.schema import Line, Name
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,7 @@ class Habits:
         modality: of a scan that does not tell its own.
         usual_doubt: for each target, the doubt (`TargetProposals.doubt`) above which a scan is unlike those that the
             model was checked on; none is known by default.
+        channels: of the scans that it reads (`Scan.channels`); of the model, as is the next.
         apart_mm: how far the neighbours of a slice are away that a network sees with it (`delineate.scans.grid`); None
             for the next slices. Of the model, so an adapter does not tell it.
     """
@@ -64,6 +65,7 @@ class Habits:
     preparation: Preparation = field(default_factory=Preparation)
     modality: Name | None = None
     usual_doubt: Mapping[Name, Annotated[float, Interval(ge=0, le=1e6)]] = field(default_factory=dict)
+    channels: tuple[Line, ...] = ()
     apart_mm: Annotated[float, Interval(gt=0, le=1000)] | None = None
 
     def to_json(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """An image with its geometry, and which files are named like one."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,9 @@ class Scan:
     """An image with its geometry.
 
     Attributes:
-        voxels: (I, J, K), or in colour (I, J, K, 3), in the file's own array order; float32, or whole numbers of 8 or
-            16 bits as the file holds them: who calculates with them makes them floats first.
-            2-D images are (1, H, W) or (1, H, W, 3).
+        voxels: (I, J, K), in colour (I, J, K, 3), or of several channels (I, J, K, C), in the file's own array order;
+            float32, or whole numbers of 8 or 16 bits as the file holds them: who calculates with them makes them floats
+            first. 2-D images are (1, H, W) or (1, H, W, 3).
         affine: (4, 4) float64, voxel index to world mm, RAS+.
         modality: "CT", "MR", "US", ... as declared by who reads it.
         source: The file it came from; of a DICOM series the folder.
@@ -38,6 +38,8 @@ class Scan:
         space_code: NIfTI's code of the world space (1 scanner, 2 aligned, 4 MNI), kept in what is written.
         forms: Where voxels lie in the words of a NIfTI header, kept in what is written; only with its `affine`.
         dicom: The instances it was read from, if it comes from DICOM.
+        channels: What each of several images side by side shows, such as "T1" and "T2" (`delineate.scans.channels`);
+            empty where there is one.
     """
 
     voxels: np.ndarray
@@ -49,13 +51,16 @@ class Scan:
     space_code: int = 1
     forms: Mapping[str, Any] | None = None
     dicom: DicomSource | None = None
+    channels: tuple[str, ...] = ()
 
     def __post_init__(self):
         object.__setattr__(self, "affine", np.array(self.affine, dtype=np.float64))
         if self.affine.shape != (4, 4):
             raise ScanError(f"an affine must have shape (4, 4), got {self.affine.shape}")
-        if self.voxels.shape[3:] not in ((), (3,)) or self.voxels.ndim < 3:
-            raise ScanError(f"voxels must have shape (I, J, K) or (I, J, K, 3), got {self.voxels.shape}")
+        wanted = ((len(self.channels),),) if self.channels else ((), (3,))
+        if self.voxels.shape[3:] not in wanted or self.voxels.ndim < 3:
+            also = f"{len(self.channels)}), one a channel" if self.channels else "3)"
+            raise ScanError(f"voxels must have shape (I, J, K) or (I, J, K, {also}, got {self.voxels.shape}")
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -71,7 +76,12 @@ class Scan:
     @property
     def is_colour(self) -> bool:
         """Whether a voxel holds red, green and blue."""
-        return self.voxels.ndim == 4
+        return self.voxels.ndim == 4 and not self.channels
+
+    @property
+    def shown(self) -> "Scan":
+        """What people look at: of several channels the first, else itself."""
+        return replace(self, voxels=self.voxels[..., 0], channels=()) if self.channels else self
 
     @property
     def is_flat(self) -> bool:

@@ -64,7 +64,8 @@ class Scheme:
         from delineate.training.loop import train_phases
 
         bank = streams.labelled
-        made = row.make(preset, bank.size, bank.vocabulary, seed=run.seed, modalities=bank.modalities, **how)
+        how |= {"modalities": bank.modalities, "channels": bank.images.shape[1]}
+        made = row.make(preset, bank.size, bank.vocabulary, seed=run.seed, **how)
         learner = made.to(device)
         train_phases(self.phases(learner, streams), run)
         return learner

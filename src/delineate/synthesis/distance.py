@@ -149,7 +149,7 @@ def image_set(
     if which != "all":
         scans = _of_origin(scans, path, which)
     if modality is None and path.is_dir():
-        modality = declared_modality(read_json(path / "dataset.json"), path, [scan.path for scan in scans])
+        modality = declared_modality(read_json(path / "dataset.json"), path)
     scans = _evenly(scans, limit)
     share, more = divmod(limit, len(scans))
     images, names = [], []

@@ -5,7 +5,7 @@ Every row of `NETWORKS` is one as well.
 The table itself needs no torch: `delineate systems` and `delineate --help` read it. Every file that a row names has the
 same four functions:
 
-    make(preset, size, vocabulary, *, seed, foundation, modalities, **options) -> system       untrained
+    make(preset, size, vocabulary, *, seed, foundation, modalities, channels, **options) -> system       untrained
     train(system, bank, run) -> system
     save(system, folder) -> configuration                                                       beside the weights
     load(folder, configuration, vocabulary) -> system
@@ -66,7 +66,11 @@ class SystemRow:
             preset: one of `presets`.
             size: pixels along a side of the working grid.
             vocabulary: of the training sets.
-            how: seed, foundation (a folder), modalities of the training sets, and options of its own.
+            how: seed, foundation (a folder), modalities of the training sets, channels of a slice where they are not 3,
+                and options of its own.
+
+        Raises:
+            DelineateError: it cannot be made so.
         """
         return self._file().make(preset, size, vocabulary, **{**self.options, **how})
 
@@ -95,6 +99,7 @@ class SystemRow:
             seed=run.seed,
             foundation=foundation,
             modalities=bank.modalities,
+            channels=bank.images.shape[1],
             **chosen,
         )
         return self._file().train(made.to(device), bank, run, **how)

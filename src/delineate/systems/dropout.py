@@ -197,10 +197,10 @@ def build(config: DropoutConfig, vocabulary: Vocabulary, *, seed: int = 0) -> Mo
 
 
 def make(
-    preset: str, size: int, vocabulary: Vocabulary, *, seed: int = 0, network: str = "unet", **_: Any
+    preset: str, size: int, vocabulary: Vocabulary, *, seed: int = 0, network: str = "unet", channels: int = 3, **_: Any
 ) -> MonteCarlo:
     """An untrained system of one of the network's presets."""
-    return build(DropoutConfig(PlainConfig.preset(network, preset, size)), vocabulary, seed=seed)
+    return build(DropoutConfig(PlainConfig.preset(network, preset, size, channels)), vocabulary, seed=seed)
 
 
 def load(folder: Path, config: Mapping[str, Any], vocabulary: Vocabulary) -> MonteCarlo:

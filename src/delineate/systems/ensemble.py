@@ -125,9 +125,18 @@ def build(config: EnsembleConfig, vocabulary: Vocabulary, *, seed: int = 0) -> E
     return Ensemble(config, tuple(plain.build(config.plain, vocabulary, seed=s) for s in seeds))
 
 
-def make(preset: str, size: int, vocabulary: Vocabulary, *, seed: int = 0, network: str = "unet", **_: Any) -> Ensemble:
+def make(
+    preset: str,
+    size: int,
+    vocabulary: Vocabulary,
+    *,
+    seed: int = 0,
+    network: str = "unet",
+    channels: int = 3,
+    **_: Any,
+) -> Ensemble:
     """Untrained members of one of the network's presets."""
-    return build(EnsembleConfig(PlainConfig.preset(network, preset, size)), vocabulary, seed=seed)
+    return build(EnsembleConfig(PlainConfig.preset(network, preset, size, channels)), vocabulary, seed=seed)
 
 
 def load(folder: Path, config: Mapping[str, Any], vocabulary: Vocabulary) -> Ensemble:

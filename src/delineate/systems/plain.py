@@ -19,7 +19,7 @@ from delineate.prompts.vocabulary import Vocabulary
 from delineate.scans.grid import View
 from delineate.storage.memory import at_once
 from delineate.storage.pretrained import PRETRAINED, read_pretrained
-from delineate.storage.schema import Side, Widths
+from delineate.storage.schema import Side, SliceChannels, Widths
 from delineate.storage.weights import load_weights, save_weights
 from delineate.systems.parts import configured
 from delineate.systems.system import Asked, Clue, Drawn, OnShare
@@ -37,12 +37,14 @@ class PlainConfig:
         widths: channels at each level, finest first; of the decoder, where the encoder is as published.
         network: a key of `NETWORKS`.
         blocks: convolutions of a residual unit of the U-Net or at a level of a decoder, or MedNeXt's blocks at a level.
+        channels: of the slices that it sees (`delineate.scans.grid.stack_of`).
     """
 
     size: Side = 128
     widths: Widths = (32, 64, 128, 256)
     network: str = "unet"
     blocks: Annotated[int, Interval(ge=1, le=64)] = 2
+    channels: SliceChannels = 3
 
     def __post_init__(self):
         if self.network not in NETWORKS:
@@ -51,15 +53,18 @@ class PlainConfig:
             levels = multiple.bit_length()
             raise ValueError(f"{levels} levels need a size that is a multiple of {multiple}; got {self.size}")
 
+        if self.channels != 3 and not NETWORKS[self.network].any_channels:
+            raise ValueError(f"{self.network} is for grey and colour images; here a slice has {self.channels} channels")
+
     @classmethod
-    def preset(cls, network: str, preset: str, size: int) -> "PlainConfig":
+    def preset(cls, network: str, preset: str, size: int, channels: int = 3) -> "PlainConfig":
         """That of a key of `NETWORKS` and one of its presets, on a working grid of `size` pixels."""
         widths, blocks = NETWORKS[network].presets[preset]
-        return cls(size, widths, network, blocks)
+        return cls(size, widths, network, blocks, channels)
 
     def build(self, answers: int) -> nn.Module:
-        """The network, untrained, for slices of three channels."""
-        return NETWORKS[self.network].build(3, answers, (self.widths, self.blocks))
+        """The network, untrained."""
+        return NETWORKS[self.network].build(self.channels, answers, (self.widths, self.blocks))
 
 
 class Plain:
@@ -90,7 +95,7 @@ class Plain:
         return self
 
     def logits(self, image: Tensor) -> Tensor:
-        """Logits (B, 1 + C, size, size) of slices (B, 3, size, size) in [-1, 1], background first."""
+        """Logits (B, 1 + C, size, size) of slices (B, channels, size, size) in [-1, 1], background first."""
         layout = getattr(torch, NETWORKS[self.config.network].layout)
         return self.network(image.contiguous(memory_format=layout))
 
@@ -171,10 +176,11 @@ def make(
     seed: int = 0,
     network: str = "unet",
     init: str | None = None,
+    channels: int = 3,
     **_: Any,
 ) -> Plain:
     """An untrained baseline of one of the network's presets, with chance weights or one of the network's `starts`."""
-    made = build(PlainConfig.preset(network, preset, size), vocabulary, seed=seed)
+    made = build(PlainConfig.preset(network, preset, size, channels), vocabulary, seed=seed)
     if init is not None:
         row = NETWORKS[network]
         row.begin(made.network, read_pretrained(PRETRAINED[row.starts[init]]))

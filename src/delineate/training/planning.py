@@ -64,7 +64,7 @@ def make_plan(datasets: Sequence[Dataset], most: int) -> Plan:
     plans = {}
     for name, (scans, fits, shape) in looked.items():
         pixels = [_pixel_mm(scan, fit) * most / size for scan, fit in zip(scans, fits, strict=True) if scan.has_spacing]
-        windowed = any(is_in_hounsfield_units(scan.voxels, scan.modality) for scan in scans)
+        windowed = any(is_in_hounsfield_units(scan.shown.voxels, scan.modality) for scan in scans)
         pixel = round(median(pixels), 3) if pixels else None
         plans[name] = DatasetPlan(shape, pixel, "HU window" if windowed else "percentiles")
     return Plan(size, plans)

@@ -15,13 +15,13 @@ class ConditionNetwork(nn.Module):
     what the paper asks of them. The head tells the targets apart; the paper's is binary.
     """
 
-    def __init__(self, widths: tuple[int, ...], concepts: int, fold: int = 2):
+    def __init__(self, widths: tuple[int, ...], concepts: int, fold: int = 2, channels: int = 3):
         super().__init__()
-        self.encoder = ImageEncoder(widths, fold)
+        self.encoder = ImageEncoder(widths, fold, channels)
         self.head = nn.Conv2d(widths[0], fold**2 * (1 + concepts), 1)
 
-    def forward(self, image: Float[Tensor, "batch 3 size size"]) -> list[Tensor]:
-        """Condition features, finest first, of slices (B, 3, S, S) in [-1, 1]."""
+    def forward(self, image: Float[Tensor, "batch channels size size"]) -> list[Tensor]:
+        """Condition features, finest first, of slices (B, channels, S, S) in [-1, 1]."""
         return self.encoder.levels(image)
 
     def log_probability(

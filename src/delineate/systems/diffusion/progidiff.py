@@ -65,10 +65,10 @@ class ProGiDiff(Prompted):
     configured = ProGiDiffConfig
 
     @classmethod
-    def control_for(cls, widths: tuple[int, ...], foundation: Foundation) -> MaskControl:
+    def control_for(cls, widths: tuple[int, ...], foundation: Foundation, channels: int) -> MaskControl:
         """Encoder, head, hint and ControlNet."""
         text_width = int(foundation.text_encoder.config.hidden_size)
-        return MaskControl(foundation.unet, widths, foundation.codec.channels, text_width)
+        return MaskControl(foundation.unet, widths, foundation.codec.channels, text_width, channels)
 
     @classmethod
     def made_for(cls, preset: str) -> str:

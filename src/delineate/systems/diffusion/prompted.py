@@ -26,7 +26,7 @@ from delineate.prompts.captions import captions
 from delineate.prompts.vocabulary import Vocabulary
 from delineate.scans.grid import View
 from delineate.storage.memory import at_once, need
-from delineate.storage.schema import Name, Share, Side
+from delineate.storage.schema import Name, Share, Side, SliceChannels
 from delineate.storage.weights import load_weights, save_weights
 from delineate.systems.diffusion.encoding import Captioned, coarse_share, encoder_loss, halved, rivals_in
 from delineate.systems.diffusion.thresholds import thresholds
@@ -50,12 +50,14 @@ class PromptedConfig:
         skip_below: slices where the encoder's own estimate nowhere exceeds this are not drawn.
         rivals: for each name, those that it competes with for a pixel: the names that its training sets could tell of
             (`rivals_in`). A name without an entry competes with all.
+        channels: of the slices that it sees (`delineate.scans.grid.stack_of`).
     """
 
     size: Side = 128
     encoder: str = "tiny"
     skip_below: Share = 0.1
     rivals: Mapping[Name, Sequence[Name]] = field(default_factory=dict)
+    channels: SliceChannels = 3
 
     def __post_init__(self):
         if self.encoder not in ENCODER_WIDTHS:
@@ -82,9 +84,9 @@ class Prompted:
         self.vocabulary = vocabulary
 
     @classmethod
-    def control_for(cls, widths: tuple[int, ...], foundation: Foundation) -> PromptedEncoder:
-        """Networks that have learnt nothing, for an encoder of `widths`."""
-        return PromptedEncoder(widths, int(foundation.text_encoder.config.hidden_size))
+    def control_for(cls, widths: tuple[int, ...], foundation: Foundation, channels: int) -> PromptedEncoder:
+        """Networks that have learnt nothing, for an encoder of `widths` that sees slices of so many channels."""
+        return PromptedEncoder(widths, int(foundation.text_encoder.config.hidden_size), channels)
 
     @classmethod
     def made_for(cls, preset: str) -> str:
@@ -282,7 +284,7 @@ def build(
     """A system of a kind that has learnt nothing; its foundation is as given."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        control = kind.control_for(ENCODER_WIDTHS[config.encoder], foundation)
+        control = kind.control_for(ENCODER_WIDTHS[config.encoder], foundation, config.channels)
     return kind(config, foundation, control, vocabulary)
 
 
@@ -294,6 +296,7 @@ def make(
     seed: int = 0,
     foundation: Path | None = None,
     modalities: tuple[str | None, ...] = (None,),
+    channels: int = 3,
     kind: type[Prompted] = Prompted,
 ) -> Any:
     """A system of a kind that has learnt nothing, on a foundation from a folder or else on an untrained one."""
@@ -301,7 +304,7 @@ def make(
         base = Foundation.make(kind.made_for(preset), "unshuffle", caption_corpus(vocabulary, modalities), seed=seed)
     else:
         base = Foundation.load(foundation)
-    return build(kind.configured(size=size, encoder=preset), base, vocabulary, seed=seed, kind=kind)
+    return build(kind.configured(size=size, encoder=preset, channels=channels), base, vocabulary, seed=seed, kind=kind)
 
 
 def save(system: Prompted, folder: Path) -> dict[str, Any]:

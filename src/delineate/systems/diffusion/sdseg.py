@@ -33,7 +33,7 @@ from delineate.networks.encoder import ENCODER_WIDTHS, ImageEncoder
 from delineate.prompts.vocabulary import Vocabulary
 from delineate.scans.grid import View
 from delineate.storage.memory import at_once
-from delineate.storage.schema import Side, read_json
+from delineate.storage.schema import Side, SliceChannels, read_json
 from delineate.storage.weights import load_weights, save_weights
 from delineate.systems.drawing import draw_pairs
 from delineate.systems.parts import configured
@@ -76,11 +76,13 @@ class SDSegConfig:
         size: pixels along a side of the working grid, a multiple of 32.
         preset: a key of `SIZES`.
         codec: a key of `CODECS`.
+        channels: of the slices that it sees (`delineate.scans.grid.stack_of`).
     """
 
     size: Side = 128
     preset: str = "tiny"
     codec: str = "unshuffle"
+    channels: SliceChannels = 3
 
     def __post_init__(self):
         if self.preset not in SIZES:
@@ -94,11 +96,11 @@ class SDSegConfig:
 class NoiseNetwork(nn.Module):
     """The image encoder, and the denoiser that its features condition."""
 
-    def __init__(self, preset: str, channels: int, concepts: int):
-        """Networks for latents of `channels` channels and `concepts` labels."""
+    def __init__(self, preset: str, channels: int, concepts: int, seen: int = 3):
+        """Networks for latents of `channels` channels and `concepts` labels, and slices of `seen` channels."""
         super().__init__()
         size, encoder = SIZES[preset], ENCODER_WIDTHS[preset]
-        self.encoder = ImageEncoder(encoder)
+        self.encoder = ImageEncoder(encoder, channels=seen)
         self.project = nn.Conv2d(encoder[2], channels, 1)
         coarser, kind = len(size.widths) - 1, "Attn" if size.attention else ""
         self.unet = UNet2DModel(
@@ -234,7 +236,7 @@ def build(config: SDSegConfig, codec: Codec, vocabulary: Vocabulary, *, seed: in
     """A system whose network is untrained; its codec is as given."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = NoiseNetwork(config.preset, codec.channels, len(vocabulary.concepts))
+        network = NoiseNetwork(config.preset, codec.channels, len(vocabulary.concepts), config.channels)
     return SDSeg(config, codec, vocabulary, network)
 
 
@@ -246,14 +248,21 @@ def loss_terms(
 
 
 def make(
-    preset: str, size: int, vocabulary: Vocabulary, *, seed: int = 0, foundation: Path | None = None, **_: Any
+    preset: str,
+    size: int,
+    vocabulary: Vocabulary,
+    *,
+    seed: int = 0,
+    foundation: Path | None = None,
+    channels: int = 3,
+    **_: Any,
 ) -> SDSeg:
     """An untrained system, on the codec of a foundation from a folder, or else on the lossless one."""
     name, codec = "unshuffle", CODECS["unshuffle"](None)
     if foundation is not None:
         base = Foundation.load(foundation)
         name, codec = base.codec_name, base.codec
-    return build(SDSegConfig(size, preset, name), codec, vocabulary, seed=seed)
+    return build(SDSegConfig(size, preset, name, channels), codec, vocabulary, seed=seed)
 
 
 def train(system: SDSeg, bank: SliceBank, run: Run) -> SDSeg:

@@ -42,8 +42,8 @@ FAR = 4.0  # noise beyond it is not reckoned with: three in a hundred thousand
 class SpreadControl(PromptedEncoder):
     """Image encoder and head, and the spread."""
 
-    def __init__(self, widths: tuple[int, ...], text_width: int):
-        super().__init__(widths, text_width)
+    def __init__(self, widths: tuple[int, ...], text_width: int, channels: int = 3):
+        super().__init__(widths, text_width, channels)
         self.spread = Spread(widths, text_width)
 
 
@@ -54,9 +54,9 @@ class SpreadSystem(Prompted):
     levels_kept = len(max(ENCODER_WIDTHS.values(), key=len))
 
     @classmethod
-    def control_for(cls, widths: tuple[int, ...], foundation: Foundation) -> SpreadControl:
+    def control_for(cls, widths: tuple[int, ...], foundation: Foundation, channels: int) -> SpreadControl:
         """Encoder, head and spread."""
-        return SpreadControl(widths, int(foundation.text_encoder.config.hidden_size))
+        return SpreadControl(widths, int(foundation.text_encoder.config.hidden_size), channels)
 
     def phases(self, bank: SliceBank) -> list[Phase]:
         """The encoder learns to segment; then all of it to draw as well, by the score."""

@@ -31,7 +31,7 @@ from delineate.prompts.concept import Concept
 from delineate.prompts.vocabulary import Vocabulary
 from delineate.scans.grid import View
 from delineate.storage.memory import at_once
-from delineate.storage.schema import Name, Share, Side
+from delineate.storage.schema import Name, Share, Side, SliceChannels
 from delineate.systems.diffusion.condition import ConditionNetwork
 from delineate.systems.diffusion.denoiser import TwinDenoiser
 from delineate.systems.diffusion.staged import clean_from, condition_loss, denoiser_loss
@@ -108,6 +108,7 @@ class UniSegDiffConfig:
             rapid stage, whose input is noise alone, and gives each fresh noise after it; "shared" is the letter of the
             paper: one chain a decoder down to `stages.low` and fresh noise there, after which they hardly differ.
         skip_below: slices where the condition network's own probability nowhere reaches this are not drawn.
+        channels: of the slices that it sees (`delineate.scans.grid.stack_of`).
     """
 
     size: Side = 128
@@ -122,6 +123,7 @@ class UniSegDiffConfig:
     start: str = "posterior"
     chains: str = "own"
     skip_below: Share = 0.02
+    channels: SliceChannels = 3
 
     def __post_init__(self):
         allowed = {"preset": SIZES, "schedule": SCHEDULES, "noise": NOISES, "chains": ("own", "rapid", "shared")}
@@ -379,7 +381,7 @@ def build(config: UniSegDiffConfig, vocabulary: Vocabulary, *, seed: int = 0) ->
     attends = [config.cross_attention and edge**2 <= size.tokens for edge in edges]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        condition = ConditionNetwork(size.condition, len(vocabulary.concepts), size.fold)
+        condition = ConditionNetwork(size.condition, len(vocabulary.concepts), size.fold, config.channels)
         denoiser = TwinDenoiser(size.fold**2, size.denoiser, size.condition, attends=attends)
         if config.start == "posterior":
             denoiser.answer_nothing()
@@ -394,10 +396,11 @@ def make(
     seed: int = 0,
     uniform: bool = False,
     score: str = "energy",
+    channels: int = 3,
     **_: Any,
 ) -> UniSegDiff:
     """An untrained system of a preset, taught by a score; with `uniform` without stages, which is DDIM."""
-    config = UniSegDiffConfig(size, preset, score=score)
+    config = UniSegDiffConfig(size, preset, score=score, channels=channels)
     if uniform:
         config = replace(config, stages=Stages(Strategy.UNIFORM, target="mask", interval=10), chains="own")
     return build(config, vocabulary, seed=seed)

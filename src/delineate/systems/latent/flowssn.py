@@ -36,7 +36,7 @@ from delineate.networks import NETWORKS
 from delineate.prompts.vocabulary import Vocabulary
 from delineate.scans.grid import View
 from delineate.storage.memory import at_once
-from delineate.storage.schema import Side, Widths
+from delineate.storage.schema import Side, SliceChannels, Widths
 from delineate.systems.parts import configured, filled, save, train
 from delineate.systems.system import Asked, Clue, Drawn, OnShare
 from delineate.training.loop import Loss, Phase, Step
@@ -57,12 +57,14 @@ class FlowSSNConfig:
         widths: channels at each level of the base, finest first.
         flow: channels at each level of the flow's network.
         steps: Euler steps of a proposal.
+        channels: of the slices that it sees (`delineate.scans.grid.stack_of`).
     """
 
     size: Side = 128
     widths: Widths = (32, 64, 128, 256)
     flow: Widths = (16, 16, 16)
     steps: Annotated[int, Interval(ge=1, le=1000)] = 10
+    channels: SliceChannels = 3
 
     def __post_init__(self):
         levels = max(len(self.widths), len(self.flow))
@@ -179,7 +181,7 @@ def build(config: FlowSSNConfig, vocabulary: Vocabulary, *, seed: int = 0) -> Fl
     channels = 1 + len(vocabulary.concepts)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        base = NETWORKS["unet"].build(3, channels, (config.widths, 2))
+        base = NETWORKS["unet"].build(config.channels, channels, (config.widths, 2))
         flow = UNet2DModel(
             config.size,
             channels,
@@ -195,10 +197,10 @@ def build(config: FlowSSNConfig, vocabulary: Vocabulary, *, seed: int = 0) -> Fl
     return FlowSSN(config, vocabulary, base, flow)
 
 
-def make(preset: str, size: int, vocabulary: Vocabulary, *, seed: int = 0, **_: Any) -> FlowSSN:
+def make(preset: str, size: int, vocabulary: Vocabulary, *, seed: int = 0, channels: int = 3, **_: Any) -> FlowSSN:
     """An untrained system of a preset."""
     widths: Sequence[int] = NETWORKS["unet"].presets[preset][0]
-    return build(FlowSSNConfig(size, tuple(widths)), vocabulary, seed=seed)
+    return build(FlowSSNConfig(size, tuple(widths), channels=channels), vocabulary, seed=seed)
 
 
 def load(folder: Path, config: Mapping[str, Any], vocabulary: Vocabulary) -> FlowSSN:

@@ -69,22 +69,24 @@ class ProbabilisticUNet(nn.Module):
     The trunk is MONAI's residual U-Net, as in `systems.plain`, with features in the place of logits.
     """
 
-    def __init__(self, widths: tuple[int, ...], features: int, latent: int, concepts: int):
+    def __init__(self, widths: tuple[int, ...], features: int, latent: int, concepts: int, channels: int = 3):
         super().__init__()
-        trunk = UNet(2, 3, features, widths, strides=(2,) * (len(widths) - 1), num_res_units=2)
+        trunk = UNet(2, channels, features, widths, strides=(2,) * (len(widths) - 1), num_res_units=2)
         self.model = trunk.model  # under the name that `adapters.DECODER` knows
         self.concepts = concepts
         halves = [width // 2 for width in widths]
-        self.prior = GaussianEncoder(3, halves, latent)
-        self.posterior = GaussianEncoder(3 + 1 + concepts, halves, latent)
+        self.prior = GaussianEncoder(channels, halves, latent)
+        self.posterior = GaussianEncoder(channels + 1 + concepts, halves, latent)
         self.head = LatentHead(features, latent, 1 + concepts)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a quarter faster on CPU
 
-    def see(self, image: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch features size size"]:
-        """What the head needs of slices (B, 3, S, S) in [-1, 1]; the same for every latent."""
+    def see(self, image: Float[Tensor, "batch channels size size"]) -> Float[Tensor, "batch features size size"]:
+        """What the head needs of slices (B, channels, S, S) in [-1, 1]; the same for every latent."""
         return self.head.look(self.model(image.contiguous(memory_format=torch.channels_last)))
 
-    def read(self, image: Float[Tensor, "batch 3 size size"], labels: Int[Tensor, "batch size size"]) -> Gaussian:
+    def read(
+        self, image: Float[Tensor, "batch channels size size"], labels: Int[Tensor, "batch size size"]
+    ) -> Gaussian:
         """The posterior: what the latent was when somebody drew these labels (0 is background, 1 + i is concept i).
 
         Concepts that came later than the posterior (`systems.System.with_parts`) are background to it.

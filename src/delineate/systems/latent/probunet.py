@@ -38,7 +38,7 @@ from delineate.diffusion.seeds import seed_of
 from delineate.prompts.vocabulary import Vocabulary
 from delineate.scans.grid import View
 from delineate.storage.memory import at_once
-from delineate.storage.schema import Channels, Side, Widths
+from delineate.storage.schema import Channels, Side, SliceChannels, Widths
 from delineate.systems.latent.probabilistic import ProbabilisticUNet
 from delineate.systems.parts import configured, filled, save, train
 from delineate.systems.system import Asked, Clue, Drawn, OnShare
@@ -72,6 +72,7 @@ class ProbUNetConfig:
         beta: weight of the divergence of the posterior from the prior; see `divergence_weight`.
         samples: K, the maps of a slice that a set distance compares with its raters.
         pixel: weight of the cross entropy of their mean beside a set distance.
+        channels: of the slices that it sees (`delineate.scans.grid.stack_of`).
     """
 
     size: Side = 128
@@ -82,6 +83,7 @@ class ProbUNetConfig:
     beta: Annotated[float, Interval(ge=0, le=1e6)] = 10.0
     samples: Annotated[int, Interval(ge=1, le=64)] = 4
     pixel: Annotated[float, Interval(ge=0, le=1e6)] = 1.0
+    channels: SliceChannels = 3
 
     def __post_init__(self):
         if self.objective not in BETAS:
@@ -92,10 +94,10 @@ class ProbUNetConfig:
             raise ValueError(f"widths are multiples of 16; got {self.widths}")
 
     @classmethod
-    def preset(cls, objective: str, preset: str, size: int) -> "ProbUNetConfig":
+    def preset(cls, objective: str, preset: str, size: int, channels: int = 3) -> "ProbUNetConfig":
         """That of a key of `BETAS` and one of `SIZES`, on a working grid of `size` pixels."""
         widths, features = SIZES[preset]
-        return cls(size, widths, features, objective=objective, beta=BETAS[objective])
+        return cls(size, widths, features, objective=objective, beta=BETAS[objective], channels=channels)
 
     @property
     def divergence_weight(self) -> float:
@@ -262,15 +264,23 @@ def build(config: ProbUNetConfig, vocabulary: Vocabulary, *, seed: int = 0) -> P
     """An untrained system for this vocabulary."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = ProbabilisticUNet(config.widths, config.features, config.latent, len(vocabulary.concepts))
+        concepts = len(vocabulary.concepts)
+        network = ProbabilisticUNet(config.widths, config.features, config.latent, concepts, config.channels)
     return ProbUNet(config, vocabulary, network)
 
 
 def make(
-    preset: str, size: int, vocabulary: Vocabulary, *, seed: int = 0, objective: str = "elbo", **_: Any
+    preset: str,
+    size: int,
+    vocabulary: Vocabulary,
+    *,
+    seed: int = 0,
+    objective: str = "elbo",
+    channels: int = 3,
+    **_: Any,
 ) -> ProbUNet:
     """An untrained system of a preset, for one of `BETAS`."""
-    return build(ProbUNetConfig.preset(objective, preset, size), vocabulary, seed=seed)
+    return build(ProbUNetConfig.preset(objective, preset, size, channels), vocabulary, seed=seed)
 
 
 def load(folder: Path, config: Mapping[str, Any], vocabulary: Vocabulary) -> ProbUNet:
