@@ -71,7 +71,7 @@ class Trained(Protocol):
 
     @property
     def habits(self) -> Habits:
-        """How it treats scans; of these a model folder keeps `apart_mm` and `channels`."""
+        """How it treats scans; of these a model folder keeps `apart_mm`, `channels` and `regions`."""
         ...
 
 
@@ -106,7 +106,8 @@ def save_model(folder: Path, segmenter: Trained, system_name: str, *, training: 
             "training": training,
         }
         write_json(building / "config.json", config)
-        write_json(building / "vocabulary.json", segmenter.system.vocabulary.to_json())
+        vocabulary = segmenter.system.vocabulary.with_regions(segmenter.habits.regions)
+        write_json(building / "vocabulary.json", vocabulary.to_json())
         write_text(building / "card.md", card)
 
 
@@ -152,7 +153,7 @@ class Model:
         modalities: of the scans it was trained on.
         fingerprint: of the folder (`fingerprint`).
         calibration: what held-out subjects taught about its answers; None where nobody calibrated it.
-        habits: of them `apart_mm` and `channels`.
+        habits: of them `apart_mm`, `channels` and `regions`.
     """
 
     system: "Adaptable"
@@ -175,8 +176,9 @@ def read_model(folder: Path | str | None, device: str = "cpu", *, calibrated: bo
     if config["system"] not in SYSTEMS:
         raise ModelError(f"{folder}: system '{config['system']}' is not known here; known: {', '.join(SYSTEMS)}")
     vocabulary = read_vocabulary(folder)
-    system = SYSTEMS[config["system"]].load(folder, config["system_config"], vocabulary)
-    habits = Habits(apart_mm=config.get("apart_mm"), channels=tuple(config.get("channels", ())))
+    system = SYSTEMS[config["system"]].load(folder, config["system_config"], vocabulary.learnt)
+    channels = tuple(config.get("channels", ()))
+    habits = Habits(apart_mm=config.get("apart_mm"), channels=channels, regions=vocabulary.regions)
     calibration = Calibration.load(folder) if calibrated else None
     return Model(system.to(device), tuple(config["modalities"]), fingerprint(folder), calibration, habits)
 

@@ -26,7 +26,7 @@ from delineate.proposals.proposals import Outcome, Proposals, TargetProposals, p
 from delineate.scans.grid import to_scan_voxels, turned, turned_back, view_of
 from delineate.scans.preparation import Habits
 from delineate.scans.scan import Scan
-from delineate.systems.system import Adaptable, Asked, Seen
+from delineate.systems.system import Adaptable, Asked, Drawn, Seen
 
 UNCALIBRATED = "no held-out subject was asked; run: delineate calibrate MODEL DATASET"
 WITH_ADAPTER = (
@@ -119,12 +119,13 @@ class Segmenter:
 
         Args:
             adapted: this one's system with an adapter in it.
-            habits: how it treats scans; which channels and which neighbours of a slice are seen stays as the model
-                learnt it.
+            habits: how it treats scans; which channels and which neighbours of a slice are seen, and which regions can
+                be asked, stays as the model learnt it.
             merge: whether the adapter is merged into layers of its own: then it is as fast as the base.
             calibration: what held-out subjects taught about its answers.
         """
-        habits = replace(habits, apart_mm=self.habits.apart_mm, channels=self.habits.channels)
+        own = self.habits
+        habits = replace(habits, apart_mm=own.apart_mm, channels=own.channels, regions=own.regions)
         modalities = dict.fromkeys((*self.modalities, habits.modality))
         system = adapted.merged(share=True) if merge else adapted.system
         how = {"habits": habits, "calibration": calibration, "marker": self.marker, "uncalibrated": WITH_ADAPTER}
@@ -144,7 +145,8 @@ class Segmenter:
     @property
     def vocabulary(self) -> Vocabulary:
         """What can be asked."""
-        return self.system.vocabulary
+        own, regions = self.system.vocabulary, self.habits.regions
+        return own.with_regions(regions) if regions else own
 
     def look(self, scan: Scan, *, turn: int = 0) -> Seen:
         """Encode a scan once; one whose slices lie turned (`recognised`) is turned back for it, and masks return.
@@ -205,6 +207,7 @@ class Segmenter:
                     f"'{prompt.text}': a scan that is turned takes words and a box; leave other clues out"
                 )
             refuse_what_it_does_not_take(prompt, self.system)
+            self._refuse_clues_of_region(prompt, seen.scan)
         answers = []
         for done, (prompt, said) in enumerate(taken):
 
@@ -224,6 +227,17 @@ class Segmenter:
             answers.append(self._marked(seen, prompt, answer, before, n, seed) if prompt.marks else answer)
             report(1.0)
         return Proposals(seen.scan, tuple(answers))
+
+    def _refuse_clues_of_region(self, prompt: Prompt, scan: Scan) -> None:
+        """A system that knows a region's parts alone cannot heed marks or a mask of the whole."""
+        if getattr(self.system, "unites", False) or replace(prompt, box=None) == Prompt(prompt.text):
+            return
+        concept = self._concept(prompt, scan)
+        if concept is not None and concept.parts:
+            raise PromptError(
+                f"'{prompt.text}' is made of {', '.join(concept.parts)} here, and takes words and a box; "
+                "give other clues to one of those"
+            )
 
     def understood(self, text: str, scan: Scan | None = None) -> Understood:
         """What words ask of this model (`prompts.understanding`), in a scan of this kind where one is given."""
@@ -289,7 +303,7 @@ class Segmenter:
         unfit = None if asked.concept is None else self.misfit(seen, asked.concept.name)
         if unfit is not None and not anyway:
             return TargetProposals(prompt, asked.name, unfit[0], misfit=unfit[1])
-        drawn = self.system.propose(seen.features, asked, n, seed, on_step)
+        drawn = self._drawn(seen, asked, n, seed, on_step)
         maps = to_scan_voxels(turned(drawn.probabilities, seen.turn), seen.scan)
         if prompt.box is not None:
             maps = maps.only(voxels_of(prompt.box, seen.scan))
@@ -304,6 +318,21 @@ class Segmenter:
         more |= {"found_from": found_from, "uncalibrated": why}
         calibration = None if why else self.calibration
         return TargetProposals(prompt, name, outcome, score, maps, calibration=calibration, **more)
+
+    def _drawn(self, seen: Seen, asked: Asked, n: int, seed: int, on_step: Callable[[float], None]) -> Drawn:
+        """What the system draws; of a region, for one that knows its parts alone, these together."""
+        if asked.concept is None or not asked.concept.parts or getattr(self.system, "unites", False):
+            return self.system.propose(seen.features, asked, n, seed, on_step)
+        parts = [self.vocabulary.concepts[self.vocabulary.index(part)] for part in asked.concept.parts]
+        total: Any = 0
+        for done, part in enumerate(parts):
+
+            def report(share: float, done: int = done) -> None:
+                on_step((done + share) / len(parts))
+
+            own = replace(asked, concept=part, caption=captions(part)[0], words=part.name, calibrator=None)
+            total = total + self.system.propose(seen.features, own, n, seed, report).probabilities
+        return Drawn(total.clamp(max=1))
 
     def _marked(
         self, seen: Seen, prompt: Prompt, answer: TargetProposals, before: TargetProposals | None, n: int, seed: int

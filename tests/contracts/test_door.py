@@ -11,8 +11,11 @@ from tests.rounding import HALVES
 
 from delineate.model_folder import save_model
 from delineate.networks import NETWORKS
+from delineate.prompts.concept import Concept
+from delineate.prompts.prompt import Prompt
 from delineate.scans.geometry import FLAT_AFFINE
 from delineate.scans.grid import View
+from delineate.scans.preparation import Habits
 from delineate.scans.scan import Scan
 from delineate.segmenter import Segmenter
 from delineate.systems import SYSTEMS
@@ -41,6 +44,26 @@ def volume():
     """Two slices of noise, their voxels longer one way."""
     voxels = np.random.default_rng(1).uniform(-200, 300, (20, 24, 2)).astype(np.float32)
     return Scan(voxels, np.diag([-1.5, -1.2, 4.0, 1.0]), "CT")
+
+
+def test_a_region_is_its_parts_together(system, tmp_path, name):
+    """What draws names one by one draws them together; what draws from an estimate draws from that of all."""
+    region = Concept("both", ("upper abdomen",), ("CT",), parts=("liver", "spleen"))
+    segmenter = Segmenter(system, ("CT",), habits=Habits(regions=(region,)))
+    volume = Scan(np.random.default_rng(1).uniform(-200, 300, (64, 64, 2)).astype(np.float32), np.eye(4), "CT")
+    both, *parts = (segmenter(volume, [one], n=2)[one].probabilities for one in ("both", "liver", "spleen"))
+    if not getattr(system, "unites", False):
+        np.testing.assert_allclose(both, np.minimum(parts[0].astype(np.float32) + parts[1], 1), atol=0.01)
+    else:
+        seen = segmenter.look(volume)
+        asked = (segmenter._asked(seen, Prompt(one)) for one in ("both", "liver", "spleen"))
+        whole, *parts = (system.estimate(seen.features, one) for one in asked)
+        torch.testing.assert_close(whole, torch.stack(parts).sum(dim=0), atol=1e-4, rtol=0)
+    save_model(tmp_path / "model", segmenter, name, training={}, card="")
+    again = Segmenter.load(tmp_path / "model")
+    assert again.vocabulary.names == ("liver", "spleen", "both")
+    assert again.habits.regions == (region,)
+    assert np.array_equal(again(volume, ["upper abdomen"], n=2)["upper abdomen"].probabilities, both)
 
 
 def test_a_segmenter_asks_by_these_words(system):

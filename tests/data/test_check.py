@@ -153,11 +153,11 @@ def test_faults_of_the_splits_are_named(root):
 
 
 def test_a_description_that_cannot_be_read_does_not_stop_the_rest(root):
-    (root / "dataset.json").write_text('{"channel_names": {"0": "CT"}, "labels": {"tumour": [1, 2]}}')
+    (root / "dataset.json").write_text('{"channel_names": {"0": "CT"}, "labels": {"tumour": [1, 1]}}')
     image(root, 2).write_bytes(b"x")
     report = check_dataset(root)
     assert len(report.problems) == 2
-    told(report, "dataset.json", "regions are not read")
+    told(report, "dataset.json", "ids of 'tumour' must be different whole numbers")
     told(report, IMAGE, "")
 
 

@@ -160,10 +160,6 @@ def test_rounding_in_an_affine_is_no_disagreement(tmp_path):
 @pytest.mark.parametrize(
     ("description", "message"),
     [
-        (
-            {"labels": {"background": 0, "whole tumour": [1, 2]}},
-            "regions are not read. Give each id its own name",
-        ),
         ({"labels": {"liver": 1, "Liver ": 2}}, "a name and an id used once"),
         ({"labels": {"liver": 1, "spleen": 1}}, "a name and an id used once"),
         ({"labels": {"liver": 1.5}}, "must be a whole number"),

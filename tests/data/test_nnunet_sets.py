@@ -361,3 +361,71 @@ def test_nothing_is_right_or_wrong_where_nobody_labelled(tmp_path, phantom_datas
     [answered] = answers(segmenter, ignoring, [case], ["liver"], 2, 0)
     assert not (answered.masks() & ~truth).any()
     assert not answered.probability()[~truth].any()
+
+
+BRATS = {"background": 0, "whole tumour": [1, 2, 3], "tumour core": [2, 3], "enhancing tumour": [3]}
+
+
+@pytest.mark.parametrize(
+    ("labels", "parts", "regions"),
+    [
+        (
+            BRATS,
+            {"enhancing tumour": 3, "whole tumour outside tumour core": 1, "tumour core outside enhancing tumour": 2},
+            {"whole tumour": {1, 2, 3}, "tumour core": {2, 3}},
+        ),
+        (
+            {"background": 0, "kidney and masses": [1, 2, 3], "masses": [2, 3], "tumour": 2},
+            {"tumour": 2, "kidney and masses outside masses": 1, "masses outside tumour": 3},
+            {"kidney and masses": {1, 2, 3}, "masses": {2, 3}},
+        ),
+        (
+            {"background": 0, "left": [1, 2], "right": [2, 3]},
+            {"left alone": 1, "left and right": 2, "right alone": 3},
+            {"left": {1, 2}, "right": {2, 3}},
+        ),
+        (
+            {"background": 0, "organ": [1, 2, 3], "core": [3]},
+            {"core": 3, "organ outside core": 1},
+            {"organ": {1, 2, 3}},
+        ),
+        ({"background": 0, "organ": [2, 1]}, {"organ": 1}, {}),
+    ],
+)
+def test_regions_are_read_as_nnunet_reads_them(tmp_path, labels, parts, regions):
+    """Each is where its ids are; what is learnt are parts that exclude each other."""
+    root = volumes(tmp_path / "set", ids=(1, 2, 3), labels=labels)
+    if max(id for ids in labels.values() for id in (ids if isinstance(ids, list) else [ids])) < 3:
+        for path in (root / "labelsTr").iterdir():
+            ids = np.asanyarray(nibabel.load(path).dataobj)
+            nibabel.save(nibabel.Nifti1Image(np.minimum(ids, 2), np.eye(4)), path)
+    dataset = read_all(root)
+    assert dataset.labels == parts
+    assert set(dataset.targets) == {*parts, *regions}
+    case = dataset.cases[0]
+    stored, ids = np.asanyarray(nibabel.load(case.labels).dataobj), dataset.read(case)[1]
+    for name, wanted in labels.items():
+        if name != "background":
+            wanted = wanted if isinstance(wanted, list) else [wanted]
+            assert np.array_equal(dataset.truth(name, ids), np.isin(stored, wanted))
+    for concept in dataset.region_concepts():
+        assert {i for part in concept.parts for i in [parts[part]]} <= regions[concept.name]
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ({"a": []}, "ids of 'a' must be different whole numbers"),
+        ({"a": [1, 1]}, "ids of 'a' must be different whole numbers"),
+        ({"a": [0, 1]}, "ids of 'a' must be different whole numbers"),
+        ({"a": [1, [2]]}, "ids of 'a' must be different whole numbers"),
+        ({"a": [1, 2], "b": [2, 1]}, "'b' = .* is what another name stands for"),
+        ({"a": [1, 2], "A": [1]}, "must be a name used once"),
+        ({"a": 1, "b": [1]}, "what another name stands for"),
+        ({"a": [1, 2], "ignore": 2}, "id 2 is both 'ignore' and of 'a'"),
+        ({"a": [1, 2], "ignore": [3]}, "a name used once, and of a target"),
+    ],
+)
+def test_regions_that_say_nothing_clear_are_refused(tmp_path, labels, message):
+    with pytest.raises(DatasetError, match=message):
+        open_dataset(volumes(tmp_path / "set", labels={"background": 0, **labels}))

@@ -14,16 +14,15 @@ from delineate.data.layout import (
     Files,
     choose_targets,
     declared_channels,
-    declared_labels,
     declared_modality,
     find_files,
     nnunet_splits_in_words,
+    read_declared,
     read_json,
     read_splits,
     read_subjects,
     split_faults,
     summary,
-    without_ignore,
 )
 from delineate.data.likeness import groups_alike
 from delineate.errors import DatasetError, ScanError
@@ -161,11 +160,9 @@ class _Checks:
         """The dataset as far as its JSON files can be understood; each that cannot is one problem."""
         source = self.root / "dataset.json"
         described = self._try(source, read_json, source) or {}
-        declared = self._try(source, declared_labels, described, self.root)
-        chosen = ignore = None
+        declared, chosen = self._try(source, read_declared, described, self.root), None
         if declared is not None:
-            declared, ignore = without_ignore(declared)
-            chosen = self._try(source, choose_targets, declared, targets, self.root)
+            chosen = self._try(source, choose_targets, declared.labels, targets, self.root)
         labels, others = chosen or ({}, frozenset())
         stated = self._try(source, declared_modality, described, self.root)
         channels = self._try(source, declared_channels, described, self.root, self.files.images.values()) or ()
@@ -173,7 +170,9 @@ class _Checks:
         self.subjects = {name: subjects.get(name, name) for name in self.files.images}
         splits = self._try(self.root / "splits.json", read_splits, self.root) or {}
         kind = modality_code(modality) or stated
-        return Dataset(self.root, self.root.name, kind, labels, (), splits, others, channels=channels, ignore=ignore)
+        ignored, same = (declared.ignore, declared.same) if declared is not None else (None, {})
+        more: dict[str, Any] = {"channels": channels, "ignore": ignored, "same": same}
+        return Dataset(self.root, self.root.name, kind, labels, (), splits, others, **more)
 
     def _try(self, file: Path, read: Callable, *arguments):
         """What `read` returns, or None and a problem."""

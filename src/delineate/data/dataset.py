@@ -10,19 +10,19 @@ from delineate.data.layout import (
     SPLITS,
     choose_targets,
     declared_channels,
-    declared_labels,
     declared_modality,
     find_files,
+    read_declared,
     read_json,
     read_splits,
     read_subjects,
     split_faults,
     summary,
-    without_ignore,
 )
 from delineate.data.likeness import groups_alike, whole_groups
 from delineate.data.synthetic import Origin, read_origins
 from delineate.errors import DatasetError
+from delineate.prompts.concept import Concept
 from delineate.prompts.modality import modality_code
 from delineate.prompts.vocabulary import Vocabulary
 from delineate.scans.channels import grid_difference, read_channels
@@ -63,6 +63,8 @@ class Dataset:
         origins: What each synthetic case was made from, by name; {} in a dataset of real scans.
         channels: What each of several channels of a scan shows, in their order; () of ordinary ones.
         ignore: The id of voxels that nobody labelled (nnU-Net's "ignore"), which count for nothing; None without one.
+        regions: What is made of several of `labels` (nnU-Net's regions), by their names.
+        same: Ids of label files that stand for one of `labels`, by that one: parts of a region that nobody tells apart.
     """
 
     root: Path
@@ -75,6 +77,19 @@ class Dataset:
     origins: Mapping[str, Origin] = field(default_factory=dict)
     channels: tuple[str, ...] = ()
     ignore: int | None = None
+    regions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    same: Mapping[int, int] = field(default_factory=dict)
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """What can be asked, and scored: labels, then regions."""
+        return (*self.labels, *self.regions)
+
+    def truth(self, target: str, ids: np.ndarray) -> np.ndarray:
+        """Where the ids that `read` gives show one of `targets`, bool."""
+        if target in self.labels:
+            return ids == self.labels[target]
+        return np.isin(ids, [self.labels[part] for part in self.regions[target]])
 
     def split(self, name: str) -> tuple[Case, ...]:
         """The real cases of "train", "val" or "test", or of "all"; nobody is scored on synthetic ones.
@@ -173,6 +188,8 @@ class Dataset:
 
     def ids_of(self, values: np.ndarray) -> tuple[np.ndarray, list[int]]:
         """Values of a label file as int32 ids of `labels` or `IGNORED`, and those that are no declared id (made 0)."""
+        for other, first in self.same.items():
+            values = np.where(values == other, first, values)
         present = {int(value) for value in np.unique(values)} - {0}
         if len(self.declared_ids) == 1 and present in ({1}, {255}):
             return (values != 0).astype(np.int32) * next(iter(self.declared_ids)), []
@@ -185,8 +202,13 @@ class Dataset:
         return ids, sorted(present - self.declared_ids)
 
     def vocabulary(self) -> Vocabulary:
-        """What a model trained on this dataset can be asked for."""
+        """What a model trained on this dataset learns; of its `regions` it can be asked as well."""
         return Vocabulary.from_names(self.labels, self.modality)
+
+    def region_concepts(self) -> tuple[Concept, ...]:
+        """The `regions` as a vocabulary has them."""
+        named = Vocabulary.from_names(self.regions, self.modality).concepts if self.regions else ()
+        return tuple(replace(concept, parts=self.regions[concept.name]) for concept in named)
 
 
 def has_raters(dataset: Dataset) -> bool:
@@ -226,8 +248,8 @@ def open_dataset(
             f"{root / files.label_folder}: image '{name}' needs '{name}.*' there."
         )
     description = read_json(root / "dataset.json")
-    declared, ignore = without_ignore(declared_labels(description, root))
-    labels, other_ids = choose_targets(declared, targets, root)
+    declared = read_declared(description, root)
+    labels, other_ids = choose_targets(declared.labels, targets, root)
     subjects = read_subjects(root, files.images)
     cases = tuple(
         Case(
@@ -251,7 +273,9 @@ def open_dataset(
         other_ids=other_ids,
         origins=read_origins(root, splits),
         channels=declared_channels(description, root, files.images.values()),
-        ignore=ignore,
+        ignore=declared.ignore,
+        regions={name: parts for name, parts in declared.regions.items() if set(parts) <= set(labels)},
+        same=declared.same,
     )
 
 

@@ -158,22 +158,30 @@ def _parsed(path: Path, shape: Any) -> Any:
     return schema.read_json(path, shape, error=DatasetError, fix=FIX, most_bytes=MOST_BYTES)
 
 
-def declared_labels(description: Mapping[str, Any], root: Path) -> dict[str, int]:
-    """Name to id from `dataset.json`, in nnU-Net form {"liver": 6} or MSD form {"6": "liver"}; else {}."""
+def declared_labels(description: Mapping[str, Any], root: Path) -> dict[str, int | tuple[int, ...]]:
+    """Name to id from `dataset.json`, in nnU-Net form {"liver": 6} or MSD form {"6": "liver"}; else {}.
+
+    Of one of nnU-Net's regions, {"whole tumour": [1, 2, 3]}, the ids, in their order.
+    """
     declared = description.get("labels", {})
     source = root / "dataset.json"
     if not isinstance(declared, dict):
         raise DatasetError(f'{source}: \'labels\' must be an object such as {{"background": 0, "liver": 1}}.')
     names = {**declared, **{value: key for key, value in declared.items() if isinstance(value, str)}}
     schema.checked(names, dict[Name, Any], source, below="labels", error=DatasetError, fix=FIX)
-    found: dict[str, int] = {}
+    found: dict[str, int | tuple[int, ...]] = {}
     for key, value in declared.items():
         name, number = (value, key) if isinstance(value, str) and not value.isdigit() else (key, value)
         if isinstance(number, list):
-            raise DatasetError(
-                f"{source}: '{name}' is a region of ids {number}; regions are not read. Give each id its own "
-                f'name, as in {{"edema": 1, "tumour core": 2}}, and put them together after segmentation.'
-            )
+            ids = {int(one) for one in number if not isinstance(one, bool) and re.fullmatch(r"[1-9]\d{0,8}", str(one))}
+            if not ids or len(ids) != len(number):
+                raise DatasetError(f"{source}: ids of '{name}' must be different whole numbers ≥ 1, not {number!r}.")
+            if (name := canonical_name(name)) in {"", "background", IGNORE} or name in found:
+                raise DatasetError(f"{source}: '{name}' = {number} must be a name used once, and of a target.")
+            if tuple(sorted(ids)) in found.values() or (len(ids) == 1 and ids & set(found.values())):
+                raise DatasetError(f"{source}: '{name}' = {number} is what another name stands for; take one of them.")
+            found[name] = tuple(sorted(ids)) if len(ids) > 1 else ids.pop()
+            continue
         if isinstance(number, bool) or not re.fullmatch(r"\d{1,9}", str(number)):
             raise DatasetError(f"{source}: the id of '{name}' must be a whole number ≥ 0, not {number!r}.")
         if (name := canonical_name(name)) == IGNORE and not int(number):
@@ -187,9 +195,54 @@ def declared_labels(description: Mapping[str, Any], root: Path) -> dict[str, int
     return found
 
 
-def without_ignore(declared: Mapping[str, int]) -> tuple[dict[str, int], int | None]:
-    """The declared names that are targets, and the id of voxels that nobody labelled, nnU-Net's "ignore"; or None."""
-    return {name: number for name, number in declared.items() if name != IGNORE}, declared.get(IGNORE)
+@dataclass(frozen=True)
+class Declared:
+    """What `dataset.json` says of label files.
+
+    Attributes:
+        labels: name to id; no two names share a voxel. Where regions overlap these are their parts, some of them named
+            here: "tumour core outside enhancing tumour".
+        regions: what is made of several of `labels`, by their names.
+        same: ids that mean the same as one of `labels`, by that one.
+        ignore: the id of voxels that nobody labelled; None without one.
+    """
+
+    labels: dict[str, int]
+    regions: dict[str, tuple[str, ...]]
+    same: dict[int, int]
+    ignore: int | None
+
+
+def read_declared(description: Mapping[str, Any], root: Path) -> Declared:
+    """The declared names as parts that exclude each other. Raises `DatasetError` as `declared_labels`."""
+    stated = dict(declared_labels(description, root))
+    ignore = stated.pop(IGNORE, None)
+    of_name = {name: {ids} if isinstance(ids, int) else set(ids) for name, ids in stated.items()}
+    if isinstance(ignore, int) and (odd := [name for name, ids in of_name.items() if ignore in ids]):
+        raise DatasetError(f"{root / 'dataset.json'}: id {ignore} is both 'ignore' and of '{odd[0]}'; choose one.")
+    alike: dict[frozenset[str], list[int]] = {}
+    for number in sorted(set().union(*of_name.values())):
+        alike.setdefault(frozenset(name for name, ids in of_name.items() if number in ids), []).append(number)
+    labels = {_part_name(names, ids, of_name): ids[0] for names, ids in alike.items()}
+    in_order = {name: labels[name] for name in (*(n for n in stated if n in labels), *labels)}
+    regions = {
+        name: tuple(part for part, first in in_order.items() if first in ids)
+        for name, ids in of_name.items()
+        if name not in labels
+    }
+    same = {other: ids[0] for ids in alike.values() for other in ids[1:]}
+    return Declared(in_order, regions, same, ignore if isinstance(ignore, int) else None)
+
+
+def _part_name(names: frozenset[str], ids: Sequence[int], of_name: Mapping[str, set[int]]) -> str:
+    """What the voxels are called that are in all of `names` and in no other: a name of their own, or a made one."""
+    own = min(names, key=lambda name: (len(of_name[name]), name))
+    if of_name[own] == set(ids):
+        return own
+    if any(not of_name[own] <= of_name[name] for name in names):  # regions that cross
+        return " and ".join(sorted(names))
+    inside = [name for name, others in of_name.items() if others < of_name[own]]
+    return f"{own} outside {max(inside, key=lambda name: len(of_name[name]))}" if inside else f"{own} alone"
 
 
 def choose_targets(

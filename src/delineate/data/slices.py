@@ -15,6 +15,7 @@ from delineate.data.questions import draw_prompts, generator_on
 from delineate.data.synthetic import PROVENANCE
 from delineate.errors import DatasetError
 from delineate.prompts import anatomy
+from delineate.prompts.concept import Concept
 from delineate.prompts.vocabulary import Vocabulary
 from delineate.scans.scan import Scan
 
@@ -115,6 +116,7 @@ class SliceBank:
             out of the competition.
         apart_mm: how far neighbours are away that go along with a slice, `delineate.scans.grid.stack_of`.
         channels: of every scan, as `Dataset.channels`: images are then (N, channels, S, S).
+        regions: what can be asked as well, made of names of `vocabulary`.
         case: (N,) int64, which scan every slice is of, counted from 0 in the order of slices; None where nobody asks.
     """
 
@@ -136,6 +138,7 @@ class SliceBank:
     case: Tensor | None = None
     apart_mm: float | None = None
     channels: tuple[str, ...] = ()
+    regions: tuple[Concept, ...] = ()
 
     def __post_init__(self):
         if self.rating not in RATINGS:
@@ -363,11 +366,26 @@ def build_slices(
         case=torch.cat(of_case),
         apart_mm=apart_mm,
         channels=datasets[0].channels,
+        regions=_regions_of(datasets, vocabulary),
     )
     if not made:
         return bank
     at = [places[datasets.index(dataset), dataset.origins[case.name].source] for dataset, case, *_ in made]
     return replace(bank, variants=_variants(made, at, all_labels))
+
+
+def _regions_of(datasets: Sequence[Dataset], vocabulary: Vocabulary) -> tuple[Concept, ...]:
+    """Those of all datasets; of several of one name the parts must agree."""
+    found: dict[str, Concept] = {}
+    for dataset in datasets:
+        for one in dataset.region_concepts():
+            if (other := found.setdefault(one.name, one)).parts != one.parts or one.name in vocabulary.names:
+                parts = other.parts if other.parts != one.parts else ("itself",)
+                raise DatasetError(
+                    f"{dataset.root}: '{one.name}' is made of {', '.join(one.parts)} here and of {', '.join(parts)} "
+                    "in another dataset. Rename one of them, or train them apart."
+                )
+    return vocabulary.with_regions(found.values()).regions
 
 
 def _named(channels: Sequence[str]) -> str:

@@ -19,6 +19,11 @@ class EstimateAlone:
     open_words = False
     draws_estimate = False
 
+    @property
+    def unites(self) -> bool:
+        """As the other system."""
+        return getattr(self.system, "unites", False)
+
     def __init__(self, system: Refines):
         self.system = system
         self.vocabulary = system.vocabulary

@@ -69,7 +69,7 @@ def evaluate(
     `limit` takes the first cases only; the first of `fusions` is the consensus that outcomes and means refer to. Voxels
     that nobody labelled (`Dataset.ignore`) are background of truth and answers alike.
     """
-    names = [name for name in dataset.labels if name in segmenter.vocabulary.names]
+    names = [name for name in dataset.targets if name in segmenter.vocabulary.names]
     cases = dataset.split(split)[:limit]
     rows = []
     for done, case in enumerate(cases):
@@ -92,8 +92,8 @@ def consensus_dice(
     for case in dataset.split(split)[:limit]:
         scan, labels = dataset.read(case)
         seen = segmenter.look(scan)
-        for name, number in dataset.labels.items():
-            if name in segmenter.vocabulary.names and (truth := labels == number).any():
+        for name in dataset.targets:
+            if name in segmenter.vocabulary.names and (truth := dataset.truth(name, labels)).any():
                 answer = segmenter(seen, [name], n=n, seed=seed, anyway=True)[name].without(labels == IGNORED)
                 out.setdefault(case.name, {})[name] = dice(answer.consensus("mean"), truth)
     return out
@@ -115,7 +115,7 @@ def _case_rows(
     orientation = orientation_of(scan.affine)
     fused, rows = {}, []
     for done, name in enumerate(names):
-        truth = labels == dataset.labels[name]
+        truth = dataset.truth(name, labels)
         answer = segmenter(seen, [name], n=n, seed=seed, anyway=True)[name].without(labels == IGNORED)
         consensus = {how: answer.consensus(how) for how in fusions}
         fused[name] = consensus[fusions[0]]
@@ -144,7 +144,7 @@ def _case_rows(
             )
         )
         on_step((done + 1) / len(names))
-    return [replace(row, wrong=_wrong(row.target, fused, labels == dataset.labels[row.target])) for row in rows]
+    return [replace(row, wrong=_wrong(row.target, fused, dataset.truth(row.target, labels))) for row in rows]
 
 
 def _wrong(name: str, fused: dict[str, np.ndarray], truth: np.ndarray) -> float:

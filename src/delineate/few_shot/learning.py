@@ -189,7 +189,8 @@ def look_at(dataset: Dataset, subjects: Sequence[str], preparation: Preparation)
     looked = []
     for case in only(dataset, subjects).cases:
         scan, ids = dataset.read(case)
-        truth = {name: ids == value for name, value in dataset.labels.items() if (ids == value).any()}
+        shown = {name: dataset.truth(name, ids) for name in dataset.targets}
+        truth = {name: mask for name, mask in shown.items() if mask.any()}
         looked.append(Looked(preparation(scan), truth, ids == IGNORED))
     return looked
 

@@ -119,8 +119,13 @@ def adapt(request: AdaptRequest, output: Path, *, device: str = "cpu", watch: Wa
         raise DatasetError(f"{dataset.root}: {unlike_channels(dataset.channels, base.habits.channels)}")
     if dataset.channels and (request.n4 or request.unlabelled is not None):
         raise DelineateError(f"--n4 and --unlabelled are for scans of one image; {dataset.root} has several channels")
-    dataset, renamed = with_names(dataset, base.vocabulary, request.names or {})
-    vocabulary = base.vocabulary.merged(dataset.vocabulary())
+    if dataset.regions:
+        raise DatasetError(
+            f"{dataset.root}: an adapter learns names that exclude each other, and here are regions "
+            f"({', '.join(dataset.regions)}); declare their parts alone, each with an id"
+        )
+    dataset, renamed = with_names(dataset, base.system.vocabulary, request.names or {})
+    vocabulary = base.system.vocabulary.merged(dataset.vocabulary())
     drawn = draw_shots(dataset, _count(request.shots, dataset), hold_out=request.hold_out, seed=seed)
     learnt = attach(base.system, config, vocabulary).system.learnt  # what cannot be adapted is refused here
     source_set = None if request.source is None else _source(request.source, base)

@@ -82,7 +82,7 @@ def calibrate(
     def gathered(looking: Segmenter, count: int, report: Callable[[float], None]) -> list[Evidence]:
         evidence: list[Evidence] = []
         for done, (dataset, case) in enumerate(cases):
-            names = [name for name in dataset.labels if name in looking.vocabulary.names]
+            names = [name for name in dataset.targets if name in looking.vocabulary.names]
             asked = answers(looking, dataset, [case], names, count, seed)
             evidence += [evidence_from(dataset, one) for one in asked]
             report((done + 1) / len(cases))

@@ -90,7 +90,7 @@ def evaluate_model(
     rows = how.rows(segmenter, dataset, split=split, n=request.n, seed=request.seed, on_step=watch.update)
     if not rows:
         raise DatasetError(
-            f"{dataset.root}: the model knows none of its targets ({', '.join(dataset.labels)}); "
+            f"{dataset.root}: the model knows none of its targets ({', '.join(dataset.targets)}); "
             "see what it knows with: delineate prompts"
         )
     report = {

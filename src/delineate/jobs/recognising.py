@@ -77,7 +77,7 @@ def recogniser_of(
             turns[dataset.name] = taught
         on_step(0.7 + 0.3 * (k + 1) / len(datasets))
     known = segmenter.vocabulary.names
-    kinds = [Kind(d.name, d.modality, tuple(name for name in d.labels if name in known)) for d in datasets]
+    kinds = [Kind(d.name, d.modality, tuple(name for name in d.targets if name in known)) for d in datasets]
     found = fit_recogniser(kinds, [np.concatenate(own) for own in gists], np.concatenate(others), held_out)
     return replace(found, turns=turns)
 
@@ -89,7 +89,7 @@ def local_kind(segmenter: Segmenter, dataset: Dataset, recogniser: Recogniser) -
         gist = _gist(segmenter, _seen(segmenter, dataset.read(case)[0], SLICES_HELD_OUT))
         if gist is not None:
             told.append(recogniser.looks(gist))
-    known = tuple(name for name in dataset.labels if name in segmenter.vocabulary.names)
+    known = tuple(name for name in dataset.targets if name in segmenter.vocabulary.names)
     return Local.of(Kind(dataset.name, dataset.modality, known), told) if len(told) > 1 else None
 
 

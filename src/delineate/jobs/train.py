@@ -311,7 +311,7 @@ def train_on(
     if not here().first:
         return curves
     logs = finished_before(work, logs) | logs
-    habits = Habits(apart_mm=bank.apart_mm, channels=bank.channels)
+    habits = Habits(apart_mm=bank.apart_mm, channels=bank.channels, regions=bank.regions)
     segmenter = Segmenter(trained, tuple(dict.fromkeys(bank.modalities)), habits=habits)
     training = {
         **about,

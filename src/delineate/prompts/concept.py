@@ -12,8 +12,16 @@ Names = Annotated[tuple[Name, ...], Len(0, 100)]
 
 @dataclass(frozen=True)
 class Concept:
-    """One target: its canonical name, other names for it, the modalities it was seen in ("CT", "MR")."""
+    """One target.
+
+    Attributes:
+        name: the canonical one.
+        synonyms: other names for it.
+        modalities: it was seen in ("CT", "MR").
+        parts: names of the same vocabulary, exclusive of each other, that it is made of; () where it is learnt itself.
+    """
 
     name: Name
     synonyms: Names = ()
     modalities: Names = ()
+    parts: Names = ()

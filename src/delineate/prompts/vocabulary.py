@@ -64,6 +64,10 @@ class Vocabulary:
 
     def __post_init__(self):
         object.__setattr__(self, "concepts", tuple(self.concepts))
+        learnt = {concept.name for concept in self.concepts if not concept.parts}
+        for concept in self.concepts:
+            if odd := [part for part in concept.parts if part not in learnt]:
+                raise DatasetError(f"'{concept.name}' is made of '{odd[0]}', which is not learnt. Correct its parts.")
         _ = self._phrases  # refuses clashes now
 
     @classmethod
@@ -119,6 +123,20 @@ class Vocabulary:
         """The canonical names, in order."""
         return tuple(concept.name for concept in self.concepts)
 
+    @property
+    def learnt(self) -> "Vocabulary":
+        """What is learnt itself: all but what is made of parts."""
+        return Vocabulary(tuple(concept for concept in self.concepts if not concept.parts))
+
+    @property
+    def regions(self) -> tuple[Concept, ...]:
+        """What is made of parts."""
+        return tuple(concept for concept in self.concepts if concept.parts)
+
+    def with_regions(self, regions: Iterable[Concept]) -> "Vocabulary":
+        """This one with further concepts that are made of its names."""
+        return Vocabulary((*self.concepts, *regions))
+
     def index(self, name: str) -> int:
         """The place of a canonical name. Raises `PromptError` if it is not here."""
         if name not in self.names:
@@ -139,6 +157,7 @@ class Vocabulary:
                 new.name,
                 tuple(dict.fromkeys(old.synonyms + new.synonyms)),
                 tuple(dict.fromkeys(old.modalities + new.modalities)),
+                old.parts or new.parts,
             )
         return Vocabulary(tuple(merged.values()))
 
@@ -189,7 +208,9 @@ class Vocabulary:
         """The vocabulary as plain JSON values."""
         return {
             "concepts": [
-                {"name": c.name, "synonyms": list(c.synonyms), "modalities": list(c.modalities)} for c in self.concepts
+                {"name": c.name, "synonyms": list(c.synonyms), "modalities": list(c.modalities)}
+                | ({"parts": list(c.parts)} if c.parts else {})
+                for c in self.concepts
             ]
         }
 

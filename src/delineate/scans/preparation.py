@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from annotated_types import Interval
 
+from delineate.prompts.concept import Concept
 from delineate.scans.histogram import PERCENTILES, landmarks, standard_of, standardise
 from delineate.scans.scan import Scan
 from delineate.storage.schema import Line, Name
@@ -60,6 +61,7 @@ class Habits:
         channels: of the scans that it reads (`Scan.channels`); of the model, as is the next.
         apart_mm: how far the neighbours of a slice are away that a network sees with it (`delineate.scans.grid`); None
             for the next slices. Of the model, so an adapter does not tell it.
+        regions: what it can be asked beside its system's names, of which they are made; likewise.
     """
 
     preparation: Preparation = field(default_factory=Preparation)
@@ -67,6 +69,7 @@ class Habits:
     usual_doubt: Mapping[Name, Annotated[float, Interval(ge=0, le=1e6)]] = field(default_factory=dict)
     channels: tuple[Line, ...] = ()
     apart_mm: Annotated[float, Interval(gt=0, le=1000)] | None = None
+    regions: tuple[Concept, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""

@@ -111,6 +111,12 @@ class Asked:
         assert self.concept is not None, "only a system with open_words is asked for what has no name"
         return self.concept.name
 
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The names that are learnt for it: those that a region is made of, else its own."""
+        assert self.concept is not None, "only a system with open_words is asked for what has no name"
+        return self.concept.parts or (self.concept.name,)
+
 
 @dataclass(frozen=True, eq=False)
 class Drawn:

@@ -120,7 +120,7 @@ def lines_of(
 
     Arguments as for `delineate.evaluation.evaluation.evaluate`. One target is in memory at a time.
     """
-    names = [name for name in dataset.labels if name in segmenter.vocabulary.names]
+    names = [name for name in dataset.targets if name in segmenter.vocabulary.names]
     cases = dataset.split(split)[:limit]
     found = []
     for answered in answers(segmenter, dataset, cases, names, n, seed):
@@ -142,7 +142,7 @@ def answers(
         seen, unlabelled = segmenter.look(scan), labels == IGNORED
         raters = None if raters is None else raters & ~unlabelled
         for name in names:
-            truth = labels == dataset.labels[name]
+            truth = dataset.truth(name, labels)
             answer = segmenter(seen, [name], n=n, seed=seed, anyway=True)[name].without(unlabelled)
             yield Answered(case, scan, answer, truth, truth[None] if raters is None else raters)
 

@@ -73,6 +73,7 @@ class Prompted:
     open_words = False
     decoder = r"\b(grow|up|head|bring|told|mix|out|spread|decoders)\b"  # on the way from features to answers
     draws_estimate = True
+    unites = True  # answers a region as a whole
     levels_kept = 1  # of the features, finest first: what is needed once a slice was looked at
     configured: type[PromptedConfig] = PromptedConfig
 
@@ -173,16 +174,17 @@ class Prompted:
         return thresholds(probability, n, seed, clues.known, on_step)
 
     def _probability(self, seen: Features, asked: Asked) -> Tensor:
-        """(S, size, size): the name against its rivals, and background."""
+        """(S, size, size): the name, or the parts of a region, against their rivals and background."""
         head, names = self.control.head, self.vocabulary.names
         pooled = self.foundation.encode_text(list(names)).pooled
-        against = {asked.name, *self.config.rivals.get(asked.name, names)}
+        against = {name for part in asked.parts for name in (part, *self.config.rivals.get(part, names))}
         rivals = [i for i, name in enumerate(names) if name in against]
         key = ("total", *rivals)
         if key not in seen.memo:  # the logarithm of what all shares are divided by, (S, size, size)
             seen.memo[key] = torch.cat([head.total(chunk.fine, pooled[rivals]) for chunk in seen.split(at_once(16))])
-        own = pooled[[names.index(asked.name)]]
-        logit = torch.cat([head(chunk.fine, own)[:, 0] for chunk in seen.split(at_once(16))])
+        own = pooled[[names.index(part) for part in asked.parts]]
+        logits = torch.cat([head(chunk.fine, own) for chunk in seen.split(at_once(16))])
+        logit = logits[:, 0] if len(own) == 1 else logits.logsumexp(dim=1)
         return (logit - seen.memo[key]).exp().clamp(max=1)  # rounding may exceed it
 
     @torch.no_grad()
