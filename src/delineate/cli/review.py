@@ -47,7 +47,7 @@ def review(
     path: Annotated[
         Path,
         typer.Argument(
-            help="A folder that `delineate segment` wrote, a scan (NIfTI, DICOM, PNG, …), or a folder of scans."
+            help="A folder that `delineate segment` wrote, a scan (NIfTI, NRRD, DICOM, PNG, …), or a folder of scans."
         ),
     ],
     model: ModelOption = None,

@@ -31,7 +31,9 @@ SEGS = {"binary": "binary", "fractional": "fractional", "none": None}
 
 
 def segment(
-    path: Annotated[Path, typer.Argument(help="A scan (NIfTI, DICOM, PNG, JPEG, TIFF), or a folder of scans.")],
+    path: Annotated[
+        Path, typer.Argument(help="A scan (NIfTI, NRRD, MetaImage, DICOM, PNG, JPEG, TIFF), or a folder of scans.")
+    ],
     prompt: Annotated[list[str], typer.Option("--prompt", "-p", help="A target in words; repeat for several.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write to; a subfolder for each case.")],
     proposals: Annotated[int, typer.Option("--proposals", "-n", min=1, max=64, help="Masks for each target.")] = 8,

@@ -8,9 +8,11 @@ from functools import cached_property
 from pathlib import Path
 
 from delineate.errors import ScanError
+from delineate.scans import metaimage, nifti, nrrd
 from delineate.scans.dicom.source import DICOM_SUFFIXES, files_in, is_dicom
-from delineate.scans.nifti import NIFTI_SUFFIXES
-from delineate.scans.scan import SCAN_SUFFIXES, is_scan_file, stem_of, suffix_of
+from delineate.scans.metaimage import META_SUFFIXES
+from delineate.scans.nrrd import NRRD_SUFFIXES
+from delineate.scans.scan import SCAN_SUFFIXES, VOLUME_SUFFIXES, is_scan_file, stem_of, suffix_of
 from delineate.storage.files import sha256_of
 from delineate.storage.places import case_folder_name
 
@@ -19,6 +21,8 @@ class Kind(Enum):
     """What a scan is kept in."""
 
     NIFTI = "NIfTI"
+    NRRD = "NRRD"
+    METAIMAGE = "MetaImage"
     PICTURE = "picture"
     DICOM = "DICOM"
     OTHER = "other"
@@ -41,7 +45,8 @@ class Found:
     @classmethod
     def at(cls, path: Path | str) -> "Found":
         """What lies at `path`."""
-        return cls(Path(path), case_name(Path(path)), kind_of(Path(path)))
+        path = nifti.header_of(Path(path))
+        return cls(path, case_name(path), kind_of(path))
 
     @cached_property
     def digest(self) -> str:
@@ -67,9 +72,10 @@ def find_scans(path: Path) -> list[Found]:
     scans = sorted(p for p in path.iterdir() if p.is_file() and is_scan_file(p))
     own = Found.at(path)
     if own.kind is Kind.DICOM:
-        if volumes := [p.name for p in scans if p.name.endswith(NIFTI_SUFFIXES)]:
+        if volumes := [p.name for p in scans if suffix_of(p) in VOLUME_SUFFIXES]:
             raise ScanError(
-                f"{path}: found DICOM beside {len(volumes)} NIfTI files; name one, or part them in two folders"
+                f"{path}: found DICOM beside {len(volumes)} volumes in files of their own ({volumes[0]}); name one, or "
+                "part them in two folders"
             )
         return [own]
     below = [Found.at(p) for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")]
@@ -90,7 +96,8 @@ def kind_of(path: Path) -> Kind:
     """What a scan is kept in: by the suffix of a file that has a known one, else by the mark of DICOM."""
     suffix = suffix_of(path)
     if suffix in SCAN_SUFFIXES and not path.is_dir():
-        return Kind.NIFTI if suffix in NIFTI_SUFFIXES else Kind.PICTURE
+        known = {**dict.fromkeys(NRRD_SUFFIXES, Kind.NRRD), **dict.fromkeys(META_SUFFIXES, Kind.METAIMAGE)}
+        return known.get(suffix, Kind.NIFTI if suffix in VOLUME_SUFFIXES else Kind.PICTURE)
     return Kind.DICOM if is_dicom(path) else Kind.OTHER
 
 
@@ -108,7 +115,27 @@ def case_name(path: Path) -> str:
 
 
 def digest_of(path: Path) -> str:
-    """The SHA-256 of a scan: of the file, or for a DICOM folder of its files' own, sorted, whatever they are called."""
-    if not path.is_dir():
-        return sha256_of(path)
-    return hashlib.sha256("".join(sorted(sha256_of(file) for file in files_in(path))).encode()).hexdigest()
+    """The SHA-256 of a scan: of the file; of a header and the file with its voxels; or of the files of a DICOM folder.
+
+    Of several files it is that of their own, sorted, whatever they are called.
+    """
+    files = files_in(path) if path.is_dir() else files_of(path)
+    if len(files) == 1 and not path.is_dir():
+        return sha256_of(files[0])
+    return hashlib.sha256("".join(sorted(sha256_of(file) for file in files)).encode()).hexdigest()
+
+
+def files_of(path: Path) -> list[Path]:
+    """The files that a scan is kept in: one, or a header and the file with its voxels."""
+    path = nifti.header_of(path)
+    suffix = suffix_of(path)
+    formats = {
+        nifti.PAIR_SUFFIX: nifti,
+        **dict.fromkeys(NRRD_SUFFIXES, nrrd),
+        **dict.fromkeys(META_SUFFIXES, metaimage),
+    }
+    try:
+        data = formats[suffix].data_of(path) if suffix in formats else path
+    except (ScanError, OSError):  # whoever reads it is told
+        data = path
+    return [path] if data == path else [path, data]
