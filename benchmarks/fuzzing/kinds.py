@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
-from fuzzing import dicom, names, nifti, options, pictures, places, sealed, sets
+from fuzzing import dicom, names, nifti, options, pictures, places, sealed, sets, volumes
 from fuzzing.trial import Trial
 from fuzzing.world import World
 
@@ -30,6 +30,8 @@ class Kind:
 KINDS: dict[str, Kind] = {
     "nifti": Kind(17, nifti.trial, ("ct",)),
     "nifti-same": Kind(5, nifti.same_trial, ("ct",)),
+    "volume": Kind(8, volumes.trial, ("ct",)),
+    "volume-same": Kind(2, volumes.same_trial, ("ct",)),
     "picture": Kind(10, pictures.trial, ("pictures",)),
     "picture-same": Kind(3, pictures.same_trial, ("pictures",)),
     "dicom": Kind(7, dicom.trial, ("dicom",)),
@@ -65,6 +67,7 @@ def shares(count: int, only: Sequence[str]) -> list[tuple[str, int]]:
 
 FIRST: dict[str, Callable[[World], object]] = {  # what a kind compares with, made before workers part
     "nifti-same": nifti.usual_volumes,
+    "volume-same": nifti.usual_volumes,
     "picture-same": pictures.usual_pixels,
     "dicom-same": dicom.usual_volumes,
 }

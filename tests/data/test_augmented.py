@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from tests.data.test_dataset import pictures
 from tests.scans.test_geometry import ALL_48, affine_with
+from tests.scans.test_volume_formats import written
 
 from delineate.data.augmented import AugmentedDataset, cropped, slab_of
 from delineate.data.check import check_dataset
@@ -17,7 +18,7 @@ from delineate.data.slices import build_slices
 from delineate.data.synthetic import Origin
 from delineate.errors import DatasetError
 from delineate.scans.geometry import from_canonical, orientation_of, to_canonical
-from delineate.scans.reading import read_labels
+from delineate.scans.reading import read_labels, read_scan
 from delineate.scans.scan import Scan
 from delineate.scans.writing import write_scan
 from delineate.storage.files import write_json
@@ -243,3 +244,22 @@ def test_an_unknown_modality_stays_unknown(flat, tmp_path):
 def test_a_known_modality_is_kept(flat, tmp_path, modality):
     dataset = open_dataset(flat, targets=["polyp"], modality=modality)
     assert open_dataset(enlarged(tmp_path / "big", dataset)).modality == modality
+
+
+@pytest.mark.parametrize(("image", "label"), [(".nrrd", ".seg.nrrd"), (".mhd", ".mha"), (".hdr", ".nii")])
+def test_volumes_of_other_formats_become_nifti(tmp_path, image, label):
+    voxels = np.arange(120, dtype=np.int16).reshape(SHAPE)
+    for part in ("images", "masks"):
+        (tmp_path / "set" / part).mkdir(parents=True)
+    for n in range(3):
+        written(tmp_path / "set" / "images" / f"c{n}{image}", voxels + n)
+        written(tmp_path / "set" / "masks" / f"c{n}{label}", (voxels > 60).astype(np.uint8))
+    write_json(tmp_path / "set" / "splits.json", {"train": ["c0", "c1"], "val": ["c2"], "test": []})
+    dataset = open_dataset(tmp_path / "set", targets=["liver"], modality="MR")
+    enlarged = AugmentedDataset(tmp_path / "out", dataset, flat=False)
+    enlarged.add_real(dataset.cases[1])
+    scan, ids = dataset.read(dataset.cases[1])
+    back = read_scan(tmp_path / "out" / "imagesTr" / "c1_0000.nii.gz")
+    assert np.array_equal(back.voxels, scan.voxels)
+    np.testing.assert_allclose(back.affine, scan.affine, rtol=1e-5, atol=1e-4)
+    assert np.array_equal(read_labels(tmp_path / "out" / "labelsTr" / "c1.nii.gz").voxels, ids)

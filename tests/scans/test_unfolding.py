@@ -168,7 +168,7 @@ def test_voxels_that_begin_far_down_are_refused_before_all_before_them_is_unfold
     path = tmp_path / "v.nii.gz"
     path.write_bytes(gzip.compress(header_of(vox_offset=2**29)) + bytes(2 * MIB))
     refusal(path, "voxels must begin before byte 268435456")
-    monkeypatch.setattr(nifti, "_LARGEST_OFFSET", 2000)
+    monkeypatch.setattr(nifti, "LARGEST_OFFSET", 2000)
     path.write_bytes(gzip.compress(header_of(vox_offset=2048) + bytes(4096)))
     refusal(path, "voxels must begin before byte 2000, the header says 2048")
     monkeypatch.undo()

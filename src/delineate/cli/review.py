@@ -47,7 +47,7 @@ def review(
     path: Annotated[
         Path,
         typer.Argument(
-            help="A folder that `delineate segment` wrote, a scan (NIfTI, DICOM, PNG, …), or a folder of scans."
+            help="A folder that `delineate segment` wrote, a scan (NIfTI, NRRD, DICOM, PNG, …), or a folder of scans."
         ),
     ],
     model: ModelOption = None,
@@ -91,7 +91,8 @@ def review(
             )
     if len({safe_name(name) for name in users}) < len(users):
         raise typer.BadParameter(f"--user names must differ in letters and digits; got {', '.join(users)}")
-    cases = find_cases(path, output, modality=modality, volume=volume, series=series, fill_gaps=fill_gaps)
+    reading = {"modality": modality, "volume": volume, "series": series, "fill_gaps": fill_gaps}
+    cases = find_cases(path, output, on_left_out=lambda line: say(f"delineate: {line}"), **reading)
     there = [case for case in cases if case.file.exists()]
     if len(cases) == 1 or not there:
         _ = cases[0].info  # what is wrong with the only scan is said now, in one line

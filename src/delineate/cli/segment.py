@@ -31,7 +31,9 @@ SEGS = {"binary": "binary", "fractional": "fractional", "none": None}
 
 
 def segment(
-    path: Annotated[Path, typer.Argument(help="A scan (NIfTI, DICOM, PNG, JPEG, TIFF), or a folder of scans.")],
+    path: Annotated[
+        Path, typer.Argument(help="A scan (NIfTI, NRRD, MetaImage, DICOM, PNG, JPEG, TIFF), or a folder of scans.")
+    ],
     prompt: Annotated[list[str], typer.Option("--prompt", "-p", help="A target in words; repeat for several.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write to; a subfolder for each case.")],
     proposals: Annotated[int, typer.Option("--proposals", "-n", min=1, max=64, help="Masks for each target.")] = 8,
@@ -96,7 +98,7 @@ def segment(
     from delineate.prompts.understanding import in_words, understood
     from delineate.prompts.vocabulary import unknown_prompt_message
     from delineate.proposals.fusion import FUSIONS
-    from delineate.scans.finding import Found, Kind, find_scans
+    from delineate.scans.finding import Found, Kind, look_for_scans
 
     if consensus not in FUSIONS:
         raise typer.BadParameter(f"--consensus is one of {', '.join(FUSIONS)}")
@@ -104,7 +106,10 @@ def segment(
         raise typer.BadParameter(f"--seg is one of {', '.join(SEGS)}; got '{seg}'")
     if turn not in TURNING:
         raise typer.BadParameter(f"--turn is one of {', '.join(TURNING)}; got '{turn}'")
-    scans = find_scans(path)
+    looked = look_for_scans(path)
+    scans = looked.scans
+    for line in looked.left_out:
+        say(f"delineate: {line}")
     if (series is not None or fill_gaps) and not any(scan.kind is Kind.DICOM for scan in scans):
         raise typer.BadParameter("--series and --fill-gaps are for DICOM, and there is none")
     folder, _ = check_model(model)

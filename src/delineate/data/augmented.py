@@ -19,8 +19,10 @@ from delineate.data.layout import IGNORE
 from delineate.data.synthetic import PROVENANCE
 from delineate.errors import DatasetError
 from delineate.scans.geometry import from_canonical, orientation_of, to_canonical
-from delineate.scans.scan import Scan, stem_of
-from delineate.scans.writing import write_labels
+from delineate.scans.nifti import NIFTI_SUFFIXES
+from delineate.scans.reading import read_scan
+from delineate.scans.scan import VOLUME_SUFFIXES, Scan, stem_of, suffix_of
+from delineate.scans.writing import write_labels, write_scan
 from delineate.storage.files import write_json
 
 
@@ -61,9 +63,13 @@ class AugmentedDataset:
         return self.folder / self.images / (f"{name}{suffix}" if self.flat else f"{name}_0000.nii.gz")
 
     def add_real(self, case: Case) -> None:
-        """Copy a real case as it is; labels that the dataset leaves out become background."""
-        suffix = case.image.name.removeprefix(stem_of(case.image))
-        _copied(case.image, self.image_path(case.name, suffix))
+        """Copy a real case as it is, volumes as NIfTI; labels that the dataset leaves out become background."""
+        suffix = suffix_of(case.image)
+        target = self.image_path(case.name, case.image.name.removeprefix(stem_of(case.image)))
+        if suffix in VOLUME_SUFFIXES and suffix not in NIFTI_SUFFIXES:  # the folder is one of NIfTI
+            write_scan(target, read_scan(case.image))
+        else:
+            _copied(case.image, target)
         self._add_labels(case, case.name, None)
         self.subjects[case.name] = case.subject
 
@@ -112,7 +118,7 @@ class AugmentedDataset:
         suffix = case.labels.name.removeprefix(stem_of(case.labels))
         target = self.folder / self.masks / (f"{name}{suffix}" if self.flat else f"{name}.nii.gz")
         part = None if self.flat else slices
-        if part is None and not self.dataset.other_ids:
+        if part is None and not self.dataset.other_ids and (self.flat or suffix_of(case.labels) in NIFTI_SUFFIXES):
             _copied(case.labels, target)
             return
         scan, ids = self.dataset.read(case)

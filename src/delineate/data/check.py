@@ -28,9 +28,9 @@ from delineate.data.likeness import groups_alike
 from delineate.errors import DatasetError, ScanError
 from delineate.prompts.modality import modality_code
 from delineate.scans.channels import grid_difference
+from delineate.scans.finding import digest_of
 from delineate.scans.reading import read_labels
 from delineate.scans.scan import Scan
-from delineate.storage.files import sha256_of
 
 OUTLIER_FACTOR = 3.0  # a spacing this many times the median of its axis, or a third of it, is remarked on
 NEARLY_ALL, HARDLY_ANY = 0.98, 4  # of an image, and how many voxels: shares of labels that are remarked on
@@ -290,7 +290,7 @@ class _Checks:
             self.add(source, f"no split '{wanted}'", "add it, empty if it is meant to be", "warning")
         first: dict[str, str] = {}
         for name, image in self.files.images.items():
-            digest = sha256_of(image)
+            digest = digest_of(image)
             if (twin := first.setdefault(digest, name)) == name:
                 continue
             splits = [home.get(self.subjects[one]) for one in (twin, name)]
@@ -309,7 +309,7 @@ class _Checks:
                 (name for name in group if self.subjects[name] in home), key=lambda name: self._rank(home, name)
             )
             splits = [home[self.subjects[name]] for name in held]
-            if len(set(splits)) < 2 or len({sha256_of(images[name]) for name in held}) == 1:
+            if len(set(splits)) < 2 or len({digest_of(images[name]) for name in held}) == 1:
                 continue
             others = ", ".join(f"{images[n].name} in '{s}'" for n, s in zip(held[1:], splits[1:], strict=True))
             self.add(

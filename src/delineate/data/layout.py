@@ -2,8 +2,8 @@
 
 Layout 1, nnU-Net v2 and Medical Segmentation Decathlon (MSD): `dataset.json`, `imagesTr/NAME_0000.nii.gz` (or
 `imagesTr/NAME.nii.gz`), `labelsTr/NAME.nii.gz`. Layout 2: `images/NAME.*` and `masks/NAME.*` (also
-`NAME_mask.*`, `NAME_segmentation.*`). Beside either there may be `raters/NAME_r1.*`, `NAME_r2.*`, …: what each of
-several raters drew. Files are found by listing the folders; no path comes from a JSON file.
+`NAME_mask.*`, `NAME_segmentation.*`, `NAME.seg.nrrd`). Beside either there may be `raters/NAME_r1.*`, `NAME_r2.*`, …:
+what each of several raters drew. Files are found by listing the folders; no path comes from a JSON file.
 """
 
 import re
@@ -16,8 +16,7 @@ from delineate.errors import DatasetError, DelineateError
 from delineate.prompts.anatomy import MODALITIES
 from delineate.prompts.modality import modality_code
 from delineate.prompts.vocabulary import canonical_name
-from delineate.scans.nifti import NIFTI_SUFFIXES
-from delineate.scans.scan import is_scan_file, stem_of, suffix_of
+from delineate.scans.scan import VOLUME_SUFFIXES, is_scan_file, stem_of, suffix_of
 from delineate.storage import schema
 from delineate.storage.schema import Line, Name
 
@@ -296,7 +295,7 @@ def declared_channels(description: Mapping[str, Any], root: Path, images: Iterab
     Three or four channels of `images` that are pictures are the colours of one file, whatever they are called.
     """
     names = _channel_names(description, root)
-    pictures = not any(suffix_of(path) in NIFTI_SUFFIXES for path in images)
+    pictures = not any(suffix_of(path) in VOLUME_SUFFIXES for path in images)
     if len(names) == 1 or set(names) <= set("RGBrgb") or (pictures and len(names) in (3, 4)):
         return ()
     if len(names) > MOST_CHANNELS or len(set(names)) < len(names) or not all(name.strip() for name in names):

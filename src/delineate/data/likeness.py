@@ -18,9 +18,9 @@ costs little (two subjects stay together), a missed one flatters a figure.
 Saving as JPEG, another size or depth, a change of brightness or contrast and a crop of a few pixels leave images alike;
 mirrored, turned and larger crops do not. Likeness is passed on: if a is like b and b like c, all three are one group.
 
-Volumes (NIfTI) are compared byte for byte alone: it would take long to read them all, and slices of one volume belong
-to one subject anyway. So are pictures too small (`LEAST_PIXELS`) or too even (`LEAST_SPREAD`) to tell apart: all blank
-ones look the same.
+Volumes (NIfTI, NRRD, MetaImage) are compared byte for byte alone: it would take long to read them all, and slices of
+one volume belong to one subject anyway. So are pictures too small (`LEAST_PIXELS`) or too even (`LEAST_SPREAD`) to tell
+apart: all blank ones look the same.
 """
 
 from collections import defaultdict
@@ -34,9 +34,9 @@ from PIL import Image
 from scipy.fft import dctn
 
 from delineate.errors import ScanError
+from delineate.scans.finding import digest_of
 from delineate.scans.flat_images import DAMAGE, PICTURE_SUFFIXES, TIFF_SUFFIXES, read_flat
 from delineate.scans.scan import MAX_VOXELS, suffix_of
-from delineate.storage.files import sha256_of
 
 MOST_PHASH_BITS = 16  # of 80 may differ
 MOST_DHASH_BITS = 64  # of 256
@@ -126,7 +126,7 @@ def _equal_files(paths: Sequence[Path]) -> list[tuple[int, int]]:
     for indices in sizes.values():
         first: dict[str, int] = {}
         for index in indices if len(indices) > 1 else ():
-            if (twin := first.setdefault(sha256_of(paths[index]), index)) != index:
+            if (twin := first.setdefault(digest_of(paths[index]), index)) != index:
                 pairs.append((twin, index))
     return pairs
 

@@ -22,11 +22,10 @@ from delineate.jobs.watch import Nobody, Watch, reporter, work_folder
 from delineate.model_folder import check_model, fingerprint
 from delineate.pictures import adaptation_chart, training_curves
 from delineate.prompts.vocabulary import Vocabulary, canonical_name
-from delineate.scans.finding import find_scans
+from delineate.scans.finding import digest_of, find_scans
 from delineate.scans.preparation import Habits, Preparation
 from delineate.scans.reading import read_scan
 from delineate.segmenter import Segmenter, unlike_channels
-from delineate.storage.files import sha256_of
 from delineate.storage.sealed import check_free
 from delineate.training.loop import Budget, polite_stop
 
@@ -175,7 +174,7 @@ def adapt(request: AdaptRequest, output: Path, *, device: str = "cpu", watch: Wa
         "modality": dataset.modality,
         "renamed": renamed,
         "subjects": len(drawn.drawn),
-        "learnt_from": [sha256_of(case.image) for case in only(dataset, drawn.drawn).cases],
+        "learnt_from": [digest_of(case.image) for case in only(dataset, drawn.drawn).cases],
         "stages": {stage: log[-1] for stage, log in logs.items() if log},
     }
     told = {"sha256": base_hash, "name": folder.name, "system": about_model["system"]}

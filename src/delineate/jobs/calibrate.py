@@ -35,10 +35,10 @@ from delineate.model_folder import check_model, is_model
 from delineate.proposals.fusion import FOREGROUND
 from delineate.proposals.islands import without_islands
 from delineate.proposals.proposals import presence
+from delineate.scans.finding import digest_of
 from delineate.scans.geometry import canonical_spacing, orientation_of, to_canonical
 from delineate.segmenter import Segmenter
 from delineate.storage import sealed
-from delineate.storage.files import sha256_of
 
 MARGIN_MM = 20.0  # along the body: a mask that goes on a little beyond the end of its target is no false alarm
 
@@ -294,7 +294,7 @@ def calibrate_local(
     kept = []
     for dataset in datasets:
         cases = dataset.split(split)
-        taught = {case.subject for case in cases if learnt and sha256_of(case.image) in learnt}
+        taught = {case.subject for case in cases if learnt and digest_of(case.image) in learnt}
         subjects = sorted({case.subject for case in cases} - taught)
         if taught:
             watch.say(f"{dataset.root}: the adapter learnt from {len(taught)} of its subjects; they are left out")

@@ -14,6 +14,7 @@ from delineate.errors import DatasetError, DelineateError
 from delineate.evaluation.protocols import PROTOCOLS
 from delineate.jobs.watch import Nobody, Watch
 from delineate.model_folder import check_model, fingerprint
+from delineate.scans.finding import digest_of
 from delineate.segmenter import Segmenter
 from delineate.storage.files import sha256_of, write_json
 
@@ -77,7 +78,7 @@ def evaluate_model(
     if adapter is not None:
         learnt_from[str(adapter)] = read_adapter(adapter).training.get("learnt_from", ())
     for who, digests in learnt_from.items():
-        seen_too = [c.name for c in dataset.split(split) if sha256_of(c.image) in set(digests)] if digests else []
+        seen_too = [c.name for c in dataset.split(split) if digest_of(c.image) in set(digests)] if digests else []
         if seen_too:
             raise DelineateError(
                 f"{who}: learnt from {len(seen_too)} of these scans ({seen_too[0]}); score it on others (--split)"

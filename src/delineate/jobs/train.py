@@ -23,11 +23,10 @@ from delineate.jobs.watch import Nobody, Watch, finished_before, reporter, work_
 from delineate.model_folder import check_free, save_model
 from delineate.networks import NETWORKS
 from delineate.pictures import training_curves
-from delineate.scans.finding import find_scans
+from delineate.scans.finding import digest_of, find_scans
 from delineate.scans.preparation import Habits
 from delineate.schemes import SCHEMES, Streams
 from delineate.segmenter import Segmenter
-from delineate.storage.files import sha256_of
 from delineate.storage.pretrained import PRETRAINED, read_pretrained
 from delineate.systems import SYSTEMS
 from delineate.training.engine import PRECISIONS, Engine
@@ -253,7 +252,7 @@ def _unlabelled(
     found = find_scans(request.unlabelled)
     digests = {scan.digest for scan in found}
     held = [case for dataset in datasets for part in ("val", "test") for case in dataset.split(part)]
-    if odd := [case.name for case in held if sha256_of(case.image) in digests]:
+    if odd := [case.name for case in held if digest_of(case.image) in digests]:
         raise DatasetError(
             f"{request.unlabelled}: holds {len(odd)} scans that are held out for val or test, such as {odd[0]}; "
             "leave them out, or what is measured on them would mean nothing"

@@ -1,7 +1,7 @@
 """What can be reviewed: a scan, a folder of scans, or a folder that `delineate segment` wrote, with its answers."""
 
 import gzip
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,7 @@ import numpy as np
 from delineate.errors import ScanError
 from delineate.review.answers import Answer, answers_of_run
 from delineate.review.schema import CaseInfo, Window
-from delineate.scans.finding import Found, Kind, case_name, digest_of, find_scans
+from delineate.scans.finding import Found, Kind, case_name, digest_of, look_for_scans
 from delineate.scans.intensity import intensity_range, is_in_hounsfield_units
 from delineate.scans.reading import read_scan
 from delineate.scans.scan import Scan
@@ -133,13 +133,16 @@ _KEPT: dict[int, tuple[ReviewCase, Scan]] = {}
 _KEPT_LOCK = Lock()
 
 
-def find_cases(path: Path, output: Path | None = None, **reading: Any) -> list[ReviewCase]:
+def find_cases(
+    path: Path, output: Path | None = None, *, on_left_out: Callable[[str], None] = lambda line: None, **reading: Any
+) -> list[ReviewCase]:
     """The cases that `path` stands for, in order of their names.
 
     Args:
         path: a folder that `delineate segment` wrote, one case folder of it, a scan, or a folder of scans.
         output: where to keep what is made of scans; `<stem>-review` in the current folder for None. Cases of a
             `segment` folder keep it in their own folders.
+        on_left_out: told, a line each, what lies there and is no case.
         reading: what `read_scan` is told: `modality`, `volume`, `series`, `fill_gaps`; None and False are left out.
 
     Raises:
@@ -155,7 +158,10 @@ def find_cases(path: Path, output: Path | None = None, **reading: Any) -> list[R
         if output is not None:
             raise ScanError(f"{path}: a folder of `delineate segment` keeps its reviews itself; leave --output out")
         return [_segmented(number, file, reading) for number, file in enumerate(done)]
-    scans = find_scans(path)
+    looked = look_for_scans(path)
+    for line in looked.left_out:
+        on_left_out(line)
+    scans = looked.scans
     folder = Path(f"{case_name(path)}-review") if output is None else Path(output)
     single = len(scans) == 1 and scans[0].path == path
     return [

@@ -16,10 +16,18 @@ from delineate.errors import DelineateError, ScanError
 from delineate.review.work import NotHere
 from delineate.scans.flat_images import PICTURE_SUFFIXES, TIFF_SUFFIXES
 from delineate.scans.nifti import NIFTI_SUFFIXES
+from delineate.scans.nrrd import SEGMENTATION_SUFFIX
 from delineate.scans.reading import read_labels, read_scan
-from delineate.scans.scan import Scan, suffix_of
+from delineate.scans.scan import VOLUME_SUFFIXES, Scan, suffix_of
 
-SUFFIXES = (*NIFTI_SUFFIXES, *PICTURE_SUFFIXES, *TIFF_SUFFIXES)  # files that are whole in themselves
+SUFFIXES = (
+    *NIFTI_SUFFIXES,
+    SEGMENTATION_SUFFIX,
+    ".nrrd",
+    ".mha",
+    *PICTURE_SUFFIXES,
+    *TIFF_SUFFIXES,
+)  # files that are whole in themselves
 MOST_VOXELS = 200_000_000  # numbers: 512 x 512 x 763, or 66 million pixels in colour; 0.8 GB as float32
 SESSIONS_A_USER = 2
 SESSION_SECONDS = 3600.0
@@ -61,7 +69,7 @@ def scan_sent(file: BinaryIO, name: str | None) -> Scan:
     """A scan that was sent. Raises `UploadError`; see `read_sent`."""
 
     def read(path: Path) -> Scan:
-        colours = 1 if suffix_of(path) in NIFTI_SUFFIXES else 3
+        colours = 1 if suffix_of(path) in VOLUME_SUFFIXES else 3
         return read_scan(path, max_voxels=MOST_VOXELS // colours)
 
     return read_sent(file, name, read)

@@ -2,16 +2,21 @@
 
 import hashlib
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
 from pathlib import Path
 
 from delineate.errors import ScanError
+from delineate.scans import metaimage, nifti, nrrd
+from delineate.scans.dicom.folders import holds, look_below
 from delineate.scans.dicom.source import DICOM_SUFFIXES, files_in, is_dicom
-from delineate.scans.nifti import NIFTI_SUFFIXES
-from delineate.scans.scan import SCAN_SUFFIXES, is_scan_file, stem_of, suffix_of
+from delineate.scans.metaimage import META_SUFFIXES
+from delineate.scans.nrrd import NRRD_SUFFIXES, SEGMENTATION_SUFFIX
+from delineate.scans.scan import SCAN_SUFFIXES, VOLUME_SUFFIXES, is_scan_file, stem_of, suffix_of
 from delineate.storage.files import sha256_of
+from delineate.storage.hidden import without_hidden
 from delineate.storage.places import case_folder_name
 
 
@@ -19,6 +24,8 @@ class Kind(Enum):
     """What a scan is kept in."""
 
     NIFTI = "NIfTI"
+    NRRD = "NRRD"
+    METAIMAGE = "MetaImage"
     PICTURE = "picture"
     DICOM = "DICOM"
     OTHER = "other"
@@ -41,7 +48,8 @@ class Found:
     @classmethod
     def at(cls, path: Path | str) -> "Found":
         """What lies at `path`."""
-        return cls(Path(path), case_name(Path(path)), kind_of(Path(path)))
+        path = nifti.header_of(Path(path))
+        return cls(path, case_name(path), kind_of(path))
 
     @cached_property
     def digest(self) -> str:
@@ -49,48 +57,93 @@ class Found:
         return digest_of(self.path)
 
 
-def find_scans(path: Path) -> list[Found]:
-    """The scans that `path` stands for: itself, or all directly in the folder, sorted.
+@dataclass(frozen=True)
+class Looked:
+    """What a path was found to stand for.
 
-    A folder with DICOM files in it is one scan; so is each such folder directly in a folder.
+    Attributes:
+        scans: sorted by path.
+        left_out: what else lies there that somebody might take for a scan, a line each.
+    """
+
+    scans: list[Found]
+    left_out: tuple[str, ...] = ()
+
+
+def find_scans(path: Path) -> list[Found]:
+    """The scans that `path` stands for, as `look_for_scans`."""
+    return look_for_scans(path).scans
+
+
+def look_for_scans(path: Path) -> Looked:
+    """The scans that `path` stands for: itself, or all files directly in the folder and all DICOM in it or below.
+
+    Every folder with DICOM images directly in it is one scan, at any depth (an export: patient, study, series); its
+    name is the way to it.
 
     Raises:
-        ScanError: nothing there, DICOM beside NIfTI, or two scans that would be written to the same case folder.
+        ScanError: nothing there, DICOM beside volumes of files of their own, or two scans that would be written to the
+            same case folder.
     """
     path = Path(path)
     if not path.exists():
         raise ScanError(f"{path}: no such file or folder; check the path")
     if path.is_file():
-        return [Found.at(path)]
+        return Looked([Found.at(path)])
     if not path.is_dir():
         raise ScanError(f"{path}: a scan must be a file or a folder, this is a pipe or a device; name a file")
-    scans = sorted(p for p in path.iterdir() if p.is_file() and is_scan_file(p))
-    own = Found.at(path)
-    if own.kind is Kind.DICOM:
-        if volumes := [p.name for p in scans if p.name.endswith(NIFTI_SUFFIXES)]:
+    files = sorted(p for p in path.iterdir() if p.is_file() and is_scan_file(p))
+    segments = [p for p in files if suffix_of(p) == SEGMENTATION_SUFFIX]
+    scans = [Found.at(p) for p in files if p not in segments]
+    below = look_below(path)
+    if holds(path) == "":
+        if volumes := [p.name for p in files if suffix_of(p) in VOLUME_SUFFIXES]:
             raise ScanError(
-                f"{path}: found DICOM beside {len(volumes)} NIfTI files; name one, or part them in two folders"
+                f"{path}: found DICOM beside {len(volumes)} files of volumes ({volumes[0]}); name one, or part them in "
+                "two folders"
             )
-        return [own]
-    below = [Found.at(p) for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")]
-    series = [found for found in below if found.kind is Kind.DICOM]
-    found = sorted([*map(Found.at, scans), *series], key=lambda one: one.path)
+        scans = [Found.at(path)]
+    left_out = {"segmentations of 3D Slicer": segments, **below.left_out}
+    lines = tuple(_left_out(path, what, these) for what, these in left_out.items() if these)
+    found = sorted([*scans, *_series(path, below.series)], key=lambda one: one.path)
+    if not found and is_dicom(path):
+        return Looked([Found.at(path)], lines)  # whoever reads it is told what it holds
     if not found:
         raise ScanError(
-            f"{path}: no scan in this folder; it is searched for NIfTI, DICOM, PNG, JPEG and TIFF, not below"
+            f"{path}: no scan in this folder; files of {', '.join(SCAN_SUFFIXES)} are looked for directly in it, and "
+            f"DICOM also below{'; ' * bool(lines)}{'; '.join(line.removeprefix(f'{path}: ') for line in lines)}"
         )
     names = Counter(one.name.casefold() for one in found)  # some file systems do not tell upper from lower case
     for one in found:
         if names[one.name.casefold()] > 1:
             raise ScanError(f"{one.path}: another scan of this folder is also called '{one.name}'; rename one of them")
-    return found
+    return Looked(found, lines)
+
+
+def _series(root: Path, folders: Sequence[Path]) -> list[Found]:
+    """Series below `root`, each with a name that tells it from the others: that of its folder, or the way to it."""
+    ways = {folder: folder.relative_to(root).parts for folder in folders}
+    names = {f: case_name(f) if len(way) == 1 else case_folder_name("-".join(way)) for f, way in ways.items()}
+    count = Counter(name.casefold() for name in names.values())
+    for folder, way in ways.items():
+        if len(way) > 1 and count[names[folder].casefold()] > 1:  # a-b/c and a/b-c
+            digest = hashlib.sha256("/".join(way).encode(errors="surrogatepass")).hexdigest()[:8]
+            names[folder] = case_folder_name(f"{'-'.join(way)}-{digest}")
+    return [Found(folder, name, Kind.DICOM) for folder, name in names.items()]
+
+
+def _left_out(root: Path, what: str, paths: Sequence[Path]) -> str:
+    shown = ", ".join(without_hidden(str(p.relative_to(root))) for p in paths[:3])
+    more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
+    return f"{root}: left out: {what} ({shown}{more})"
 
 
 def kind_of(path: Path) -> Kind:
     """What a scan is kept in: by the suffix of a file that has a known one, else by the mark of DICOM."""
     suffix = suffix_of(path)
     if suffix in SCAN_SUFFIXES and not path.is_dir():
-        return Kind.NIFTI if suffix in NIFTI_SUFFIXES else Kind.PICTURE
+        known = {**dict.fromkeys(NRRD_SUFFIXES, Kind.NRRD), **dict.fromkeys(META_SUFFIXES, Kind.METAIMAGE)}
+        return known.get(suffix, Kind.NIFTI if suffix in VOLUME_SUFFIXES else Kind.PICTURE)
     return Kind.DICOM if is_dicom(path) else Kind.OTHER
 
 
@@ -108,7 +161,27 @@ def case_name(path: Path) -> str:
 
 
 def digest_of(path: Path) -> str:
-    """The SHA-256 of a scan: of the file, or for a DICOM folder of its files' own, sorted, whatever they are called."""
-    if not path.is_dir():
-        return sha256_of(path)
-    return hashlib.sha256("".join(sorted(sha256_of(file) for file in files_in(path))).encode()).hexdigest()
+    """The SHA-256 of a scan: of the file; of a header and the file with its voxels; or of the files of a DICOM folder.
+
+    Of several files it is that of their own, sorted, whatever they are called.
+    """
+    files = files_in(path) if path.is_dir() else files_of(path)
+    if len(files) == 1 and not path.is_dir():
+        return sha256_of(files[0])
+    return hashlib.sha256("".join(sorted(sha256_of(file) for file in files)).encode()).hexdigest()
+
+
+def files_of(path: Path) -> list[Path]:
+    """The files that a scan is kept in: one, or a header and the file with its voxels."""
+    path = nifti.header_of(path)
+    suffix = suffix_of(path)
+    formats = {
+        nifti.PAIR_SUFFIX: nifti,
+        **dict.fromkeys(NRRD_SUFFIXES, nrrd),
+        **dict.fromkeys(META_SUFFIXES, metaimage),
+    }
+    try:
+        data = formats[suffix].data_of(path) if suffix in formats else path
+    except (ScanError, OSError):  # whoever reads it is told
+        data = path
+    return [path] if data == path else [path, data]

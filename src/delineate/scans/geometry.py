@@ -22,6 +22,10 @@ FLAT_AFFINE = np.array([[0, 0, -1, 0], [0, -1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1]
 """The affine given to 2-D images, (1, rows, columns) at 1 mm: their orientation is the identity."""
 FLAT_AFFINE.setflags(write=False)
 
+RAS_FROM_LPS = np.diag([-1.0, -1.0, 1.0])
+"""What turns world coordinates of DICOM, ITK and 3D Slicer's files into RAS, and back."""
+RAS_FROM_LPS.setflags(write=False)
+
 SILENT_COSINE = 1e-3
 """Columns this near to orthogonal (0.06 degrees) are float32 rounding, not shear."""
 
@@ -174,9 +178,51 @@ def affine_of_header(
     if factor != 1:
         notes.append(f"the header counts in {unit}: brought to mm, times {factor:g}")
     notes += implausible_notes(path, spacing_of(affine))
-    if assume_spacing_mm is not None:
-        notes.append(f"assumed spacing {tuple(assume_spacing_mm)} not used: the file has its own geometry")
-    return affine, code, notes
+    return affine, code, [*notes, *unused_spacing_notes(assume_spacing_mm)]
+
+
+def affine_of_axes(
+    path: Path, steps_mm: np.ndarray, origin_mm: np.ndarray, to_ras: np.ndarray
+) -> tuple[np.ndarray, list[str]]:
+    """The affine (4, 4) of a grid whose axes the file gives as vectors, and notes.
+
+    Args:
+        path: what messages name.
+        steps_mm: (3, 3), in column a the way from a voxel to the next along array axis a, in the file's own space.
+        origin_mm: (3,) the centre of the first voxel, in the same space.
+        to_ras: (3, 3), what turns that space into RAS.
+
+    Raises:
+        ScanError: an axis has no length, voxels are no size that anything has, or axes are not at right angles.
+    """
+    affine = np.eye(4)
+    affine[:3, :3], affine[:3, 3] = to_ras @ steps_mm, to_ras @ origin_mm
+    affine += 0.0  # no zero is negative
+    _check_affine(path, affine, "grid")
+    notes = implausible_notes(path, spacing_of(affine))
+    return affine, [*_shear_notes(path, affine), *notes]
+
+
+def assumed_affine(path: Path, assume_spacing_mm: Sequence[float] | None, found: str) -> tuple[np.ndarray, list[str]]:
+    """The affine of a file that does not say where its voxels lie (`found` tells what it says), and a note.
+
+    Raises:
+        ScanError: no spacing is assumed.
+    """
+    if assume_spacing_mm is None:
+        raise ScanError(
+            f"{path}: the header must say where the voxels lie, found {found}; save it in a program that writes it, "
+            "or give assume_spacing_mm if the axes are known to be R, A, S"
+        )
+    spacing = checked_spacing(assume_spacing_mm)
+    return np.diag([*spacing, 1.0]), [f"{found} in the header: spacing {spacing} mm assumed, axes taken as R, A, S"]
+
+
+def unused_spacing_notes(assume_spacing_mm: Sequence[float] | None) -> list[str]:
+    """A note where a spacing was given for a file that has its own geometry."""
+    if assume_spacing_mm is None:
+        return []
+    return [f"assumed spacing {tuple(assume_spacing_mm)} not used: the file has its own geometry"]
 
 
 def _pixdim_notes(header: nibabel.Nifti1Header, sform: np.ndarray) -> list[str]:

@@ -1,4 +1,7 @@
-"""NIfTI volumes in and out: every header is checked against the file's size before any voxel is allocated."""
+"""NIfTI volumes in and out: every header is checked against the file's size before any voxel is allocated.
+
+A pair, `NAME.hdr` and `NAME.img`, is named by its header.
+"""
 
 import gzip
 import zlib
@@ -6,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from io import BufferedReader
 from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import nibabel
 import numpy as np
@@ -18,15 +21,15 @@ from nibabel.volumeutils import array_from_file
 from delineate.errors import ScanError
 from delineate.scans.geometry import affine_of_header, check_size, spacing_of, unit_of
 from delineate.scans.intensity import is_narrow
+from delineate.scans.volumes import DEFLATE_LIMIT, LARGEST_OFFSET, Stored, choose_volume
 from delineate.storage.memory import need
 
 ALIGNED = 2  # the code of a form that is none of the named spaces
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
+PAIR_SUFFIX = ".hdr"  # of a header whose voxels lie beside it in NAME.img
 DAMAGE: tuple[type[Exception], ...] = (OSError, EOFError, ValueError, zlib.error, cast("type[Exception]", IsalError))
 """What reading a damaged file may raise. Not MemoryError: sizes are checked before."""
 
-_DEFLATE_LIMIT = 1032  # no deflate stream expands further: 258 bytes a 2 bits (zlib.net/zlib_tech.html)
-_LARGEST_OFFSET = 2**28  # bytes before the voxels: header extensions have some megabytes at most
 _NUMBERS = {2, 4, 8, 16, 64, 256, 512, 768, 1024, 1280}  # NIfTI datatype codes of plain integers and floats
 _REFUSED_KINDS = {
     32: "complex numbers; save the magnitude",
@@ -36,19 +39,6 @@ _REFUSED_KINDS = {
     2304: "RGBA colours; save one channel, or 2-D colour images as PNG",
     1536: "128-bit floats; convert them to float32",
 }
-
-
-class Stored(NamedTuple):
-    """What a file holds, before the values are scaled to their meaning: value * slope + inter."""
-
-    values: np.ndarray
-    affine: np.ndarray
-    notes: tuple[str, ...]
-    has_spacing: bool = True
-    space_code: int = 1
-    slope: float = 1.0
-    inter: float = 0.0
-    forms: Mapping[str, Any] | None = None
 
 
 def read_nifti(path: Path, volume: int | None, assume_spacing_mm: Sequence[float] | None, max_voxels: int) -> Stored:
@@ -155,6 +145,31 @@ def _open(path: Path) -> gzip.GzipFile | BufferedReader:
     return gzip.open(path) if _is_zipped(path) else path.open("rb")
 
 
+def _is_header(path: Path) -> bool:
+    return path.suffix.lower() == PAIR_SUFFIX
+
+
+def header_of(path: Path) -> Path:
+    """The header beside `NAME.img`; any other path, or an image without a header, as it is."""
+    if path.suffix.lower() != ".img":
+        return path
+    return next((header for end in (".hdr", ".HDR") if (header := path.with_suffix(end)).is_file()), path)
+
+
+def data_of(path: Path) -> Path:
+    """The file that holds the voxels: of `NAME.hdr` the `NAME.img` beside it, else the file itself.
+
+    Raises:
+        ScanError: it is not there.
+    """
+    if not _is_header(path):
+        return path
+    for end in (".img", ".IMG"):
+        if (image := path.with_suffix(end)).is_file():
+            return image
+    raise ScanError(f"{path}: its voxels must lie beside it in {path.stem}.img, and do not; copy both files")
+
+
 def _header(path: Path) -> nibabel.Nifti1Header:
     try:
         with _open(path) as file:
@@ -165,10 +180,16 @@ def _header(path: Path) -> nibabel.Nifti1Header:
         ) from error
     if block[:2] == b"\x1f\x8b":
         raise ScanError(f"{path}: a .nii file must hold plain NIfTI, found gzip data; rename it to end in .nii.gz")
-    if block[344:348] == b"n+1\0":
+    one, two = (b"ni1\0", b"ni2\0") if _is_header(path) else (b"n+1\0", b"n+2\0")
+    if block[344:348] == one:
         return nibabel.Nifti1Header(block[:348], check=False)  # nibabel's check would mend in silence
-    if block[4:8] == b"n+2\0" and len(block) == 540:
+    if block[4:8] == two and len(block) == 540:
         return nibabel.Nifti2Header(block, check=False)
+    if _is_header(path) and 348 in (int.from_bytes(block[:4], order) for order in ("little", "big")):
+        raise ScanError(
+            f"{path}: a .hdr file must hold the header of a NIfTI pair, found one of Analyze 7.5, which does not say "
+            "left from right, or of a single file; convert the scan to .nii.gz"
+        )
     raise ScanError(
         f"{path}: a NIfTI file must begin with a NIfTI header, found none in its first {len(block)} bytes; "
         "copy or convert it again"
@@ -194,35 +215,27 @@ def _shape(path: Path, header: nibabel.Nifti1Header, volume: int | None) -> tupl
     count = later[0] if later else 1
     if prod(later) > count:
         raise ScanError(f"{path}: a scan must be 3-D or 4-D, found sizes {sizes}; save one volume of it")
-    if count > 1 and volume is None:
-        raise ScanError(
-            f"{path}: a scan must be 3-D, found {count} volumes ({sizes}); choose one with volume=0 to "
-            f"{count - 1}, or save one as a file of its own"
-        )
-    index = volume or 0
-    if not 0 <= index < count:
-        raise ScanError(f"{path}: volume must be from 0 to {count - 1}, asked for {index}")
-    if count > 1:
-        notes.append(f"volume {index} of {count}")
+    index, more = choose_volume(path, sizes, count, volume)
+    notes += more
     return (i, j, k), index, notes
 
 
 def _checked_bytes(path: Path, header: nibabel.Nifti1Header) -> int:
     """The bytes that the header asks for, or a `ScanError` if the file cannot hold them."""
-    offset, held = float(header["vox_offset"]), path.stat().st_size
+    offset, held = float(header["vox_offset"]), data_of(path).stat().st_size
     volumes = prod(int(size) for size in header["dim"][1 : header["dim"][0] + 1])
     needed = offset + header.get_data_dtype().itemsize * volumes
-    smallest = int(header["sizeof_hdr"]) + 4  # four bytes say whether extensions follow
-    possible = held * (_DEFLATE_LIMIT if _is_zipped(path) else 1)
+    smallest = 0 if _is_header(path) else int(header["sizeof_hdr"]) + 4  # four bytes say whether extensions follow
+    possible = held * (DEFLATE_LIMIT if _is_zipped(path) else 1)
     if not (smallest <= offset and needed <= possible):  # so written, a NaN offset is refused too
         holder = f"a gzip file of {held} bytes cannot hold them" if _is_zipped(path) else f"the file has {held} bytes"
         raise ScanError(
             f"{path}: the header asks for {needed:.0f} bytes with voxels from byte {offset:.0f} (at least "
             f"{smallest}), but {holder}; it was cut short or its header is wrong: copy or convert it again"
         )
-    if offset > _LARGEST_OFFSET:  # all of it would be unfolded on the way
+    if offset > LARGEST_OFFSET:  # all of it would be unfolded on the way
         raise ScanError(
-            f"{path}: voxels must begin before byte {_LARGEST_OFFSET}, the header says {offset:.0f}; convert it again"
+            f"{path}: voxels must begin before byte {LARGEST_OFFSET}, the header says {offset:.0f}; convert it again"
         )
     return int(needed)
 
@@ -242,7 +255,7 @@ def _voxels(
     dtype = header.get_data_dtype()
     start = int(header["vox_offset"]) + index * prod(shape) * dtype.itemsize
     try:
-        with _open(path) as file:
+        with _open(data_of(path)) as file:
             values = array_from_file(shape, dtype, file, start, mmap=False)
             if _is_zipped(path):
                 file.read(1 << 20)  # only at the end of the stream does gzip compare its checksum
@@ -256,7 +269,7 @@ def _voxels(
 
 def _readable_bytes(path: Path) -> int:
     count = 0
-    with _open(path) as file:
+    with _open(data_of(path)) as file:
         try:
             while chunk := file.read(1 << 16):
                 count += len(chunk)

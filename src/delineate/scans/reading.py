@@ -1,9 +1,9 @@
-"""Scans and label maps out of files: NIfTI, DICOM series, PNG, JPEG, TIFF pictures, on their own grid.
+"""Scans and label maps out of files: NIfTI, NRRD, MetaImage, DICOM series, PNG, JPEG, TIFF, on their own grid.
 
 Files come from strangers: every header is checked against the file's size before any voxel is allocated, and
 every refusal is one line of `ScanError` that names the file, what must hold, what was found and what to do.
-The formats themselves are read by `delineate.scans.nifti`, `delineate.scans.flat_images` and
-`delineate.scans.dicom.series`.
+The formats themselves are read by `delineate.scans.nifti`, `delineate.scans.nrrd`, `delineate.scans.metaimage`,
+`delineate.scans.flat_images` and `delineate.scans.dicom.series`.
 """
 
 from collections.abc import Sequence
@@ -20,8 +20,13 @@ from delineate.scans.finding import Found, Kind
 from delineate.scans.flat_images import read_flat
 from delineate.scans.geometry import FLAT_AFFINE, checked_spacing
 from delineate.scans.intensity import HAVE_UNITS, in_hounsfield_units, is_narrow
-from delineate.scans.nifti import NIFTI_SUFFIXES, Stored, read_nifti
-from delineate.scans.scan import MAX_VOXELS, SCAN_SUFFIXES, Scan, suffix_of
+from delineate.scans.metaimage import META_SUFFIXES, read_metaimage
+from delineate.scans.nifti import header_of, read_nifti
+from delineate.scans.nrrd import NRRD_SUFFIXES, SEGMENTATION_SUFFIX, read_nrrd
+from delineate.scans.scan import MAX_VOXELS, SCAN_SUFFIXES, VOLUME_SUFFIXES, Scan, suffix_of
+from delineate.scans.volumes import Stored
+
+_VOLUME_READERS = {**dict.fromkeys(NRRD_SUFFIXES, read_nrrd), **dict.fromkeys(META_SUFFIXES, read_metaimage)}
 
 
 def read_scan(
@@ -39,7 +44,9 @@ def read_scan(
     NIfTI: `scl_slope` and `scl_inter` are applied. NaN and infinite voxels become the smallest finite value
     and are counted in a note; a trailing axis of size 1 is dropped with a note. Which affine is trusted is
     written in `delineate.scans.geometry.affine_of_header`: the sform before the qform, with a note if they differ;
-    metres and micrometres become mm, with a note.
+    metres and micrometres become mm, with a note. A pair is named by its `.hdr` or its `.img`.
+    NRRD, MetaImage: axes are turned from the space that the file names (L, P, S as a rule) to R, A, S; a file that
+    names none is refused, or read with `assume_spacing_mm`. Voxels may lie in one file beside the header.
     PNG, JPEG, TIFF: 8 and 16 bits keep their values; alpha is dropped and the EXIF orientation applied, with
     notes. DICOM: see `delineate.scans.dicom.series.read_series`.
 
@@ -58,8 +65,9 @@ def read_scan(
     Raises:
         ScanError: In one line, if the file is missing, a directory, empty or of another suffix; damaged, cut
             short or not what its suffix says; larger than `max_voxels` or than its own bytes can hold;
-            without voxels; complex, RGB NIfTI or 128-bit; 4-D without `volume`, or of several pages; without
-            any finite value; without geometry (both NIfTI codes 0), with a zero or NaN affine, a bad pixdim
+            without voxels; complex, 128-bit, or a volume in colour; a segmentation (`.seg.nrrd`); 4-D without
+            `volume`, or of several pages; without any finite value; without geometry (both NIfTI codes 0, no named
+            space in NRRD, no spacing in MetaImage), with a zero or NaN affine, a bad pixdim
             where it is needed, forms that disagree on orientation, or more than 2 degrees of shear.
     """
     found = path if isinstance(path, Found) else Found.at(path)
@@ -71,6 +79,8 @@ def read_scan(
         return read_series(path, modality=modality, **options)
     if series is not None or fill_gaps:
         raise ScanError(f"{path}: a series and the filling of gaps are for DICOM, this is none; leave them out")
+    if suffix_of(path) == SEGMENTATION_SUFFIX:
+        raise ScanError(f"{path}: a scan must be an image, this holds segments; name the scan they were drawn on")
     modality = modality_code(modality)
     stored = _read(path, volume, assume_spacing_mm, max_voxels, measured=modality in HAVE_UNITS)
     voxels, notes = _finite(path, _scaled(stored))
@@ -94,7 +104,7 @@ def read_labels(
     Raises:
         ScanError: As `read_scan`; and for fractional or NaN values, colours, values beyond int32.
     """
-    path = Path(path)
+    path = header_of(Path(path))
     stored = _read(path, None, assume_spacing_mm, max_voxels, as_labels=True)
     values, notes = stored.values, stored.notes
     if values.ndim == 4:
@@ -140,6 +150,8 @@ def _read(
         )
     if not path.exists():
         raise ScanError(f"{path}: no such file; check the path")
+    if suffix == ".img":
+        raise ScanError(f"{path}: a .img file needs its header {path.stem}.hdr beside it; copy both files")
     if suffix not in SCAN_SUFFIXES:
         raise ScanError(
             f"{path}: the suffix must be one of {', '.join(SCAN_SUFFIXES)}, or the file DICOM, found '{suffix}'; "
@@ -147,13 +159,13 @@ def _read(
         )
     if path.stat().st_size == 0:
         raise ScanError(f"{path}: a scan must hold data, found an empty file; copy or convert it again")
-    is_nifti = suffix in NIFTI_SUFFIXES
-    if not is_nifti and volume not in (None, 0):
+    is_volume = suffix in VOLUME_SUFFIXES
+    if not is_volume and volume not in (None, 0):
         raise ScanError(f"{path}: a 2-D image holds volume 0 only, asked for {volume}; leave volume out")
-    damage = nifti.DAMAGE if is_nifti else flat_images.DAMAGE
+    damage = nifti.DAMAGE if is_volume else flat_images.DAMAGE
     try:
-        if is_nifti:
-            return read_nifti(path, volume, spacing, max_voxels)
+        if is_volume:
+            return _VOLUME_READERS.get(suffix, read_nifti)(path, volume, spacing, max_voxels)
         pixels, notes = read_flat(path, max_voxels, as_labels, measured)
     except damage as error:
         raise ScanError(

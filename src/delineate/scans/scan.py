@@ -16,10 +16,14 @@ from delineate.scans.geometry import (
     orientation_of,
     spacing_of,
 )
-from delineate.scans.nifti import NIFTI_SUFFIXES
+from delineate.scans.metaimage import META_SUFFIXES
+from delineate.scans.nifti import NIFTI_SUFFIXES, PAIR_SUFFIX
+from delineate.scans.nrrd import NRRD_SUFFIXES, SEGMENTATION_SUFFIX
 
 MAX_VOXELS = 1_000_000_000  # of a scan that is read
-SCAN_SUFFIXES = (*NIFTI_SUFFIXES, *PICTURE_SUFFIXES, *TIFF_SUFFIXES)
+VOLUME_SUFFIXES = (*NIFTI_SUFFIXES, PAIR_SUFFIX, *NRRD_SUFFIXES, *META_SUFFIXES)
+SCAN_SUFFIXES = (*VOLUME_SUFFIXES, *PICTURE_SUFFIXES, *TIFF_SUFFIXES)
+_DOUBLE_SUFFIXES = (".nii.gz", SEGMENTATION_SUFFIX)
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,11 +89,11 @@ class Scan:
 
     @property
     def is_flat(self) -> bool:
-        """Whether it is a 2-D image: DICOM without a place, or not NIfTI, one slice, oriented as `FLAT_AFFINE`."""
+        """Whether it is a 2-D image: DICOM without a place, or no volume file, one slice, oriented as `FLAT_AFFINE`."""
         if self.dicom is not None:
             return not self.dicom.placed
-        nifti = self.source is not None and suffix_of(self.source) in NIFTI_SUFFIXES
-        return not nifti and self.shape[0] == 1 and orientation_of(self.affine) == Orientation()
+        volume = self.source is not None and suffix_of(self.source) in VOLUME_SUFFIXES
+        return not volume and self.shape[0] == 1 and orientation_of(self.affine) == Orientation()
 
     @property
     def axis_codes(self) -> str:
@@ -103,15 +107,15 @@ def is_scan_file(path: Path | str) -> bool:
 
 
 def stem_of(path: Path | str) -> str:
-    """The file's name without its suffix, ".nii.gz" being one.
+    """The file's name without its suffix, as `suffix_of` has it.
 
-    >>> stem_of("scans/case_0000.nii.gz"), stem_of("polyp.v2.png")
-    ('case_0000', 'polyp.v2')
+    >>> stem_of("scans/case_0000.nii.gz"), stem_of("case.seg.nrrd"), stem_of("polyp.v2.png")
+    ('case_0000', 'case', 'polyp.v2')
     """
     return Path(path).name[: -len(suffix)] if (suffix := suffix_of(path)) else Path(path).name
 
 
 def suffix_of(path: Path | str) -> str:
-    """The suffix in lower case, ".nii.gz" being one."""
+    """The suffix in lower case, ".nii.gz" and ".seg.nrrd" being one."""
     name = Path(path).name.lower()
-    return ".nii.gz" if name.endswith(".nii.gz") else Path(name).suffix
+    return next((double for double in _DOUBLE_SUFFIXES if name.endswith(double)), Path(name).suffix)

@@ -142,7 +142,7 @@ def test_what_a_folder_stands_for(tmp_path, stored):
     shutil.copy(single, tmp_path / "1.2.840.5")
     assert case_name(tmp_path / "1.2.840.5") == "1.2.840.5"
     (tmp_path / "all" / "c" / "x.nii.gz").write_bytes(b"x")
-    with pytest.raises(ScanError, match="beside 1 NIfTI"):
+    with pytest.raises(ScanError, match="beside 1 files of volumes"):
         find_scans(tmp_path / "all" / "c")
 
 

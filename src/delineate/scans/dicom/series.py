@@ -14,13 +14,12 @@ from delineate.prompts.anatomy import MODALITY_CODES
 from delineate.prompts.modality import modality_code
 from delineate.scans.dicom.limits import ask_child
 from delineate.scans.dicom.source import DicomSource, files_in, is_dicom, shifted, straight
-from delineate.scans.geometry import FLAT_AFFINE, implausible_notes, spacing_of
+from delineate.scans.geometry import FLAT_AFFINE, RAS_FROM_LPS, implausible_notes, spacing_of
 from delineate.scans.intensity import in_hounsfield_units
 from delineate.scans.scan import MAX_VOXELS, Scan
 
 __all__ = ["is_dicom", "read_series"]
 
-RAS_FROM_LPS = np.diag([-1.0, -1.0, 1.0])
 TILTED = 0.1  # pixels over the whole stack: less shear than this is rounding
 
 
