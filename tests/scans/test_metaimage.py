@@ -54,6 +54,7 @@ def test_what_the_format_allows(tmp_path):
             {"voxels": packed, "CompressedData": "True", "CompressedDataSize": len(packed)},
             {"voxels": packed, "CompressedData": "True"},
             {"TransformMatrix": None, "Orientation": FIELDS["TransformMatrix"], "Offset": None, "Position": "5 6 7"},
+            {"ITK_FileNotes": "", "dim[0]": "3", "Modality": "MET_MOD_CT", "modality": "CT", "a b (c)": "1"},
             {"Comment": "a = b", "AnatomicalOrientation": "RAI", "ElementNumberOfChannels": "1"},
         )
     ):

@@ -72,6 +72,16 @@ def test_every_number_type_is_what_simpleitk_says(tmp_path, suffix, dtype, defla
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
+def test_what_simpleitk_converts_is_the_same_scan(tmp_path, suffix):
+    """It keeps what it knows of the source in the header, each format in its own way."""
+    source = nifti(tmp_path / "source.nii.gz", affine=affine_with("PIR", oblique_degrees=9))
+    sitk.WriteImage(sitk.ReadImage(str(source)), str(tmp_path / f"a{suffix}"))
+    read, wanted = read_scan(tmp_path / f"a{suffix}"), read_scan(source)
+    assert np.array_equal(read.voxels, wanted.voxels)
+    np.testing.assert_allclose(read.affine, wanted.affine, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
 def test_a_mask_of_it_is_nifti_on_its_grid(tmp_path, suffix):
     scan = read_scan(written(tmp_path / f"scan{suffix}", affine=affine_with("PIR", oblique_degrees=12)))
     back = read_labels(write_labels(tmp_path / "mask.nii.gz", LABELS, scan))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from delineate.errors import ScanError
 from delineate.scans import metaimage, nifti, nrrd
+from delineate.scans.archives import in_words, is_archive
 from delineate.scans.dicom.folders import holds, look_below
 from delineate.scans.dicom.source import DICOM_SUFFIXES, files_in, is_dicom
 from delineate.scans.metaimage import META_SUFFIXES
@@ -18,6 +19,8 @@ from delineate.scans.scan import SCAN_SUFFIXES, VOLUME_SUFFIXES, is_scan_file, s
 from delineate.storage.files import sha256_of
 from delineate.storage.hidden import without_hidden
 from delineate.storage.places import case_folder_name
+
+MOST_PACKED = 3  # archives of a folder that are told of
 
 
 class Kind(Enum):
@@ -82,17 +85,20 @@ def look_for_scans(path: Path) -> Looked:
     name is the way to it.
 
     Raises:
-        ScanError: nothing there, DICOM beside volumes of files of their own, or two scans that would be written to the
-            same case folder.
+        ScanError: nothing there, a packed folder (which is never unpacked here; those in a folder are left out), DICOM
+            beside files of volumes, or two scans that would be written to the same case folder.
     """
     path = Path(path)
     if not path.exists():
         raise ScanError(f"{path}: no such file or folder; check the path")
+    if path.is_file() and is_archive(path):
+        raise ScanError(f"{path}: {in_words(path)}")
     if path.is_file():
         return Looked([Found.at(path)])
     if not path.is_dir():
         raise ScanError(f"{path}: a scan must be a file or a folder, this is a pipe or a device; name a file")
-    files = sorted(p for p in path.iterdir() if p.is_file() and is_scan_file(p))
+    lying = sorted(p for p in path.iterdir() if p.is_file())
+    files = [p for p in lying if is_scan_file(p)]
     segments = [p for p in files if suffix_of(p) == SEGMENTATION_SUFFIX]
     scans = [Found.at(p) for p in files if p not in segments]
     below = look_below(path)
@@ -104,7 +110,8 @@ def look_for_scans(path: Path) -> Looked:
             )
         scans = [Found.at(path)]
     left_out = {"segmentations of 3D Slicer": segments, **below.left_out}
-    lines = tuple(_left_out(path, what, these) for what, these in left_out.items() if these)
+    packed = [f"{p}: left out: {in_words(p)}" for p in lying if is_archive(p)][:MOST_PACKED]
+    lines = (*(_left_out(path, what, these) for what, these in left_out.items() if these), *packed)
     found = sorted([*scans, *_series(path, below.series)], key=lambda one: one.path)
     if not found and is_dicom(path):
         return Looked([Found.at(path)], lines)  # whoever reads it is told what it holds

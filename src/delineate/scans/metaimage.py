@@ -24,11 +24,18 @@ from delineate.scans.text_headers import (
     whole_numbers,
 )
 from delineate.scans.volumes import Block, Stored, choose_volume
+from delineate.storage.hidden import hidden_in
 
 META_SUFFIXES = (".mha", ".mhd")
 LOCAL = "LOCAL"  # what names a file in which the voxels follow the header
 MOST_DIMENSIONS = 4
+MOST_NAME = 200  # characters of a field's name
 _LAST = "elementdatafile"
+_USED = {
+    *("ndims", "dimsize", "elementtype", "elementspacing", "elementnumberofchannels", "distanceunits", "headersize"),
+    *("binarydata", "binarydatabyteordermsb", "elementbyteordermsb", "compresseddata", _LAST),
+    *("transformmatrix", "rotation", "orientation", "offset", "position", "origin"),
+}
 _TYPES = {  # of MetaIO's names; a long has 32 bits there
     "MET_CHAR": "i1",
     "MET_UCHAR": "u1",
@@ -102,9 +109,9 @@ def _fields(path: Path, file: IO[bytes]) -> dict[str, str]:
         name = name.strip().lower()
         if not line.strip():
             continue
-        if not equals or not name.isascii() or not name.isidentifier():
+        if not equals or not name or hidden_in(name) or len(name) > MOST_NAME:
             break
-        if name in fields:
+        if name in fields and name in _USED:  # programs add fields of their own, as they like
             raise ScanError(
                 f"{path}: its header must say everything once, '{excerpt(name)}' is there twice; convert it again"
             )

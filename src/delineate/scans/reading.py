@@ -15,6 +15,7 @@ import numpy as np
 from delineate.errors import ScanError
 from delineate.prompts.modality import modality_code
 from delineate.scans import flat_images, nifti
+from delineate.scans.archives import in_words, is_archive
 from delineate.scans.dicom.source import DICOM_SUFFIXES
 from delineate.scans.finding import Found, Kind
 from delineate.scans.flat_images import read_flat
@@ -150,6 +151,8 @@ def _read(
         )
     if not path.exists():
         raise ScanError(f"{path}: no such file; check the path")
+    if is_archive(path):
+        raise ScanError(f"{path}: {in_words(path)}")
     if suffix == ".img":
         raise ScanError(f"{path}: a .img file needs its header {path.stem}.hdr beside it; copy both files")
     if suffix not in SCAN_SUFFIXES:
