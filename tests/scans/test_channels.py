@@ -2,12 +2,14 @@
 
 from dataclasses import replace
 
+import nibabel
 import numpy as np
 import pytest
 import torch
 
 from delineate.errors import ScanError
 from delineate.scans.channels import joined, modality_of
+from delineate.scans.finding import by_channel, digest_of, find_scans
 from delineate.scans.grid import stack_of, view_of
 from delineate.scans.scan import Scan
 
@@ -71,3 +73,36 @@ def test_a_name_tells_its_modality_or_none():
         None,
         None,
     ]
+
+
+def write(folder, *names):
+    folder.mkdir(exist_ok=True)
+    for number, name in enumerate(names):
+        nibabel.save(nibabel.Nifti1Image(np.full((4, 4, 2), number, np.int16), np.eye(4)), folder / f"{name}.nii.gz")
+    return folder
+
+
+def test_the_files_of_a_scan_are_found_together(tmp_path):
+    folder = write(tmp_path / "in", "b_0000", "b_0001", "a_0001", "a_0000", "whole", "a_0002")
+    found = by_channel(find_scans(folder), ("T1", "T2"))
+    assert [(one.name, one.path.name, [p.name for p in one.more]) for one in found] == [
+        ("a", "a_0000.nii.gz", ["a_0001.nii.gz"]),
+        ("b", "b_0000.nii.gz", ["b_0001.nii.gz"]),
+        ("whole", "whole.nii.gz", []),
+    ]
+    assert len({found[0].digest, found[1].digest, digest_of(found[0].path)}) == 3
+
+
+def test_of_one_file_the_others_are_looked_for_beside_it(tmp_path):
+    folder = write(tmp_path / "in", "a_0000", "a_0001", "ab_0000", "ab_0001")
+    for name in ("a_0000", "a_0001"):
+        [found] = by_channel(find_scans(folder / f"{name}.nii.gz"), ("T1", "T2"))
+        assert (found.name, found.path.name, found.more) == ("a", "a_0000.nii.gz", (folder / "a_0001.nii.gz",))
+
+
+def test_a_channel_that_is_not_there_is_named(tmp_path):
+    folder = write(tmp_path / "in", "a_0000", "a_0001", "b_0001")
+    with pytest.raises(
+        ScanError, match=r"in/b: the model reads 2 channels \(T1, T2\), and T1 is not there; add b_0000"
+    ):
+        by_channel(find_scans(folder), ("T1", "T2"))

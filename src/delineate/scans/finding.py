@@ -1,6 +1,7 @@
 """Where scans lie: files and folders, what they are, and what a case is called."""
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -42,11 +43,13 @@ class Found:
         path: of the file, or of the folder of a DICOM series.
         name: of its case.
         kind: what it is kept in.
+        more: the files of its further channels, in their order.
     """
 
     path: Path
     name: str
     kind: Kind
+    more: tuple[Path, ...] = ()
 
     @classmethod
     def at(cls, path: Path | str) -> "Found":
@@ -56,8 +59,10 @@ class Found:
 
     @cached_property
     def digest(self) -> str:
-        """As `digest_of`, when it is first asked for."""
-        return digest_of(self.path)
+        """As `digest_of`, when it is first asked for; of several channels that of theirs, in their order."""
+        if not self.more:
+            return digest_of(self.path)
+        return hashlib.sha256("".join(map(digest_of, (self.path, *self.more))).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -125,6 +130,43 @@ def look_for_scans(path: Path) -> Looked:
         if names[one.name.casefold()] > 1:
             raise ScanError(f"{one.path}: another scan of this folder is also called '{one.name}'; rename one of them")
     return Looked(found, lines)
+
+
+def by_channel(scans: Sequence[Found], channels: Sequence[str]) -> list[Found]:
+    """Scans of several channels, of which `scans` are files: `NAME_0000`, `NAME_0001`, … are one.
+
+    Of a single file the others are looked for beside it. A file without a number stays: it may hold them all.
+
+    Raises:
+        ScanError: a channel is not there.
+    """
+    numbered: dict[tuple[Path, str], dict[int, Path]] = {}
+    whole = []
+    files = scans[0].path.parent.iterdir() if len(scans) == 1 and scans[0].path.is_file() else (s.path for s in scans)
+    wanted = {_channel_of(scan.path)[:2] for scan in scans}
+    for path in sorted(files):
+        folder, name, number = _channel_of(path)
+        if is_scan_file(path) and number is not None and number < len(channels) and (folder, name) in wanted:
+            numbered.setdefault((folder, name), {})[number] = path
+    for scan in scans:
+        if _channel_of(scan.path)[2] is None or scan.path.is_dir():
+            whole.append(scan)
+    for (folder, name), own in numbered.items():
+        if lacking := [k for k in range(len(channels)) if k not in own]:
+            k = lacking[0]
+            raise ScanError(
+                f"{folder / name}: the model reads {len(channels)} channels ({', '.join(channels)}), and {channels[k]} "
+                f"is not there; add {name}_{k:04d}.*"
+            )
+        first, *others = (own[k] for k in range(len(channels)))
+        whole.append(Found(first, case_name(first), kind_of(first), tuple(others)))
+    return sorted(whole, key=lambda one: one.path)
+
+
+def _channel_of(path: Path) -> tuple[Path, str, int | None]:
+    """The folder, the name without its channel's number, and that number; None without one."""
+    found = re.fullmatch(r"(.+)_(\d{4})", stem_of(path))
+    return (path.parent, found[1], int(found[2])) if found else (path.parent, stem_of(path), None)
 
 
 def _series(root: Path, folders: Sequence[Path]) -> list[Found]:
