@@ -19,7 +19,6 @@ from delineate.cli.options import say
 from delineate.data.check import check_dataset
 from delineate.data.phantom import PHANTOM_LABELS, make_phantom_image
 from delineate.errors import BusyError
-from delineate.model_folder import save_model
 from delineate.scans.reading import read_labels
 from delineate.storage.files import write_json
 from delineate.systems import SYSTEMS
@@ -27,37 +26,6 @@ from delineate.training.loop import TrainingError
 
 COMMAND = typer.main.get_command(cli.app)
 TRAINING = ["--preset", "tiny", "--device", "cpu", "--threads", "1"]
-
-
-@pytest.fixture(scope="module")
-def model(trained, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model") / "unet"
-    save_model(folder, trained["unet"], "unet", training={}, card="card")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pictures")
-    for number in range(2):
-        voxels = make_phantom_image(number, shape=(40, 48)).voxels[0]
-        grey = np.interp(voxels, (-150, 250), (0, 255)).astype(np.uint8)
-        Image.fromarray(grey).save(folder / f"case{number}.png")
-    return folder
-
-
-@pytest.fixture
-def delineate(monkeypatch, capsys):
-    """Runs `delineate <arguments>` and gives (exit code, standard output, standard error)."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["delineate", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        captured = capsys.readouterr()
-        return stopped.value.code or 0, captured.out, captured.err
-
-    return run
 
 
 def one_line(text):

@@ -31,9 +31,20 @@ SEGS = {"binary": "binary", "fractional": "fractional", "none": None}
 
 
 def segment(
-    path: Annotated[Path, typer.Argument(help="A scan (NIfTI, DICOM, PNG, JPEG, TIFF), or a folder of scans.")],
-    prompt: Annotated[list[str], typer.Option("--prompt", "-p", help="A target in words; repeat for several.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write to; a subfolder for each case.")],
+    path: Annotated[
+        Path | None, typer.Argument(help="A scan (NIfTI, DICOM, PNG, JPEG, TIFF), or a folder of scans.")
+    ] = None,
+    given: Annotated[Path | None, typer.Option("--input", "-i", help="The same as PATH; one of the two.")] = None,
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--prompt",
+            "-p",
+            help='A target in words; several by repeating it, or with commas: "liver, spleen". Without it, and for '
+            '"all", every target that was learnt for the kind of scan.',
+        ),
+    ] = None,
     proposals: Annotated[int, typer.Option("--proposals", "-n", min=1, max=64, help="Masks for each target.")] = 8,
     model: ModelOption = None,
     adapter: AdapterOption = None,
@@ -92,6 +103,7 @@ def segment(
     """Outline what you name in a scan, or in every scan of a folder."""
     from delineate.evaluation.report import print_run
     from delineate.model_folder import calibration_hash, check_model, fingerprint, read_vocabulary
+    from delineate.prompts.listing import ALL, listed
     from delineate.prompts.prompt import Prompt
     from delineate.prompts.understanding import in_words, understood
     from delineate.prompts.vocabulary import unknown_prompt_message
@@ -104,7 +116,7 @@ def segment(
         raise typer.BadParameter(f"--seg is one of {', '.join(SEGS)}; got '{seg}'")
     if turn not in TURNING:
         raise typer.BadParameter(f"--turn is one of {', '.join(TURNING)}; got '{turn}'")
-    scans = find_scans(path)
+    scans = find_scans(one_of(path, given))
     if (series is not None or fill_gaps) and not any(scan.kind is Kind.DICOM for scan in scans):
         raise typer.BadParameter("--series and --fill-gaps are for DICOM, and there is none")
     folder, _ = check_model(model)
@@ -115,10 +127,11 @@ def segment(
 
         read_adapter(adapter)
         vocabulary, adapter_hash, where = read_vocabulary(adapter), adapter_fingerprint(adapter), f"--model {adapter}"
-    meant = {p: understood(Prompt(p).text, vocabulary, modality) for p in prompt}
+    asked = listed(prompt or [ALL], vocabulary, modality)
+    meant = {p: understood(Prompt(p).text, vocabulary, modality) for p in asked if p != ALL}
     lost = {p: one for p, one in meant.items() if not one.targets and not one.by_scan}
     unknown = [unknown_prompt_message(p, one.nearest, where) for p, one in lost.items()]
-    if len(unknown) == len(meant):
+    if len(unknown) == len(asked):
         raise PromptError(" ".join(unknown))
     for words, one in meant.items():
         if one.said:
@@ -132,10 +145,10 @@ def segment(
     own_part = None if part is None else Part.parse(part)
     chosen = compute(threads, device)
     shares: dict[str, Any] = {"missed_at_most": missed_at_most, "false_at_most": false_at_most}  # floats by `fraction`
-    names = [name for one in meant.values() for name in one.targets]
+    names = vocabulary.names if ALL in asked else [name for one in meant.values() for name in one.targets]
     refused = refused_guarantees(folder, names, proposals, adapter, **shares)
     shares |= {"series": series, "fill_gaps": fill_gaps, "seg": SEGS[seg], "anyway": anyway, "turn": turn == "auto"}
-    request = SegmentRequest(tuple(prompt), proposals, seed, consensus, maps, modality, volume, pictures, **shares)
+    request = SegmentRequest(asked, proposals, seed, consensus, maps, modality, volume, pictures, **shares)
     make_folder(output)
     with progress_bar(err, quiet=as_json) as bar:
         bar.start("loading the model")
@@ -191,6 +204,8 @@ def segment(
         say(f"delineate: {case['reason']}")
     for line in of_reading(report["cases"]):
         say(f"delineate: {line}")
+    told = {str(target["target"]) for target in answers}
+    refused = [line for line in refused if ALL not in asked or line.partition(", --")[0] in told]
     for line in refused:
         say(f"delineate: {line}")
     if failed:
@@ -201,6 +216,15 @@ def segment(
         raise typer.Exit(MisfitError.exit_code)
     if refused:
         raise typer.Exit(GuaranteeError.exit_code)
+
+
+def one_of(path: Path | None, given: Path | None) -> Path:
+    """The scan or folder that is asked about, as PATH or by --input. Raises `BadParameter` for none and for both."""
+    if path is not None and given is not None:
+        raise typer.BadParameter("give the scan as PATH or with --input, not both")
+    if path is None and given is None:
+        raise typer.BadParameter("give a scan or a folder of scans, as PATH or with --input")
+    return path or given  # type: ignore[return-value]
 
 
 def of_reading(cases: Sequence[Mapping[str, Any]]) -> list[str]:
