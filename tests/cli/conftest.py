@@ -5,6 +5,7 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
+from tests.progress import without_progress
 
 from delineate.cli import app as cli
 from delineate.data.phantom import make_phantom_image
@@ -30,13 +31,13 @@ def pictures(tmp_path_factory):
 
 @pytest.fixture
 def delineate(monkeypatch, capsys):
-    """Runs `delineate <arguments>` and gives (exit code, standard output, standard error)."""
+    """Runs `delineate <arguments>` and gives (exit code, standard output, standard error without progress)."""
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["delineate", *map(str, arguments)])
         with pytest.raises(SystemExit) as stopped:
             cli.main()
         captured = capsys.readouterr()
-        return stopped.value.code or 0, captured.out, captured.err
+        return stopped.value.code or 0, captured.out, without_progress(captured.err)
 
     return run

@@ -15,7 +15,7 @@ from PIL import Image
 from scipy.ndimage import binary_dilation
 
 from delineate.cli import app as cli
-from delineate.cli.options import say
+from delineate.cli.telling import listening, say
 from delineate.data.check import check_dataset
 from delineate.data.phantom import PHANTOM_LABELS, make_phantom_image
 from delineate.errors import BusyError
@@ -771,7 +771,8 @@ def test_every_way_out_is_a_line_and_a_code(monkeypatch, capsys, error, code, wo
 
 @pytest.mark.parametrize("text", ["\x1b[31mred", "a\u202eb", "\ud800", "[/red]liver", "[bold]x", ":smile:", "\u2028"])
 def test_nothing_that_a_terminal_obeys_is_printed(capsys, text):
-    say(f"delineate: {text}")
+    with listening():
+        say(f"delineate: {text}")
     told = capsys.readouterr().err
     assert told.count("\n") == 1
     assert not any(one in told for one in "\x1b\u202e\ud800\u2028")

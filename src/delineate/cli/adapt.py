@@ -20,14 +20,12 @@ from delineate.cli.options import (
     base_of,
     budget_of,
     compute,
-    err,
     number,
-    out,
     print_json,
-    say,
     seed_option,
 )
 from delineate.cli.progress import progress_bar
+from delineate.cli.telling import err, out, say
 
 MINUTES = 3.0  # of adapting, unless told otherwise
 

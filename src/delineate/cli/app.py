@@ -5,6 +5,7 @@ import os
 import sys
 import traceback
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -33,13 +34,11 @@ from delineate.cli.options import (
     TargetOption,
     ThreadsOption,
     compute,
-    err,
     number,
-    out,
     print_json,
-    say,
 )
 from delineate.cli.progress import progress_bar
+from delineate.cli.telling import ERROR, err, listening, out, say, tells
 from delineate.errors import DelineateError, ModelError, OutputError, PromptError
 from delineate.storage.memory import OutOfMemory, is_out_of_memory
 from delineate.systems import SYSTEMS
@@ -60,6 +59,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     add_completion=False,
+    context_settings={"help_option_names": ["--help", "-h"]},
 )
 
 
@@ -74,10 +74,15 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # of a character that the terminal cannot show
+    with listening():
+        _run()
+
+
+def _run() -> None:
     try:
         app()
     except KeyboardInterrupt:
-        say("delineate: stopped")
+        say("delineate: stopped", ERROR)
         sys.exit(130)
     except BrokenPipeError:  # whoever read what was printed is gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -86,7 +91,7 @@ def main() -> None:
         if os.environ.get("DELINEATE_DEBUG"):
             raise
         line, code = way_out(error)
-        say(f"delineate: {' '.join(line.split())}")
+        say(f"delineate: {' '.join(line.split())}", ERROR)
         sys.exit(code)
 
 
@@ -122,7 +127,7 @@ def _top(
     pass
 
 
-app.command()(cli_segment.segment)
+app.command()(tells(cli_segment.segment))
 
 
 @app.command()
@@ -227,6 +232,7 @@ def systems(as_json: JsonOption = False) -> None:
 
 
 @app.command()
+@tells
 def check(
     dataset: DatasetArgument, target: TargetOption = None, modality: ModalityOption = None, as_json: JsonOption = False
 ) -> None:
@@ -247,18 +253,19 @@ def check(
     if as_json:
         print_json(report.to_json())
     else:
-        print_check(report, out, say)
+        print_check(report, out, partial(say, level=ERROR))
     if not report.ok:
         raise typer.Exit(1)
 
 
-app.command()(cli_pretrain.pretrain)
-app.command()(cli_train.train)
-app.command()(cli_evaluate.evaluate)
-app.command()(cli_study.study)
+app.command()(tells(cli_pretrain.pretrain))
+app.command()(tells(cli_train.train))
+app.command()(tells(cli_evaluate.evaluate))
+app.command()(tells(cli_study.study))
 
 
 @app.command()
+@tells
 def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write to.")] = Path("demo"),
     images: Annotated[
@@ -295,9 +302,9 @@ def doctor(as_json: JsonOption = False) -> None:
         raise typer.Exit(1)
 
 
-app.command()(cli_adapt.adapt)
+app.command()(tells(cli_adapt.adapt))
 app.command()(cli_merge.merge)
-app.command()(cli_calibrate.calibrate)
+app.command()(tells(cli_calibrate.calibrate))
 app.command()(cli_review.review)
-app.command()(cli_synthesize.synthesize)
-app.command()(cli_distance.distance)
+app.command()(tells(cli_synthesize.synthesize))
+app.command()(tells(cli_distance.distance))

@@ -16,14 +16,12 @@ from delineate.cli.options import (
     TargetOption,
     ThreadsOption,
     compute,
-    err,
     fold_of,
     fraction,
-    out,
     print_json,
-    say,
 )
 from delineate.cli.progress import progress_bar
+from delineate.cli.telling import err, out, say
 
 
 def calibrate(

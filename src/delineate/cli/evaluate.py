@@ -18,12 +18,11 @@ from delineate.cli.options import (
     TargetOption,
     ThreadsOption,
     compute,
-    err,
     fold_of,
-    out,
     print_json,
 )
 from delineate.cli.progress import progress_bar
+from delineate.cli.telling import err, out
 
 
 def evaluate(

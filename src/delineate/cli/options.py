@@ -3,42 +3,19 @@
 import json
 import math
 import sys
-import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.text import Text
 
 from delineate.evaluation.protocols import PROTOCOLS
 from delineate.prompts.modality import modality_code
-from delineate.storage.hidden import HIDDEN
 from delineate.systems import SYSTEMS
 
 if TYPE_CHECKING:
     from delineate.data.folds import Fold
 
-
-class Plain(Console):
-    """A console that prints what it is told as it is: no markup, and nothing that a terminal would obey."""
-
-    def render_str(self, text: str, **more: Any) -> Text:
-        """The text, with control characters, direction marks and lone surrogates written out."""
-        return super().render_str(printable(text), **more)
-
-
-def printable(text: str) -> str:
-    """`text` with what a terminal would obey written out; line ends and tabs stay."""
-    return "".join(
-        one if one in "\n\t" or unicodedata.category(one) not in HIDDEN else one.encode("unicode_escape").decode()
-        for one in text
-    )
-
-
-out = Plain(markup=False, emoji=False)
-err = Plain(markup=False, emoji=False, stderr=True)
 
 ModelOption = Annotated[
     Path | None, typer.Option("--model", "-m", help="Model folder. Without it the model that ships with delineate.")
@@ -150,11 +127,6 @@ CellOption = Annotated[
     int | None,
     number(1, 4096, "Side of a merged patch in pixels of the working grid (a sixth of its side)."),
 ]
-
-
-def say(text: str) -> None:
-    """A line for the user on standard error, as it is."""
-    err.print(text, soft_wrap=True)
 
 
 def print_json(value: Any) -> None:

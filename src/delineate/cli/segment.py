@@ -15,14 +15,12 @@ from delineate.cli.options import (
     ThreadsOption,
     VolumeOption,
     compute,
-    err,
     fraction,
     modality_code,
-    out,
     print_json,
-    say,
 )
 from delineate.cli.progress import progress_bar
+from delineate.cli.telling import ERROR, NOTE, err, out, say
 from delineate.errors import MisfitError, PromptError
 
 ISLANDS = {"islands_ml": "ml", "islands_pixels": "pixels"}
@@ -184,7 +182,7 @@ def segment(
         may_be = in_words(meant[words].by_scan or meant[words].nearest or ("nothing known",))
         unknown.append(f"'{words}' may mean {may_be}; name one, or tell the kind of picture with --modality")
     for line in unknown:
-        say(f"delineate: {line}")
+        say(f"delineate: {line}", ERROR)
     for case in report["cases"]:
         for told in (target for target in case.get("targets", ()) if target.get("unusual")):
             say(
@@ -198,16 +196,16 @@ def segment(
         say(f"delineate: {adapter}: *found* and doubt are not calibrated: {segmenter.uncalibrated}")
     unfit = of_misfits(report["cases"], anyway)
     for line in unfit:
-        say(f"delineate: {line}")
+        say(f"delineate: {line}", NOTE if anyway else ERROR)
     failed = [c for c in report["cases"] if c["status"] == "failed"]
     for case in failed:
-        say(f"delineate: {case['reason']}")
+        say(f"delineate: {case['reason']}", ERROR)
     for line in of_reading(report["cases"]):
         say(f"delineate: {line}")
     told = {str(target["target"]) for target in answers}
     refused = [line for line in refused if ALL not in asked or line.partition(", --")[0] in told]
     for line in refused:
-        say(f"delineate: {line}")
+        say(f"delineate: {line}", ERROR)
     if failed:
         raise typer.Exit(3 if len(scans) == 1 else 1)
     if unknown:

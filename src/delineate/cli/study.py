@@ -15,13 +15,12 @@ from delineate.cli.options import (
     ThreadsOption,
     budget_of,
     compute,
-    err,
     number,
-    out,
     print_json,
     seed_option,
 )
 from delineate.cli.progress import progress_bar
+from delineate.cli.telling import err, out
 from delineate.evaluation.studies import STUDIES, StudyRequest
 
 

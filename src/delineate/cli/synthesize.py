@@ -17,16 +17,14 @@ from delineate.cli.options import (
     ThreadsOption,
     budget_of,
     compute,
-    err,
     fold_of,
     number,
-    out,
     preset_of,
     print_json,
-    say,
     seed_option,
 )
 from delineate.cli.progress import progress_bar
+from delineate.cli.telling import err, out, say
 from delineate.systems import PRESETS
 
 WEAK = 0.5  # Dice of the gate's segmenter on its own training scans

@@ -1,11 +1,12 @@
 """One run over one or many scans: the model loaded once, finished cases skipped, one failure stopping nothing."""
 
+import logging
 import platform
 import time
 import traceback
 import uuid
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,8 @@ from delineate.storage.swapping import locked, make_folder, swapping, sweep
 if TYPE_CHECKING:  # which imports torch
     from delineate.segmenter import Segmenter
     from delineate.systems.system import Seen
+
+LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -155,6 +158,7 @@ def run_cohort(
                 continue
             on_case(number, scan)
             entry = _case(segmenter, scan, request, folder, signature, resume, on_step)
+            LOG.info("%s: %s", entry["case"], _in_short(entry))
             report["cases"].append(entry)
             lines.add(entry)
         report["seconds"] = round(time.time() - started, 2)
@@ -241,6 +245,14 @@ def _segment_case(
         "targets": describe(proposals, request.how, segmenter.habits.usual_doubt, request.shares),
         "written": {name: sha256_of(folder / name) for name in written},
     }
+
+
+def _in_short(entry: Mapping[str, Any]) -> str:
+    """What became of a case, in a line."""
+    if entry["status"] == "failed":
+        return f"failed: {entry['reason']}"
+    targets = ", ".join(f"{one['target'] or one['prompt']} {one['outcome']}" for one in entry["targets"])
+    return f"{entry['status']}, {entry['seconds']:.1f} s: {targets}"
 
 
 def looked_at(segmenter: "Segmenter", scan: Scan, *, turn: bool = False) -> tuple["Seen", list[str]]:
