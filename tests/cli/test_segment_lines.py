@@ -53,3 +53,26 @@ def test_staple_of_nested_proposals_is_told_and_other_fusions_are_not():
     (line,) = of_consensus(told, "staple")
     assert line.endswith("liver")
     assert of_consensus(told, "mean") == []
+
+
+def test_house_names_the_model_that_ships_wherever_one_is_asked_for(delineate, model, tmp_path, monkeypatch):
+    monkeypatch.setattr("delineate.model_folder.house_folder", lambda: model)
+    monkeypatch.setattr("delineate.storage.shipped.house_folder", lambda: model)
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = delineate("prompts", "-m", "house", "--json")
+    assert code == 0
+    assert [concept["name"] for concept in json.loads(out)["concepts"]] == ["liver", "spleen"]
+    code, _, err = delineate("calibrate", "house", "data")
+    assert code == 2
+    assert "give --output" in " ".join(err.split())
+    (tmp_path / "house").mkdir()  # a folder of that name comes first
+    assert delineate("prompts", "-m", "house")[0] == 6
+
+
+def test_the_model_that_ships_can_be_named_in_segment(delineate, pictures, model, tmp_path, monkeypatch):
+    monkeypatch.setattr("delineate.model_folder.house_folder", lambda: model)
+    monkeypatch.chdir(tmp_path)
+    asked = ["segment", pictures / "case0.png", "-p", "liver", "-n", 1, "--no-pictures", "-o"]
+    for output, more in (("a", ["-m", "house"]), ("b", [])):
+        assert delineate(*asked, output, *more)[0] == 0
+    assert run_of(tmp_path / "a")["model_sha256"] == run_of(tmp_path / "b")["model_sha256"]

@@ -17,8 +17,17 @@ if TYPE_CHECKING:
     from delineate.data.folds import Fold
 
 
+HOUSE = "house"
+
+
+def base_of(path: Path | None) -> Path | None:
+    """The folder, or None for the model that ships (a folder of that name comes first)."""
+    return None if str(path) == HOUSE and path is not None and not path.exists() else path
+
+
 ModelOption = Annotated[
-    Path | None, typer.Option("--model", "-m", help="Model folder. Without it the model that ships with delineate.")
+    Path | None,
+    typer.Option("--model", "-m", callback=base_of, help=f"Model folder; '{HOUSE}', the usual, is the one that ships."),
 ]
 AdapterOption = Annotated[
     Path | None, typer.Option("--adapter", "-a", help="Adapter folder that `delineate adapt` wrote for this model.")
@@ -92,7 +101,6 @@ ImagesOption = Annotated[
     int | None,
     number(1, MOST_IMAGES, "Train on this many images instead; only this repeats, to the bit on one machine."),
 ]
-HOUSE = "house"
 BaseArgument = Annotated[Path, typer.Argument(help=f"Model folder; '{HOUSE}' for the one that ships.")]
 AugmentationOption = Annotated[
     str | None,
@@ -139,11 +147,6 @@ def preset_of(name: str, known: Iterable[str]) -> str:
     if name not in known:
         raise typer.BadParameter(f"--preset is one of {', '.join(known)}; got '{name}'")
     return name
-
-
-def base_of(path: Path) -> Path | None:
-    """The folder, or None for the model that ships (a folder of that name comes first)."""
-    return None if str(path) == HOUSE and not path.exists() else path
 
 
 def fold_of(text: str | None) -> "Fold | None":

@@ -1,8 +1,8 @@
 """What commands tell: results on standard output; progress, notes and errors on standard error, and in a file.
 
-All but results are records of Python's `logging` below the logger "delineate", as is what the package itself tells, which
-a program that calls it hands on as it likes. Notes lie between INFO and WARNING: --verbose shows what is below
-them, --quiet only what is above.
+All but results are records of Python's `logging` below the logger "delineate", as is what the package itself tells: a
+program that calls it hands that on as it likes. Notes lie between INFO and WARNING: --verbose shows what is below them,
+--quiet only what is above.
 """
 
 import functools
