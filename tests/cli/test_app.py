@@ -320,12 +320,8 @@ def test_a_fold_needs_no_splits_json_and_is_part_of_the_settings(delineate, tmp_
     light, _ = two_sets(tmp_path)
     (light / "splits.json").unlink()
     training = ["train", "unet", f"{light}=polyp", "-o", tmp_path / "m", "--images", 8, *TRAINING]
-    code, _, err = delineate(*training)
-    assert code == 5
-    assert "or use --fold" in one_line(err)
     (tmp_path / "m-training" / "network" / "checkpoint-0000000008").mkdir(parents=True)
-    settings = json.loads((tmp_path / "m-training" / "settings.json").read_text())
-    write_json(tmp_path / "m-training" / "settings.json", settings | {"fold": "2/3"})
+    write_json(tmp_path / "m-training" / "settings.json", {"fold": "2/3"})
     code, _, err = delineate(*training, "--fold", "1/3")
     assert code == 2
     assert "other settings" in one_line(err)
@@ -493,9 +489,12 @@ def test_5_a_dataset_without_splits_or_targets_in_common(delineate, model, phant
     assert code == 5
     assert "knows none of its targets (pancreas)" in one_line(err)
     (copy / "splits.json").unlink()
-    code, _, err = delineate("train", "unet", copy, "-o", tmp_path / "m")
+    code, _, err = delineate("pretrain", copy, "-o", tmp_path / "m")
     assert code == 5
-    assert "no splits.json" in one_line(err)
+    assert f"draw one with: delineate split {copy}, or use --fold" in one_line(err)
+    code, _, err = delineate(*evaluating)
+    assert code == 5
+    assert f"run delineate split {copy}" in one_line(err)
 
 
 @pytest.mark.parametrize("damage", ["nowhere", "changed"])

@@ -100,6 +100,9 @@ def test_a_log_file_that_cannot_be_written_is_told_before_any_work(run, asked, t
     assert err.count("\n") == 1
     assert not (tmp_path / "out").exists()
     assert run(*asked, "-v", "-q")[0] == 2
+    (tmp_path / "thesis.txt").write_text("mine")
+    assert run(*asked, "--log-file", tmp_path / "thesis.txt")[0] == 10
+    assert (tmp_path / "thesis.txt").read_text() == "mine"
 
 
 def test_a_line_in_the_log_is_one_line_and_nothing_that_a_terminal_obeys(run, asked, tmp_path):

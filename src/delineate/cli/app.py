@@ -21,6 +21,7 @@ from delineate.cli import merge as cli_merge
 from delineate.cli import pretrain as cli_pretrain
 from delineate.cli import review as cli_review
 from delineate.cli import segment as cli_segment
+from delineate.cli import split as cli_split
 from delineate.cli import study as cli_study
 from delineate.cli import synthesize as cli_synthesize
 from delineate.cli import train as cli_train
@@ -258,6 +259,7 @@ def check(
         raise typer.Exit(1)
 
 
+app.command()(tells(cli_split.split))
 app.command()(tells(cli_pretrain.pretrain))
 app.command()(tells(cli_train.train))
 app.command()(tells(cli_evaluate.evaluate))

@@ -8,6 +8,7 @@ program that calls it hands that on as it likes. Notes lie between INFO and WARN
 import functools
 import inspect
 import logging
+import re
 import time
 import unicodedata
 from collections.abc import Callable, Iterator
@@ -104,11 +105,18 @@ def listen(verbose: bool, quiet: bool, file: Path | None) -> None:
     if file is None:
         return
     try:
+        if file.is_file() and not re.match(rb"$|\d{4}-\d\d-\d\d \d\d:", _start_of(file)):
+            raise OutputError(f"--log-file {file}: holds something else than a log; choose another file")
         handler = logging.FileHandler(file, mode="a", encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise OutputError(f"--log-file {file}: {error.strerror or error}; choose a file that can be written") from error
     handler.setFormatter(_InFile())
     LOG.addHandler(handler)
+
+
+def _start_of(file: Path) -> bytes:
+    with file.open("rb") as opened:
+        return opened.read(16)
 
 
 VerboseOption = Annotated[

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from delineate.calibration.guarantees import Calibration
 from delineate.card import plain_card
 from delineate.data.augmentation import AUGMENTATIONS
 from delineate.data.dataset import Dataset, has_raters
@@ -20,7 +21,7 @@ from delineate.jobs.calibrate import calibrate_folder
 from delineate.jobs.opening import held_out_slices, open_all, read_bank
 from delineate.jobs.pretrain import seen_by_foundation
 from delineate.jobs.watch import Nobody, Watch, finished_before, reporter, work_folder
-from delineate.model_folder import check_free, save_model
+from delineate.model_folder import check_free, check_model, save_model
 from delineate.networks import NETWORKS
 from delineate.pictures import training_curves
 from delineate.scans.finding import find_scans
@@ -185,8 +186,8 @@ def _train_system(request: TrainRequest, output: Path, *, device: str, watch: Wa
     if start is not None:
         read_pretrained(start)  # what is missing or damaged is told before anything else is done
     work = work_folder(output, request)
-    datasets, fold = open_all(request.folders, request.fold), request.fold
     watch.start("comparing images across splits")
+    datasets, fold = open_all(request.folders, request.fold, divide=watch), request.fold
     for dataset in datasets if fold is None else ():  # a fold has its own splits, and keeps twins together
         for line in filter(None, (nnunet_splits_in_words(dataset.root), twins_in_words(dataset))):
             watch.say(line)
@@ -227,6 +228,25 @@ def _train_system(request: TrainRequest, output: Path, *, device: str, watch: Wa
         watch.start("calibrating on the val split")
         calibrate_folder(output, datasets, fold=fold, kinds=False, device=device, on_step=watch.update)
     return curves
+
+
+def trained(model: Path) -> dict[str, Any]:
+    """What a training came to, as JSON: the model, what was learnt from, and held-out Dice of the val subjects.
+
+    By target where the model was calibrated on them, in 3-D: mean, standard deviation and how many subjects; else of
+    slices, the best mean of all targets that was reached while training ("val_slices"). The val subjects also chose
+    which state of the training was kept: only test subjects tell how good it is.
+    """
+    told = check_model(model)[1]["training"]
+    calibration = Calibration.load(Path(model))
+    best = [stage["val"] for stage in told["stages"].values() if "val" in stage]
+    return {
+        "model": str(model),
+        "curves": str(Path(f"{model}-training") / "curves.png"),
+        **{name: told[name] for name in ("system", "preset", "datasets", "slices", "stages")},
+        "val": {} if calibration is None else calibration.held_out_dice(),
+        "val_slices": best[-1] if best else None,
+    }
 
 
 def _unlabelled(
