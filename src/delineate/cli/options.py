@@ -32,6 +32,9 @@ ModelOption = Annotated[
 AdapterOption = Annotated[
     Path | None, typer.Option("--adapter", "-a", help="Adapter folder that `delineate adapt` wrote for this model.")
 ]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="Print as JSON what would be done, with every option as it was understood.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts instead of text.")]
 MOST_MINUTES = 1e6  # two years
 LARGEST_SEED = 2**31 - 1

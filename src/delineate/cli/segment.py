@@ -9,6 +9,7 @@ import typer
 from delineate.cli.options import (
     AdapterOption,
     DeviceOption,
+    DryRunOption,
     JsonOption,
     ModelOption,
     SeedOption,
@@ -25,6 +26,7 @@ from delineate.errors import MisfitError, PromptError
 
 ISLANDS = {"islands_ml": "ml", "islands_pixels": "pixels"}
 TURNING = ("none", "auto")
+EVERYTHING = "all that was learnt for the kind of each scan"
 SEGS = {"binary": "binary", "fractional": "fractional", "none": None}
 
 
@@ -96,6 +98,7 @@ def segment(
     ] = False,
     threads: ThreadsOption = None,
     device: DeviceOption = "auto",
+    dry_run: DryRunOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Outline what you name in a scan, or in every scan of a folder."""
@@ -147,6 +150,13 @@ def segment(
     refused = refused_guarantees(folder, names, proposals, adapter, **shares)
     shares |= {"series": series, "fill_gaps": fill_gaps, "seg": SEGS[seg], "anyway": anyway, "turn": turn == "auto"}
     request = SegmentRequest(asked, proposals, seed, consensus, maps, modality, volume, pictures, **shares)
+    if dry_run:
+        from delineate.jobs.preview import of_segmenting
+
+        targets = {p: meant[p].targets or meant[p].by_scan if p in meant else EVERYTHING for p in asked}
+        told = of_segmenting(request, scans, targets, folder, adapter, own_part)
+        print_json(told | {"output": str(output), "device": chosen, "resume": resume})
+        return
     make_folder(output)
     with progress_bar(err, quiet=as_json) as bar:
         bar.start("loading the model")

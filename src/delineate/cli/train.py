@@ -12,6 +12,7 @@ from delineate.cli.options import (
     CellOption,
     DatasetsArgument,
     DeviceOption,
+    DryRunOption,
     FoldOption,
     ImagesOption,
     JsonOption,
@@ -88,6 +89,7 @@ def train(
     ] = False,
     threads: ThreadsOption = None,
     device: DeviceOption = "auto",
+    dry_run: DryRunOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Train a system on the train split of one or several datasets; run again to go on after a stop.
@@ -126,6 +128,11 @@ def train(
         precision=precision,
         compiled=compiled,
     )
+    if dry_run:
+        from delineate.jobs.preview import of_training
+
+        print_json(of_training(request, output) | {"output": str(output), "device": chosen})
+        return
     with progress_bar(err, quiet=as_json) as bar:
         train_system(request, output, device=chosen, watch=bar)
     if not is_first_process():
