@@ -25,6 +25,7 @@ from delineate.cli import split as cli_split
 from delineate.cli import study as cli_study
 from delineate.cli import synthesize as cli_synthesize
 from delineate.cli import train as cli_train
+from delineate.cli.config import Configured, read_config
 from delineate.cli.options import (
     MOST_IMAGES,
     DatasetArgument,
@@ -59,9 +60,11 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    add_completion=False,
     context_settings={"help_option_names": ["--help", "-h"]},
 )
+
+
+command = partial(app.command, cls=Configured)
 
 
 def main() -> None:
@@ -121,17 +124,29 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def _top(
+    ctx: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="DELINEATE_CONFIG",
+            help="TOML file with defaults of options, as [segment] proposals = 16; else delineate.toml in this folder.",
+        ),
+    ] = None,
 ) -> None:
-    pass
+    if not {"-h", "--help"} & set(sys.argv[1:]):
+        commands = {
+            str(one.name or one.callback.__name__): one.callback for one in app.registered_commands if one.callback
+        }
+        ctx.obj, ctx.default_map = read_config(config, commands)
 
 
-app.command()(tells(cli_segment.segment))
+command()(tells(cli_segment.segment))
 
 
-@app.command()
+@command()
 def prompts(
     words: Annotated[
         list[str] | None, typer.Argument(help="Say what these mean to the model; nothing is outlined.")
@@ -202,7 +217,7 @@ def _meanings(words: list[str], vocabulary: "Vocabulary", modality: str | None, 
         raise typer.Exit(PromptError.exit_code)
 
 
-@app.command()
+@command()
 def samples(as_json: JsonOption = False) -> None:
     """List the real scans that ship, to try things on: what they show, their terms, where they lie."""
     from delineate.samples import folder, names, sample
@@ -220,7 +235,7 @@ def samples(as_json: JsonOption = False) -> None:
     out.print(f"a folder each in {folder()}", soft_wrap=True)
 
 
-@app.command()
+@command()
 def systems(as_json: JsonOption = False) -> None:
     """List the named systems that can be trained."""
     if as_json:
@@ -232,7 +247,7 @@ def systems(as_json: JsonOption = False) -> None:
     out.print(table)
 
 
-@app.command()
+@command()
 @tells
 def check(
     dataset: DatasetArgument, target: TargetOption = None, modality: ModalityOption = None, as_json: JsonOption = False
@@ -259,14 +274,14 @@ def check(
         raise typer.Exit(1)
 
 
-app.command()(tells(cli_split.split))
-app.command()(tells(cli_pretrain.pretrain))
-app.command()(tells(cli_train.train))
-app.command()(tells(cli_evaluate.evaluate))
-app.command()(tells(cli_study.study))
+command()(tells(cli_split.split))
+command()(tells(cli_pretrain.pretrain))
+command()(tells(cli_train.train))
+command()(tells(cli_evaluate.evaluate))
+command()(tells(cli_study.study))
 
 
-@app.command()
+@command()
 @tells
 def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write to.")] = Path("demo"),
@@ -288,7 +303,7 @@ def demo(
         out.print(line, soft_wrap=True)
 
 
-@app.command()
+@command()
 def doctor(as_json: JsonOption = False) -> None:
     """Say whether this installation is sound: versions, threads, the house model, a trial write."""
     from delineate.jobs.doctor import examine
@@ -304,9 +319,9 @@ def doctor(as_json: JsonOption = False) -> None:
         raise typer.Exit(1)
 
 
-app.command()(tells(cli_adapt.adapt))
-app.command()(cli_merge.merge)
-app.command()(tells(cli_calibrate.calibrate))
-app.command()(cli_review.review)
-app.command()(tells(cli_synthesize.synthesize))
-app.command()(tells(cli_distance.distance))
+command()(tells(cli_adapt.adapt))
+command()(cli_merge.merge)
+command()(tells(cli_calibrate.calibrate))
+command()(cli_review.review)
+command()(tells(cli_synthesize.synthesize))
+command()(tells(cli_distance.distance))

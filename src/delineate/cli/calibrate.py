@@ -6,8 +6,8 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from delineate.cli.completing import HOUSE, models
 from delineate.cli.options import (
-    HOUSE,
     AdapterOption,
     DatasetsArgument,
     DeviceOption,
@@ -30,7 +30,8 @@ def calibrate(
     model: Annotated[
         Path,
         typer.Argument(
-            help=f"Model folder; what is found is kept in it, or in the adapter. '{HOUSE}' with --output or --adapter."
+            autocompletion=models,
+            help=f"Model folder; what is found is kept in it, or in the adapter. '{HOUSE}' with --output or --adapter.",
         ),
     ],
     datasets: DatasetsArgument,

@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from delineate.cli import completing
+from delineate.cli.completing import HOUSE
 from delineate.evaluation.protocols import PROTOCOLS
 from delineate.prompts.modality import modality_code
 from delineate.systems import SYSTEMS
 
 if TYPE_CHECKING:
     from delineate.data.folds import Fold
-
-
-HOUSE = "house"
 
 
 def base_of(path: Path | None) -> Path | None:
@@ -27,7 +26,13 @@ def base_of(path: Path | None) -> Path | None:
 
 ModelOption = Annotated[
     Path | None,
-    typer.Option("--model", "-m", callback=base_of, help=f"Model folder; '{HOUSE}', the usual, is the one that ships."),
+    typer.Option(
+        "--model",
+        "-m",
+        callback=base_of,
+        autocompletion=completing.models,
+        help=f"Model folder; '{HOUSE}', the usual, is the one that ships.",
+    ),
 ]
 AdapterOption = Annotated[
     Path | None, typer.Option("--adapter", "-a", help="Adapter folder that `delineate adapt` wrote for this model.")
@@ -86,12 +91,18 @@ ModalityOption = Annotated[
     str | None,
     typer.Option(callback=modality_code, help="CT, MR, US, …; for datasets it overrides what dataset.json says."),
 ]
-SystemArgument = Annotated[str, typer.Argument(help=f"A named system: {', '.join(SYSTEMS)}.")]
+SystemArgument = Annotated[
+    str, typer.Argument(autocompletion=completing.systems, help=f"A named system: {', '.join(SYSTEMS)}.")
+]
 DATASET_HELP = "nnU-Net/MSD layout, or images/ + masks/. FOLDER=TARGET[,TARGET][@MODALITY] says what its masks show."
 DatasetArgument = Annotated[str, typer.Argument(help=f"Dataset folder: {DATASET_HELP}")]
 DatasetsArgument = Annotated[list[str], typer.Argument(help=f"One or more dataset folders: {DATASET_HELP}")]
 PresetOption = Annotated[
-    str, typer.Option(help="Size: tiny is for a CPU; what else there is, `delineate systems` tells for each system.")
+    str,
+    typer.Option(
+        autocompletion=completing.presets,
+        help="Size: tiny is for a CPU; what else there is, `delineate systems` tells for each system.",
+    ),
 ]
 FoldOption = Annotated[
     str | None, typer.Option(help="NUMBER/OF, as 1/4: that fold of a cross-validation by subject, not splits.json.")
@@ -104,7 +115,9 @@ ImagesOption = Annotated[
     int | None,
     number(1, MOST_IMAGES, "Train on this many images instead; only this repeats, to the bit on one machine."),
 ]
-BaseArgument = Annotated[Path, typer.Argument(help=f"Model folder; '{HOUSE}' for the one that ships.")]
+BaseArgument = Annotated[
+    Path, typer.Argument(autocompletion=completing.models, help=f"Model folder; '{HOUSE}' for the one that ships.")
+]
 AugmentationOption = Annotated[
     str | None,
     typer.Option(

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from delineate.cli import completing
 from delineate.cli.options import (
     AdapterOption,
     DeviceOption,
@@ -41,6 +42,7 @@ def segment(
         typer.Option(
             "--prompt",
             "-p",
+            autocompletion=completing.targets,
             help='A target in words; several by repeating it, or with commas: "liver, spleen". Without it, and for '
             '"all", every target that was learnt for the kind of scan.',
         ),

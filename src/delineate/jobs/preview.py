@@ -1,4 +1,4 @@
-"""What a command would do, for --dry-run: its request as it was understood, and what it is asked of; nothing is done."""
+"""What a command would do, for --dry-run: the request as understood, what it is asked of. Nothing is done."""
 
 import json
 from collections.abc import Mapping, Sequence
