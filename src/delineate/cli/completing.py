@@ -21,7 +21,7 @@ def models(incomplete: str) -> list[str]:
 
 
 def targets(incomplete: str) -> list[str]:
-    """Names that the model that ships knows, after a comma too; with underscores for spaces, which shells take apart."""
+    """Names that the model that ships knows, after a comma too; with underscores for spaces, at which shells part."""
     before, comma, begun = incomplete.rpartition(",")
     names = ("all", *(one["name"] for one in json.loads((house_folder() / "vocabulary.json").read_text())["concepts"]))
     return [f"{before}{comma}{name}" for name in (one.replace(" ", "_") for one in names) if name.startswith(begun)]
