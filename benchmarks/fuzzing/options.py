@@ -28,6 +28,7 @@ COMMANDS = {  # how often each
     "distance": 2,
     "prompts": 2,
     "check": 2,
+    "split": 2,
     "review": 2,
     "merge": 1,
     "demo": 0.5,
@@ -72,7 +73,7 @@ def trial(rng: Random, world: World, folder: Path) -> Trial:
         trial.stop_after = SLOW[command]
     if command == "review":
         trial.stop_when = "http"
-    trial.touches = (*trial.touches, "demo", "ct-review")
+    trial.touches = (*trial.touches, "demo", "ct-review", "nothing")  # --log-file nothing
     return trial
 
 
@@ -85,6 +86,7 @@ def baseline(command: str, world: World, rng: Random) -> list[str]:
         "segment": lambda: ["segment", scan, "-p", "liver", "-m", model, "-n", "2", "--no-pictures", "-o", "out"],
         "prompts": lambda: ["prompts", "liver", "-m", model],
         "check": lambda: ["check", rng.choice((dataset, f"{world['flat']}=disc@US"))],
+        "split": lambda: ["split", str(world["flat"])],  # which has splits: it is shared, and must stay as it is
         "pretrain": lambda: ["pretrain", dataset, *small, "-o", "out"],
         "train": lambda: [
             "train",

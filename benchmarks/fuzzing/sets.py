@@ -36,7 +36,8 @@ def dataset_trial(rng: Random, world: World, folder: Path) -> Trial:
         "distance": ["distance", "data", str(world["dataset"]), "--limit", "8", "--size", "32", "-o", "out"],
     }
     name = rng.choice(("check", "check", "check", "train", "train", *commands))
-    return Trial(commands[name], f"dataset: {what}", stop_after=45)
+    divides = name == "train"  # writes the splits.json that the dataset lacks
+    return Trial(commands[name], f"dataset: {what}", stop_after=45, adds_anywhere=divides)
 
 
 def answers_trial(rng: Random, world: World, folder: Path) -> Trial:

@@ -5,13 +5,17 @@
     proposals = Segmenter.load()(read_scan("ct.nii.gz"), ["liver", "left kidney"], n=8)
     proposals["liver"].consensus()      # bool, on the scan's own voxels
 
-Names are imported when first used, so that nothing waits for torch that does not need it.
+Names are imported when first used, so that nothing waits for torch that does not need it. What the package does is told
+to Python's `logging`, to the logger "delineate" and those below it; nothing is printed.
 """
 
+import logging
 from importlib import import_module
 from typing import Any
 
 __version__ = "0.1.0"
+
+logging.getLogger("delineate").addHandler(logging.NullHandler())
 
 _HOME = {
     "DelineateError": "delineate.errors",

@@ -262,6 +262,21 @@ class Segmenter:
             return None
         return recogniser(gist.numpy(), seen.scan.modality)
 
+    def learnt_for(self, seen: Seen) -> tuple[tuple[str, ...], str]:
+        """All names that were learnt for such a scan, and in words what it was taken for.
+
+        By the kind that it is recognised as; where none is, by its modality; and where that is not told, all names.
+        Those that held-out subjects show to be unknown are left out.
+        """
+        known = [c for c in self.vocabulary.concepts if self.calibration is None or self.calibration.is_learnt(c.name)]
+        found, modality = self.recognised(seen), seen.scan.modality or self.habits.modality
+        kinds = [] if found is None else [kind for kind in (found.kind, *found.local) if kind is not None]
+        if found is not None and kinds:
+            names = tuple(concept.name for concept in known if found.fits(concept.name))
+            return names, " or ".join(dict.fromkeys(map(str, kinds)))
+        shown = tuple(c.name for c in known if modality in c.modalities or not c.modalities) if modality else ()
+        return (shown, str(modality)) if shown else (tuple(c.name for c in known), "any kind of scan")
+
     def lies(self, seen: Seen) -> str:
         """How its slices lie, if otherwise than those that were learnt from, in words; "" where nobody sees that."""
         found = None if seen.turn else self.recognised(seen)

@@ -15,11 +15,10 @@ from PIL import Image
 from scipy.ndimage import binary_dilation
 
 from delineate.cli import app as cli
-from delineate.cli.options import say
+from delineate.cli.telling import listening, say
 from delineate.data.check import check_dataset
 from delineate.data.phantom import PHANTOM_LABELS, make_phantom_image
 from delineate.errors import BusyError
-from delineate.model_folder import save_model
 from delineate.scans.reading import read_labels
 from delineate.storage.files import write_json
 from delineate.systems import SYSTEMS
@@ -27,37 +26,6 @@ from delineate.training.loop import TrainingError
 
 COMMAND = typer.main.get_command(cli.app)
 TRAINING = ["--preset", "tiny", "--device", "cpu", "--threads", "1"]
-
-
-@pytest.fixture(scope="module")
-def model(trained, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model") / "unet"
-    save_model(folder, trained["unet"], "unet", training={}, card="card")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pictures")
-    for number in range(2):
-        voxels = make_phantom_image(number, shape=(40, 48)).voxels[0]
-        grey = np.interp(voxels, (-150, 250), (0, 255)).astype(np.uint8)
-        Image.fromarray(grey).save(folder / f"case{number}.png")
-    return folder
-
-
-@pytest.fixture
-def delineate(monkeypatch, capsys):
-    """Runs `delineate <arguments>` and gives (exit code, standard output, standard error)."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["delineate", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        captured = capsys.readouterr()
-        return stopped.value.code or 0, captured.out, captured.err
-
-    return run
 
 
 def one_line(text):
@@ -352,12 +320,8 @@ def test_a_fold_needs_no_splits_json_and_is_part_of_the_settings(delineate, tmp_
     light, _ = two_sets(tmp_path)
     (light / "splits.json").unlink()
     training = ["train", "unet", f"{light}=polyp", "-o", tmp_path / "m", "--images", 8, *TRAINING]
-    code, _, err = delineate(*training)
-    assert code == 5
-    assert "or use --fold" in one_line(err)
     (tmp_path / "m-training" / "network" / "checkpoint-0000000008").mkdir(parents=True)
-    settings = json.loads((tmp_path / "m-training" / "settings.json").read_text())
-    write_json(tmp_path / "m-training" / "settings.json", settings | {"fold": "2/3"})
+    write_json(tmp_path / "m-training" / "settings.json", {"fold": "2/3"})
     code, _, err = delineate(*training, "--fold", "1/3")
     assert code == 2
     assert "other settings" in one_line(err)
@@ -525,9 +489,12 @@ def test_5_a_dataset_without_splits_or_targets_in_common(delineate, model, phant
     assert code == 5
     assert "knows none of its targets (pancreas)" in one_line(err)
     (copy / "splits.json").unlink()
-    code, _, err = delineate("train", "unet", copy, "-o", tmp_path / "m")
+    code, _, err = delineate("pretrain", copy, "-o", tmp_path / "m")
     assert code == 5
-    assert "no splits.json" in one_line(err)
+    assert f"draw one with: delineate split {copy}, or use --fold" in one_line(err)
+    code, _, err = delineate(*evaluating)
+    assert code == 5
+    assert f"run delineate split {copy}" in one_line(err)
 
 
 @pytest.mark.parametrize("damage", ["nowhere", "changed"])
@@ -803,7 +770,8 @@ def test_every_way_out_is_a_line_and_a_code(monkeypatch, capsys, error, code, wo
 
 @pytest.mark.parametrize("text", ["\x1b[31mred", "a\u202eb", "\ud800", "[/red]liver", "[bold]x", ":smile:", "\u2028"])
 def test_nothing_that_a_terminal_obeys_is_printed(capsys, text):
-    say(f"delineate: {text}")
+    with listening():
+        say(f"delineate: {text}")
     told = capsys.readouterr().err
     assert told.count("\n") == 1
     assert not any(one in told for one in "\x1b\u202e\ud800\u2028")

@@ -5,6 +5,7 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
+from tests.progress import without_progress
 
 from delineate.cli import app as cli
 from delineate.data.phantom import make_phantom_image
@@ -35,7 +36,7 @@ def distance(monkeypatch, capsys):
         with pytest.raises(SystemExit) as stopped:
             cli.main()
         captured = capsys.readouterr()
-        return stopped.value.code or 0, captured.out, captured.err
+        return stopped.value.code or 0, captured.out, without_progress(captured.err)
 
     return run
 

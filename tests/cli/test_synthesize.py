@@ -7,6 +7,7 @@ import typer
 from PIL import Image
 from tests.cli.test_app import one_line
 from tests.jobs.test_synthesize import flat_images
+from tests.progress import without_progress
 
 from delineate.cli import app as cli
 from delineate.data.dataset import open_dataset
@@ -25,7 +26,7 @@ def delineate(monkeypatch, capsys):
         with pytest.raises(SystemExit) as stopped:
             cli.main()
         captured = capsys.readouterr()
-        return stopped.value.code or 0, captured.out, captured.err
+        return stopped.value.code or 0, captured.out, without_progress(captured.err)
 
     return run
 

@@ -14,10 +14,12 @@ from delineate.data.dataset import open_dataset
 from delineate.data.phantom import write_phantom_dataset
 from delineate.few_shot.learning import Looked, mean_dice
 from delineate.jobs.recognising import recogniser_of
-from delineate.jobs.segment import looked_at
+from delineate.jobs.segment import asked_of, looked_at
 from delineate.model_folder import save_model
+from delineate.prompts.concept import Concept
 from delineate.prompts.marks import Marks
 from delineate.prompts.prompt import Prompt
+from delineate.prompts.vocabulary import Vocabulary
 from delineate.proposals.description import describe
 from delineate.proposals.proposals import Outcome
 from delineate.segmenter import Segmenter
@@ -105,6 +107,36 @@ def test_a_target_that_held_out_subjects_hardly_show_is_not_learnt_rather_than_a
     assert answers["liver"].outcome is Outcome.NOT_LEARNT
     assert "Dice 0.01 on 3 held-out subjects" in answers["liver"].misfit
     assert answers["spleen"].drawn is not None  # two subjects are too few to say so
+
+
+@pytest.mark.parametrize(
+    ("column", "modality", "asked"),
+    [
+        (0, None, ("liver", "spleen")),  # recognised
+        (1, None, ()),  # as another kind, in which none of its names were learnt
+        (2, "CT", ("liver", "spleen")),  # unlike any: by its modality
+        (2, None, ("liver", "spleen")),  # unlike any, and nobody tells: all names
+    ],
+)
+def test_all_is_what_was_learnt_for_the_scan_at_hand(segmenter, scan, column, modality, asked):
+    who, seen = taught(segmenter, scan, column), segmenter.look(replace(scan, modality=modality))
+    prompts, (note,) = asked_of(who, seen, ("all",))
+    assert tuple(prompts) == asked
+    assert note.startswith("asked for all that was learnt in ")
+    assert asked_of(who, seen, ("spleen", "all"))[0][0] == "spleen"
+    assert asked_of(who, seen, ("spleen",)) == (("spleen",), [])
+
+
+def test_all_leaves_out_what_is_not_learnt_and_goes_by_modality_where_nobody_recognises(segmenter, scan):
+    seen = segmenter.look(scan)
+    poor = segmenter.calibrated(Calibration(1, dice={"liver": np.array([0.0, 0.02, 0.01])}))
+    assert asked_of(poor, seen, ("all",))[0] == ("spleen",)
+    parts = (Concept("liver", modalities=("CT",)), Concept("polyp", modalities=("endoscopy",)), Concept("nodule"))
+    made = SYSTEMS["encoder"].make("tiny", 64, Vocabulary(parts), seed=0, modalities=("CT", "endoscopy"))
+    assert asked_of(Segmenter(made), replace(seen, scan=scan), ("all",))[0] == ("liver", "nodule")
+    unknown = replace(seen, scan=replace(scan, modality="PET"))
+    assert asked_of(Segmenter(made), unknown, ("all",))[0] == ("nodule",)
+    assert len(asked_of(Segmenter(made), replace(seen, scan=replace(scan, modality=None)), ("all",))[0]) == 3
 
 
 def test_a_scan_that_lies_turned_is_told_and_turned_if_asked(segmenter, scan):

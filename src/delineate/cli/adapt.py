@@ -12,6 +12,7 @@ from delineate.cli.options import (
     BaseArgument,
     DatasetArgument,
     DeviceOption,
+    DryRunOption,
     ImagesOption,
     JsonOption,
     ModalityOption,
@@ -20,14 +21,12 @@ from delineate.cli.options import (
     base_of,
     budget_of,
     compute,
-    err,
     number,
-    out,
     print_json,
-    say,
     seed_option,
 )
 from delineate.cli.progress import progress_bar
+from delineate.cli.telling import err, out, say
 
 MINUTES = 3.0  # of adapting, unless told otherwise
 
@@ -86,6 +85,7 @@ def adapt(
     modality: ModalityOption = None,
     threads: ThreadsOption = None,
     device: DeviceOption = "auto",
+    dry_run: DryRunOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Carry a model to another kind of scan by a few labelled ones; run again to go on after a stop."""
@@ -124,6 +124,11 @@ def adapt(
         target=target,
         modality=modality,
     )
+    if dry_run:
+        from delineate.jobs.preview import of_adapting
+
+        print_json(of_adapting(request) | {"output": str(output), "device": chosen})
+        return
     with progress_bar(err, quiet=as_json) as bar:
         report = run(request, output, device=chosen, watch=bar)
     if as_json:

@@ -5,6 +5,7 @@ import os
 import sys
 import traceback
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,9 +21,11 @@ from delineate.cli import merge as cli_merge
 from delineate.cli import pretrain as cli_pretrain
 from delineate.cli import review as cli_review
 from delineate.cli import segment as cli_segment
+from delineate.cli import split as cli_split
 from delineate.cli import study as cli_study
 from delineate.cli import synthesize as cli_synthesize
 from delineate.cli import train as cli_train
+from delineate.cli.config import Configured, read_config
 from delineate.cli.options import (
     MOST_IMAGES,
     DatasetArgument,
@@ -33,13 +36,11 @@ from delineate.cli.options import (
     TargetOption,
     ThreadsOption,
     compute,
-    err,
     number,
-    out,
     print_json,
-    say,
 )
 from delineate.cli.progress import progress_bar
+from delineate.cli.telling import ERROR, err, listening, out, say, tells
 from delineate.errors import DelineateError, ModelError, OutputError, PromptError
 from delineate.storage.memory import OutOfMemory, is_out_of_memory
 from delineate.systems import SYSTEMS
@@ -59,8 +60,11 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    add_completion=False,
+    context_settings={"help_option_names": ["--help", "-h"]},
 )
+
+
+command = partial(app.command, cls=Configured)
 
 
 def main() -> None:
@@ -74,10 +78,15 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # of a character that the terminal cannot show
+    with listening():
+        _run()
+
+
+def _run() -> None:
     try:
         app()
     except KeyboardInterrupt:
-        say("delineate: stopped")
+        say("delineate: stopped", ERROR)
         sys.exit(130)
     except BrokenPipeError:  # whoever read what was printed is gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -86,7 +95,7 @@ def main() -> None:
         if os.environ.get("DELINEATE_DEBUG"):
             raise
         line, code = way_out(error)
-        say(f"delineate: {' '.join(line.split())}")
+        say(f"delineate: {' '.join(line.split())}", ERROR)
         sys.exit(code)
 
 
@@ -115,17 +124,29 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def _top(
+    ctx: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="DELINEATE_CONFIG",
+            help="TOML file with defaults of options, as [segment] proposals = 16; else delineate.toml in this folder.",
+        ),
+    ] = None,
 ) -> None:
-    pass
+    if not {"-h", "--help"} & set(sys.argv[1:]):
+        commands = {
+            str(one.name or one.callback.__name__): one.callback for one in app.registered_commands if one.callback
+        }
+        ctx.obj, ctx.default_map = read_config(config, commands)
 
 
-app.command()(cli_segment.segment)
+command()(tells(cli_segment.segment))
 
 
-@app.command()
+@command()
 def prompts(
     words: Annotated[
         list[str] | None, typer.Argument(help="Say what these mean to the model; nothing is outlined.")
@@ -196,7 +217,7 @@ def _meanings(words: list[str], vocabulary: "Vocabulary", modality: str | None, 
         raise typer.Exit(PromptError.exit_code)
 
 
-@app.command()
+@command()
 def samples(as_json: JsonOption = False) -> None:
     """List the real scans that ship, to try things on: what they show, their terms, where they lie."""
     from delineate.samples import folder, names, sample
@@ -214,7 +235,7 @@ def samples(as_json: JsonOption = False) -> None:
     out.print(f"a folder each in {folder()}", soft_wrap=True)
 
 
-@app.command()
+@command()
 def systems(as_json: JsonOption = False) -> None:
     """List the named systems that can be trained."""
     if as_json:
@@ -226,7 +247,8 @@ def systems(as_json: JsonOption = False) -> None:
     out.print(table)
 
 
-@app.command()
+@command()
+@tells
 def check(
     dataset: DatasetArgument, target: TargetOption = None, modality: ModalityOption = None, as_json: JsonOption = False
 ) -> None:
@@ -247,18 +269,20 @@ def check(
     if as_json:
         print_json(report.to_json())
     else:
-        print_check(report, out, say)
+        print_check(report, out, partial(say, level=ERROR))
     if not report.ok:
         raise typer.Exit(1)
 
 
-app.command()(cli_pretrain.pretrain)
-app.command()(cli_train.train)
-app.command()(cli_evaluate.evaluate)
-app.command()(cli_study.study)
+command()(tells(cli_split.split))
+command()(tells(cli_pretrain.pretrain))
+command()(tells(cli_train.train))
+command()(tells(cli_evaluate.evaluate))
+command()(tells(cli_study.study))
 
 
-@app.command()
+@command()
+@tells
 def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write to.")] = Path("demo"),
     images: Annotated[
@@ -279,7 +303,7 @@ def demo(
         out.print(line, soft_wrap=True)
 
 
-@app.command()
+@command()
 def doctor(as_json: JsonOption = False) -> None:
     """Say whether this installation is sound: versions, threads, the house model, a trial write."""
     from delineate.jobs.doctor import examine
@@ -295,9 +319,9 @@ def doctor(as_json: JsonOption = False) -> None:
         raise typer.Exit(1)
 
 
-app.command()(cli_adapt.adapt)
-app.command()(cli_merge.merge)
-app.command()(cli_calibrate.calibrate)
-app.command()(cli_review.review)
-app.command()(cli_synthesize.synthesize)
-app.command()(cli_distance.distance)
+command()(tells(cli_adapt.adapt))
+command()(cli_merge.merge)
+command()(tells(cli_calibrate.calibrate))
+command()(cli_review.review)
+command()(tells(cli_synthesize.synthesize))
+command()(tells(cli_distance.distance))

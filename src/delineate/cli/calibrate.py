@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from delineate.cli.completing import HOUSE, models
 from delineate.cli.options import (
     AdapterOption,
     DatasetsArgument,
@@ -15,19 +16,24 @@ from delineate.cli.options import (
     ModalityOption,
     TargetOption,
     ThreadsOption,
+    base_of,
     compute,
-    err,
     fold_of,
     fraction,
-    out,
     print_json,
-    say,
 )
 from delineate.cli.progress import progress_bar
+from delineate.cli.telling import err, out, say
 
 
 def calibrate(
-    model: Annotated[Path, typer.Argument(help="Model folder; what is found is kept in it, or in the adapter.")],
+    model: Annotated[
+        Path,
+        typer.Argument(
+            autocompletion=models,
+            help=f"Model folder; what is found is kept in it, or in the adapter. '{HOUSE}' with --output or --adapter.",
+        ),
+    ],
     datasets: DatasetsArgument,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write a calibrated copy there and leave the model as it is.")
@@ -62,6 +68,12 @@ def calibrate(
     With --local, on labelled scans of another scanner or place, from which nothing was learnt; with --adapter, of the
     model and that adapter together. Ten subjects carry a guarantee of 10 %, 5 % needs 19, 1 % needs 99.
     """
+    from delineate.storage.shipped import house_folder
+
+    if base_of(model) is None:
+        if output is None and adapter is None:
+            raise typer.BadParameter("the model that ships stays as it is; give --output for a calibrated copy of it")
+        model = house_folder()
     from delineate.jobs.calibrate import CalibrateRequest, calibrate_model
 
     chosen = compute(threads, device)

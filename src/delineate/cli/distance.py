@@ -6,8 +6,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from delineate.cli.options import JsonOption, ModalityOption, err, number, out, print_json, say
+from delineate.cli.options import (
+    JsonOption,
+    ModalityOption,
+    number,
+    print_json,
+)
 from delineate.cli.progress import progress_bar
+from delineate.cli.telling import err, out, say
 
 if TYPE_CHECKING:
     from delineate.synthesis.distance import Distance

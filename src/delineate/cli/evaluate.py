@@ -9,6 +9,7 @@ from delineate.cli.options import (
     AdapterOption,
     DatasetArgument,
     DeviceOption,
+    DryRunOption,
     FoldOption,
     JsonOption,
     ModalityOption,
@@ -18,12 +19,11 @@ from delineate.cli.options import (
     TargetOption,
     ThreadsOption,
     compute,
-    err,
     fold_of,
-    out,
     print_json,
 )
 from delineate.cli.progress import progress_bar
+from delineate.cli.telling import err, out
 
 
 def evaluate(
@@ -40,6 +40,7 @@ def evaluate(
     fold: FoldOption = None,
     threads: ThreadsOption = None,
     device: DeviceOption = "auto",
+    dry_run: DryRunOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Score a model on the held-out subjects of a dataset, in 3-D: Dice, IoU, HD95 (mm), NSD, or by --protocol."""
@@ -49,6 +50,11 @@ def evaluate(
     chosen = compute(threads, device)
     part = fold_of(fold)
     request = EvaluateRequest(dataset, model, adapter, protocol, split, proposals, seed, target, modality, part)
+    if dry_run:
+        from delineate.jobs.preview import of_evaluating
+
+        print_json(of_evaluating(request) | {"output": str(output), "device": chosen})
+        return
     with progress_bar(err, quiet=as_json) as bar:
         summary = evaluate_model(request, output, device=chosen, watch=bar)
     if as_json:

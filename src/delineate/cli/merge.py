@@ -5,7 +5,13 @@ from typing import Annotated
 
 import typer
 
-from delineate.cli.options import BaseArgument, JsonOption, base_of, out, print_json
+from delineate.cli.options import (
+    BaseArgument,
+    JsonOption,
+    base_of,
+    print_json,
+)
+from delineate.cli.telling import out
 from delineate.errors import ModelError
 
 

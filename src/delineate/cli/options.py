@@ -3,48 +3,42 @@
 import json
 import math
 import sys
-import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.text import Text
 
+from delineate.cli import completing
+from delineate.cli.completing import HOUSE
 from delineate.evaluation.protocols import PROTOCOLS
 from delineate.prompts.modality import modality_code
-from delineate.storage.hidden import HIDDEN
 from delineate.systems import SYSTEMS
 
 if TYPE_CHECKING:
     from delineate.data.folds import Fold
 
 
-class Plain(Console):
-    """A console that prints what it is told as it is: no markup, and nothing that a terminal would obey."""
+def base_of(path: Path | None) -> Path | None:
+    """The folder, or None for the model that ships (a folder of that name comes first)."""
+    return None if str(path) == HOUSE and path is not None and not path.exists() else path
 
-    def render_str(self, text: str, **more: Any) -> Text:
-        """The text, with control characters, direction marks and lone surrogates written out."""
-        return super().render_str(printable(text), **more)
-
-
-def printable(text: str) -> str:
-    """`text` with what a terminal would obey written out; line ends and tabs stay."""
-    return "".join(
-        one if one in "\n\t" or unicodedata.category(one) not in HIDDEN else one.encode("unicode_escape").decode()
-        for one in text
-    )
-
-
-out = Plain(markup=False, emoji=False)
-err = Plain(markup=False, emoji=False, stderr=True)
 
 ModelOption = Annotated[
-    Path | None, typer.Option("--model", "-m", help="Model folder. Without it the model that ships with delineate.")
+    Path | None,
+    typer.Option(
+        "--model",
+        "-m",
+        callback=base_of,
+        autocompletion=completing.models,
+        help=f"Model folder; '{HOUSE}', the usual, is the one that ships.",
+    ),
 ]
 AdapterOption = Annotated[
     Path | None, typer.Option("--adapter", "-a", help="Adapter folder that `delineate adapt` wrote for this model.")
+]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="Print as JSON what would be done, with every option as it was understood.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts instead of text.")]
 MOST_MINUTES = 1e6  # two years
@@ -97,12 +91,18 @@ ModalityOption = Annotated[
     str | None,
     typer.Option(callback=modality_code, help="CT, MR, US, …; for datasets it overrides what dataset.json says."),
 ]
-SystemArgument = Annotated[str, typer.Argument(help=f"A named system: {', '.join(SYSTEMS)}.")]
+SystemArgument = Annotated[
+    str, typer.Argument(autocompletion=completing.systems, help=f"A named system: {', '.join(SYSTEMS)}.")
+]
 DATASET_HELP = "nnU-Net/MSD layout, or images/ + masks/. FOLDER=TARGET[,TARGET][@MODALITY] says what its masks show."
 DatasetArgument = Annotated[str, typer.Argument(help=f"Dataset folder: {DATASET_HELP}")]
 DatasetsArgument = Annotated[list[str], typer.Argument(help=f"One or more dataset folders: {DATASET_HELP}")]
 PresetOption = Annotated[
-    str, typer.Option(help="Size: tiny is for a CPU; what else there is, `delineate systems` tells for each system.")
+    str,
+    typer.Option(
+        autocompletion=completing.presets,
+        help="Size: tiny is for a CPU; what else there is, `delineate systems` tells for each system.",
+    ),
 ]
 FoldOption = Annotated[
     str | None, typer.Option(help="NUMBER/OF, as 1/4: that fold of a cross-validation by subject, not splits.json.")
@@ -115,8 +115,9 @@ ImagesOption = Annotated[
     int | None,
     number(1, MOST_IMAGES, "Train on this many images instead; only this repeats, to the bit on one machine."),
 ]
-HOUSE = "house"
-BaseArgument = Annotated[Path, typer.Argument(help=f"Model folder; '{HOUSE}' for the one that ships.")]
+BaseArgument = Annotated[
+    Path, typer.Argument(autocompletion=completing.models, help=f"Model folder; '{HOUSE}' for the one that ships.")
+]
 AugmentationOption = Annotated[
     str | None,
     typer.Option(
@@ -152,11 +153,6 @@ CellOption = Annotated[
 ]
 
 
-def say(text: str) -> None:
-    """A line for the user on standard error, as it is."""
-    err.print(text, soft_wrap=True)
-
-
 def print_json(value: Any) -> None:
     """JSON for scripts on standard output."""
     sys.stdout.write(json.dumps(value, indent=2) + "\n")
@@ -167,11 +163,6 @@ def preset_of(name: str, known: Iterable[str]) -> str:
     if name not in known:
         raise typer.BadParameter(f"--preset is one of {', '.join(known)}; got '{name}'")
     return name
-
-
-def base_of(path: Path) -> Path | None:
-    """The folder, or None for the model that ships (a folder of that name comes first)."""
-    return None if str(path) == HOUSE and not path.exists() else path
 
 
 def fold_of(text: str | None) -> "Fold | None":

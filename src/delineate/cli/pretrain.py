@@ -17,13 +17,12 @@ from delineate.cli.options import (
     ThreadsOption,
     budget_of,
     compute,
-    err,
     fold_of,
-    out,
     preset_of,
     seed_option,
 )
 from delineate.cli.progress import progress_bar
+from delineate.cli.telling import err, out
 from delineate.systems import PRESETS
 
 

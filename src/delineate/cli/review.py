@@ -23,9 +23,8 @@ from delineate.cli.options import (
     ThreadsOption,
     VolumeOption,
     compute,
-    out,
-    say,
 )
+from delineate.cli.telling import out, say
 from delineate.errors import DelineateError
 
 if TYPE_CHECKING:

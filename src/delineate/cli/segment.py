@@ -6,36 +6,48 @@ from typing import Annotated, Any
 
 import typer
 
+from delineate.cli import completing
 from delineate.cli.options import (
     AdapterOption,
     DeviceOption,
+    DryRunOption,
     JsonOption,
     ModelOption,
     SeedOption,
     ThreadsOption,
     VolumeOption,
     compute,
-    err,
     fraction,
     modality_code,
-    out,
     print_json,
-    say,
 )
 from delineate.cli.progress import progress_bar
+from delineate.cli.telling import ERROR, NOTE, err, out, say
 from delineate.errors import MisfitError, PromptError
 
 ISLANDS = {"islands_ml": "ml", "islands_pixels": "pixels"}
 TURNING = ("none", "auto")
+EVERYTHING = "all that was learnt for the kind of each scan"
 SEGS = {"binary": "binary", "fractional": "fractional", "none": None}
 
 
 def segment(
-    path: Annotated[
-        Path, typer.Argument(help="A scan (NIfTI, NRRD, MetaImage, DICOM, PNG, JPEG, TIFF), or a folder of scans.")
-    ],
-    prompt: Annotated[list[str], typer.Option("--prompt", "-p", help="A target in words; repeat for several.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write to; a subfolder for each case.")],
+    path: Annotated[
+        Path | None,
+        typer.Argument(help="A scan (NIfTI, NRRD, MetaImage, DICOM, PNG, JPEG, TIFF), or a folder of such."),
+    ] = None,
+    given: Annotated[Path | None, typer.Option("--input", "-i", help="The same as PATH; one of the two.")] = None,
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--prompt",
+            "-p",
+            autocompletion=completing.targets,
+            help='A target in words; several by repeating it, or with commas: "liver, spleen". Without it, and for '
+            '"all", every target that was learnt for the kind of scan.',
+        ),
+    ] = None,
     proposals: Annotated[int, typer.Option("--proposals", "-n", min=1, max=64, help="Masks for each target.")] = 8,
     model: ModelOption = None,
     adapter: AdapterOption = None,
@@ -89,11 +101,13 @@ def segment(
     ] = False,
     threads: ThreadsOption = None,
     device: DeviceOption = "auto",
+    dry_run: DryRunOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Outline what you name in a scan, or in every scan of a folder."""
     from delineate.evaluation.report import print_run
     from delineate.model_folder import calibration_hash, check_model, fingerprint, read_vocabulary
+    from delineate.prompts.listing import ALL, listed
     from delineate.prompts.prompt import Prompt
     from delineate.prompts.understanding import in_words, understood
     from delineate.prompts.vocabulary import unknown_prompt_message
@@ -106,7 +120,7 @@ def segment(
         raise typer.BadParameter(f"--seg is one of {', '.join(SEGS)}; got '{seg}'")
     if turn not in TURNING:
         raise typer.BadParameter(f"--turn is one of {', '.join(TURNING)}; got '{turn}'")
-    looked = look_for_scans(path)
+    looked = look_for_scans(one_of(path, given))
     scans = looked.scans
     for line in looked.left_out:
         say(f"delineate: {line}")
@@ -120,10 +134,11 @@ def segment(
 
         read_adapter(adapter)
         vocabulary, adapter_hash, where = read_vocabulary(adapter), adapter_fingerprint(adapter), f"--model {adapter}"
-    meant = {p: understood(Prompt(p).text, vocabulary, modality) for p in prompt}
+    asked = listed(prompt or [ALL], vocabulary, modality)
+    meant = {p: understood(Prompt(p).text, vocabulary, modality) for p in asked if p != ALL}
     lost = {p: one for p, one in meant.items() if not one.targets and not one.by_scan}
     unknown = [unknown_prompt_message(p, one.nearest, where) for p, one in lost.items()]
-    if len(unknown) == len(meant):
+    if len(unknown) == len(asked):
         raise PromptError(" ".join(unknown))
     for words, one in meant.items():
         if one.said:
@@ -137,10 +152,17 @@ def segment(
     own_part = None if part is None else Part.parse(part)
     chosen = compute(threads, device)
     shares: dict[str, Any] = {"missed_at_most": missed_at_most, "false_at_most": false_at_most}  # floats by `fraction`
-    names = [name for one in meant.values() for name in one.targets]
+    names = vocabulary.names if ALL in asked else [name for one in meant.values() for name in one.targets]
     refused = refused_guarantees(folder, names, proposals, adapter, **shares)
     shares |= {"series": series, "fill_gaps": fill_gaps, "seg": SEGS[seg], "anyway": anyway, "turn": turn == "auto"}
-    request = SegmentRequest(tuple(prompt), proposals, seed, consensus, maps, modality, volume, pictures, **shares)
+    request = SegmentRequest(asked, proposals, seed, consensus, maps, modality, volume, pictures, **shares)
+    if dry_run:
+        from delineate.jobs.preview import of_segmenting
+
+        targets = {p: meant[p].targets or meant[p].by_scan if p in meant else EVERYTHING for p in asked}
+        told = of_segmenting(request, scans, targets, folder, adapter, own_part)
+        print_json(told | {"output": str(output), "device": chosen, "resume": resume})
+        return
     make_folder(output)
     with progress_bar(err, quiet=as_json) as bar:
         bar.start("loading the model")
@@ -176,7 +198,7 @@ def segment(
         may_be = in_words(meant[words].by_scan or meant[words].nearest or ("nothing known",))
         unknown.append(f"'{words}' may mean {may_be}; name one, or tell the kind of picture with --modality")
     for line in unknown:
-        say(f"delineate: {line}")
+        say(f"delineate: {line}", ERROR)
     for case in report["cases"]:
         for told in (target for target in case.get("targets", ()) if target.get("unusual")):
             say(
@@ -190,14 +212,16 @@ def segment(
         say(f"delineate: {adapter}: *found* and doubt are not calibrated: {segmenter.uncalibrated}")
     unfit = of_misfits(report["cases"], anyway)
     for line in unfit:
-        say(f"delineate: {line}")
+        say(f"delineate: {line}", NOTE if anyway else ERROR)
     failed = [c for c in report["cases"] if c["status"] == "failed"]
     for case in failed:
-        say(f"delineate: {case['reason']}")
+        say(f"delineate: {case['reason']}", ERROR)
     for line in of_reading(report["cases"]):
         say(f"delineate: {line}")
+    told = {str(target["target"]) for target in answers}
+    refused = [line for line in refused if ALL not in asked or line.partition(", --")[0] in told]
     for line in refused:
-        say(f"delineate: {line}")
+        say(f"delineate: {line}", ERROR)
     if failed:
         raise typer.Exit(3 if len(scans) == 1 else 1)
     if unknown:
@@ -206,6 +230,15 @@ def segment(
         raise typer.Exit(MisfitError.exit_code)
     if refused:
         raise typer.Exit(GuaranteeError.exit_code)
+
+
+def one_of(path: Path | None, given: Path | None) -> Path:
+    """The scan or folder that is asked about, as PATH or by --input. Raises `BadParameter` for none and for both."""
+    if path is not None and given is not None:
+        raise typer.BadParameter("give the scan as PATH or with --input, not both")
+    if path is None and given is None:
+        raise typer.BadParameter("give a scan or a folder of scans, as PATH or with --input")
+    return path or given  # type: ignore[return-value]
 
 
 def of_reading(cases: Sequence[Mapping[str, Any]]) -> list[str]:

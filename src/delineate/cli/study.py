@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from delineate.cli.completing import systems
 from delineate.cli.options import (
     DatasetsArgument,
     DeviceOption,
@@ -15,13 +16,12 @@ from delineate.cli.options import (
     ThreadsOption,
     budget_of,
     compute,
-    err,
     number,
-    out,
     print_json,
     seed_option,
 )
 from delineate.cli.progress import progress_bar
+from delineate.cli.telling import err, out
 from delineate.evaluation.studies import STUDIES, StudyRequest
 
 
@@ -30,7 +30,8 @@ def study(
     datasets: DatasetsArgument,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for report.json, a picture and the models.")],
     system: Annotated[
-        list[str] | None, typer.Option(help="A system to compare; repeat for several. Without it every network.")
+        list[str] | None,
+        typer.Option(autocompletion=systems, help="A system to compare; repeat for several. Without it every network."),
     ] = None,
     preset: PresetOption = "tiny",
     size: Annotated[int | None, number(32, 1024, "Side of the working grid; a multiple of 32.")] = None,

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from delineate.cli.completing import presets
 from delineate.cli.options import (
     DatasetArgument,
     DeviceOption,
@@ -17,16 +18,14 @@ from delineate.cli.options import (
     ThreadsOption,
     budget_of,
     compute,
-    err,
     fold_of,
     number,
-    out,
     preset_of,
     print_json,
-    say,
     seed_option,
 )
 from delineate.cli.progress import progress_bar
+from delineate.cli.telling import err, out, say
 from delineate.systems import PRESETS
 
 WEAK = 0.5  # Dice of the gate's segmenter on its own training scans
@@ -55,7 +54,9 @@ def synthesize(
         number(0, 1, "Weight of a random look (dark, sharp, …) in the caption."),
     ] = 0.5,
     keep_all: Annotated[bool, typer.Option("--keep-all", help="Judge every scan, but reject none.")] = False,
-    preset: Annotated[str, typer.Option(help="Size of a new edge control, where the foundation has none.")] = "tiny",
+    preset: Annotated[
+        str, typer.Option(autocompletion=presets, help="Size of a new edge control, where the foundation has none.")
+    ] = "tiny",
     minutes: MinutesOption = None,
     images: ImagesOption = None,
     seed: Annotated[int, seed_option("Of the training and of every scan drawn.")] = 0,

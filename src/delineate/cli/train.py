@@ -1,17 +1,21 @@
 """`delineate train`."""
 
 from pathlib import Path
-from typing import Annotated
+from statistics import fmean
+from typing import Annotated, Any
 
 import typer
+from rich.table import Table
 
 from delineate.cli.options import (
     AugmentationOption,
     CellOption,
     DatasetsArgument,
     DeviceOption,
+    DryRunOption,
     FoldOption,
     ImagesOption,
+    JsonOption,
     KeepRealOption,
     MergeOption,
     MinutesOption,
@@ -23,13 +27,13 @@ from delineate.cli.options import (
     ThreadsOption,
     budget_of,
     compute,
-    err,
     fold_of,
-    out,
     preset_of,
+    print_json,
     seed_option,
 )
 from delineate.cli.progress import progress_bar
+from delineate.cli.telling import err, out, say
 from delineate.networks import NETWORKS
 from delineate.schemes import SCHEMES
 from delineate.systems import SYSTEMS
@@ -85,9 +89,14 @@ def train(
     ] = False,
     threads: ThreadsOption = None,
     device: DeviceOption = "auto",
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
 ) -> None:
-    """Train a system on the train split of one or several datasets; run again to go on after a stop."""
-    from delineate.jobs.train import TrainRequest, train_system
+    """Train a system on the train split of one or several datasets; run again to go on after a stop.
+
+    A dataset without splits is divided as `delineate split` does. In the end the val subjects' Dice is told.
+    """
+    from delineate.jobs.train import TrainRequest, train_system, trained
     from delineate.training.ranks import is_first_process
 
     if system not in SYSTEMS:
@@ -119,7 +128,35 @@ def train(
         precision=precision,
         compiled=compiled,
     )
-    with progress_bar(err) as bar:
-        curves = train_system(request, output, device=chosen, watch=bar)
-    if is_first_process():
-        out.print(f"model:  {output}\ncurves: {curves}", soft_wrap=True)
+    if dry_run:
+        from delineate.jobs.preview import of_training
+
+        print_json(of_training(request, output) | {"output": str(output), "device": chosen})
+        return
+    with progress_bar(err, quiet=as_json) as bar:
+        train_system(request, output, device=chosen, watch=bar)
+    if not is_first_process():
+        return
+    report = trained(output)
+    if as_json:
+        print_json(report)
+        return
+    _print_val(report)
+    out.print(f"model:  {report['model']}\ncurves: {report['curves']}", soft_wrap=True)
+
+
+def _print_val(report: dict[str, Any]) -> None:
+    """Dice of the val subjects, a line a target."""
+    if report["val"]:
+        table = Table("target", "val Dice", "subjects", box=None, pad_edge=False)
+        for name, one in report["val"].items():
+            table.add_row(name, f"{one['mean']:.3f} ± {one['sd']:.3f}", str(one["subjects"]))
+        if len(report["val"]) > 1:
+            table.add_row("mean", f"{fmean(one['mean'] for one in report['val'].values()):.3f}", "")
+        out.print(table)
+    elif report["val_slices"] is not None:
+        out.print(f"val Dice, mean of all targets on slices: {report['val_slices']:.3f}", highlight=False)
+    else:
+        out.print("no val subjects, so no score")
+        return
+    say("delineate: val subjects also chose which state was kept; only test subjects tell how good it is (evaluate)")

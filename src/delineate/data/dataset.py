@@ -18,6 +18,7 @@ from delineate.data.layout import (
     read_subjects,
     split_faults,
     summary,
+    where_splits_are,
 )
 from delineate.data.likeness import groups_alike, whole_groups
 from delineate.data.synthetic import Origin, read_origins
@@ -102,8 +103,8 @@ class Dataset:
             return real
         if not self.splits:
             raise DatasetError(
-                f"{self.root} has no splits: put a splits.json with train, val and test lists of subjects "
-                f"there, or write one with delineate.data.write_splits(dataset)."
+                f"{self.root} has no splits: run delineate split {self.root}, or put a splits.json with train, val and "
+                "test lists of subjects there."
             )
         if name not in self.splits:
             raise DatasetError(f"No split '{name}' in {self.root}; there are: all, {', '.join(self.splits)}.")
@@ -279,20 +280,37 @@ def open_dataset(
     )
 
 
-def write_splits(dataset: Dataset, fractions: tuple[float, float, float] = (0.7, 0.1, 0.2), seed: int = 0) -> Dataset:
-    """Divide the subjects at random into train, val and test, write `splits.json`, return the new dataset.
+FRACTIONS = (0.7, 0.1, 0.2)  # of train, val and test
 
-    Every split with a positive fraction gets at least one subject, and subjects whose images are the same or nearly so
-    get into one (`delineate.data.likeness`). An existing split is never replaced.
+
+def write_splits(dataset: Dataset, fractions: tuple[float, float, float] = FRACTIONS, seed: int = 0) -> Dataset:
+    """Draw splits (`with_splits`), write `splits.json`, return the new dataset. An existing split is never replaced.
 
     Raises:
-        DatasetError: The dataset has splits, the fractions do not sum to 1, or there are too few subjects (or groups).
+        DatasetError: The dataset has splits, or as `with_splits`.
     """
     path = dataset.root / "splits.json"
     if dataset.splits or path.exists():
-        raise DatasetError(f"{dataset.root} has splits already; remove {path} to draw new ones.")
+        raise DatasetError(f"{dataset.root} has splits already, by {where_splits_are(dataset.root)}.")
+    divided = with_splits(dataset, fractions, seed)
+    write_json(path, divided.splits)
+    return divided
+
+
+def with_splits(dataset: Dataset, fractions: tuple[float, float, float] = FRACTIONS, seed: int = 0) -> Dataset:
+    """The dataset with its subjects divided at random into train, val and test; nothing is written.
+
+    Every split with a positive fraction gets at least one subject, and subjects whose images are the same or nearly so
+    get into one (`delineate.data.likeness`).
+
+    Raises:
+        DatasetError: The fractions do not sum to 1, there are too few subjects (or groups), or some cases are made of
+            others.
+    """
     if min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6 or fractions[0] == 0:
         raise DatasetError(f"Fractions of train, val, test must be positive and sum to 1, not {fractions}.")
+    if dataset.origins:
+        raise DatasetError(f"{dataset.root} holds synthetic cases; divide the dataset that they were made from.")
     subjects = sorted({case.subject for case in dataset.cases})
     counts = [max(1, round(part * len(subjects))) if part else 0 for part in fractions[1:]]
     if sum(counts) >= len(subjects):
@@ -307,5 +325,4 @@ def write_splits(dataset: Dataset, fractions: tuple[float, float, float] = (0.7,
     if any(part and not parts[name] for name, part in zip(SPLITS, fractions, strict=True)):
         raise DatasetError(f"{len(groups)} groups of subjects that look alike are too few for fractions {fractions}.")
     drawn = {name: tuple(sorted(subject for group in parts[name] for subject in group)) for name in SPLITS}
-    write_json(path, drawn)
     return replace(dataset, splits=drawn)

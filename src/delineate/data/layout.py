@@ -354,6 +354,14 @@ def nnunet_splits_in_words(root: Path) -> str | None:
     return f"{root.name}: no splits.json; fold 0 of {NNUNET_SPLITS} is followed, which holds out no 'test'"
 
 
+def where_splits_are(root: Path) -> str:
+    """Which file `read_splits` follows, and how it is left."""
+    if not (root / "splits.json").is_file() and nnunet_splits_in_words(root):
+        return f"fold 0 of {NNUNET_SPLITS}; a splits.json of your own comes before it"
+    path = root / "splits.json" if (root / "splits.json").exists() else root.parent / "splits.json"
+    return f"{path}; remove that to draw new ones"
+
+
 def _own_splits(root: Path, given: Path | None = None) -> dict[str, tuple[str, ...]]:
     if given is not None and not Path(given).is_file():
         raise DatasetError(f"{given} is not a splits file.")

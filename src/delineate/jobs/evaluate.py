@@ -1,12 +1,13 @@
 """A model scored on a dataset: the whole job behind `delineate evaluate`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from delineate.adapters.folder import read_adapter
-from delineate.data.folds import Fold, fold_of, refuse_seen, trained_on
+from delineate.data.dataset import Dataset, with_splits
+from delineate.data.folds import Fold, fold_of, is_of, learnt_from_train, refuse_seen, trained_on
 from delineate.data.layout import nnunet_splits_in_words
 from delineate.data.named import open_named
 from delineate.data.twins import twins_learnt_from
@@ -70,6 +71,8 @@ def evaluate_model(
     elif line := nnunet_splits_in_words(dataset.root):
         watch.say(line)
     training = check_model(model)[1]["training"]
+    if fold is None and not dataset.splits and split != "all":
+        dataset = _as_trained(dataset, trained_on(training))
     refuse_seen(trained_on(training), dataset, fold, "the model")
     if fold is None and (line := twins_learnt_from(trained_on(training), dataset, split)):
         watch.say(line)
@@ -111,3 +114,11 @@ def evaluate_model(
     how.draw(dataset.name, report, output / how.picture)
     write_json(output / "report.json", report)
     return report
+
+
+def _as_trained(dataset: Dataset, seen: Sequence[Mapping[str, Any]]) -> Dataset:
+    """A dataset without splits, divided as it was for the model where that learnt from it (`jobs.opening.divided`)."""
+    if not any(is_of(entry, dataset) for entry in seen):
+        return dataset
+    drawn = with_splits(dataset)
+    return drawn if any(learnt_from_train(entry, drawn) for entry in seen) else dataset

@@ -3,28 +3,31 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from delineate.data.dataset import Dataset
+from delineate.data.dataset import Dataset, with_splits
 from delineate.data.folds import Fold, fold_of
 from delineate.data.named import NamedFolder
 from delineate.data.slices import SliceBank, build_slices
 from delineate.errors import DatasetError
 from delineate.jobs.watch import Watch
+from delineate.storage.files import write_json
 from delineate.training.judging import HeldOut
 
 
-def open_all(folders: Sequence[NamedFolder], fold: Fold | None = None) -> list[Dataset]:
+def open_all(folders: Sequence[NamedFolder], fold: Fold | None = None, divide: Watch | None = None) -> list[Dataset]:
     """The datasets in `folders`, with the splits of `fold` or their own.
 
-    Those without a train split are refused with the way out.
+    Those without splits are refused with the way out; or they are `divided`, and `divide` is told.
     """
     datasets = [folder.open() for folder in folders]
     if fold is not None:
         return [fold_of(dataset, *fold) for dataset in datasets]
+    if divide is not None:
+        return [divided(dataset, divide) for dataset in datasets]
     for dataset in datasets:
         if not dataset.splits:
             raise DatasetError(
-                f"{dataset.root}: no splits.json, so nothing says which subjects are held out; write one as "
-                '{"train": [...], "val": [...], "test": [...]}, call delineate.data.dataset.write_splits, or use --fold'
+                f"{dataset.root}: no splits.json, so nothing says which subjects are held out; draw one with: "
+                f"delineate split {dataset.root}, or use --fold"
             )
     return datasets
 
@@ -34,6 +37,28 @@ def refuse_channels(datasets: Sequence[Dataset], what: str) -> None:
     if several := [dataset for dataset in datasets if dataset.channels]:
         names = ", ".join(several[0].channels)
         raise DatasetError(f"{several[0].root}: {what} reads scans of one image, and these have channels: {names}")
+
+
+def divided(dataset: Dataset, watch: Watch) -> Dataset:
+    """The dataset with its own splits; where it has none, with those that `delineate split` would draw, which is said.
+
+    They are written into the dataset's folder, so that whatever scores a model later holds out the same subjects. Where
+    that cannot be written they are drawn anew each time: the same for the same files.
+    """
+    if dataset.splits:
+        return dataset
+    path = dataset.root / "splits.json"
+    if path.exists():
+        raise DatasetError(f"{path}: names no split; correct or remove it")
+    drawn = with_splits(dataset)
+    try:
+        write_json(path, drawn.splits)
+        where = f"written to {path}"
+    except OSError as error:
+        where = f"{path} cannot be written ({error.strerror}), so they are drawn alike each time"
+    counts = ", ".join(f"{len(subjects)} {name}" for name, subjects in drawn.splits.items())
+    watch.say(f"{dataset.name}: no splits, so its subjects were divided ({counts}; those alike together): {where}")
+    return drawn
 
 
 def read_bank(

@@ -1,17 +1,19 @@
 """One run over one or many scans: the model loaded once, finished cases skipped, one failure stopping nothing."""
 
+import logging
 import platform
 import time
 import traceback
 import uuid
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from delineate import __version__
 from delineate.errors import DelineateError
+from delineate.prompts.listing import asks_all
 from delineate.proposals.description import describe
 from delineate.proposals.proposals import Outcome, Proposals
 from delineate.scans.finding import Found, Kind
@@ -26,6 +28,8 @@ from delineate.storage.swapping import locked, make_folder, swapping, sweep
 if TYPE_CHECKING:  # which imports torch
     from delineate.segmenter import Segmenter
     from delineate.systems.system import Seen
+
+LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,10 @@ class Part:
 
 @dataclass(frozen=True)
 class SegmentRequest:
-    """What is asked of every scan of a run. A finished case is skipped on `resume` only if all of this is equal."""
+    """What is asked of every scan of a run. A finished case is skipped on `resume` only if all of this is equal.
+
+    The prompt "all" (`prompts.listing.asks_all`) is kept as it is: what it asks for, `asked_of` tells scan by scan.
+    """
 
     prompts: tuple[str, ...]
     n: int = 8
@@ -151,6 +158,7 @@ def run_cohort(
                 continue
             on_case(number, scan)
             entry = _case(segmenter, scan, request, folder, signature, resume, on_step)
+            LOG.info("%s: %s", entry["case"], _in_short(entry))
             report["cases"].append(entry)
             lines.add(entry)
         report["seconds"] = round(time.time() - started, 2)
@@ -211,14 +219,15 @@ def _segment_case(
     scan = read_scan(found, modality=request.modality, volume=request.volume, **options)
     seen, said = looked_at(segmenter, scan, turn=request.turn)
     how: dict[str, Any] = {"n": request.n, "seed": request.seed, "anyway": request.anyway}
-    proposals = segmenter(seen, request.prompts, **how, on_step=on_step)
+    prompts, which = asked_of(segmenter, seen, request.prompts)
+    proposals = segmenter(seen, prompts, **how, on_step=on_step)
     _empty(folder)  # of what was written before memory ran out
     written = [p.name for p in proposals.save(folder, how=request.how, maps=request.maps, **request.shares)]
-    more = said
+    more = [*which, *said]
     if scan.dicom is not None and request.seg is not None:
         named, notes = _write_seg(proposals, request, folder, f"delineate {(segmenter.fingerprint or '')[:16]}".strip())
         written += named
-        more = [*said, *notes]
+        more += notes
     if request.pictures:
         from delineate.pictures import montage
 
@@ -238,6 +247,14 @@ def _segment_case(
     }
 
 
+def _in_short(entry: Mapping[str, Any]) -> str:
+    """What became of a case, in a line."""
+    if entry["status"] == "failed":
+        return f"failed: {entry['reason']}"
+    targets = ", ".join(f"{one['target'] or one['prompt']} {one['outcome']}" for one in entry["targets"])
+    return f"{entry['status']}, {entry['seconds']:.1f} s: {targets}"
+
+
 def looked_at(segmenter: "Segmenter", scan: Scan, *, turn: bool = False) -> tuple["Seen", list[str]]:
     """The scan as the segmenter sees it, and a note where its slices lie otherwise than those that were learnt from.
 
@@ -251,6 +268,16 @@ def looked_at(segmenter: "Segmenter", scan: Scan, *, turn: bool = False) -> tupl
     if not turn or found is None:
         return seen, [f"{lies}: masks may be wrong; --turn auto turns them for the model, and its masks back"]
     return segmenter.look(scan, turn=found.turn), [f"{lies}: turned for the model, and its masks back"]
+
+
+def asked_of(segmenter: "Segmenter", seen: "Seen", prompts: Sequence[str]) -> tuple[Sequence[str], list[str]]:
+    """The prompts of a request as they are asked of this scan; and a note of what "all" among them is here."""
+    vocabulary = segmenter.vocabulary
+    if not any(asks_all(prompt, vocabulary) for prompt in prompts):
+        return prompts, []
+    names, kind = segmenter.learnt_for(seen)
+    asked = dict.fromkeys(one for p in prompts for one in (names if asks_all(p, vocabulary) else (p,)))
+    return tuple(asked), [f"asked for all that was learnt in {kind}: {', '.join(names)}"]
 
 
 def _write_seg(

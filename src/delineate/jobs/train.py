@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from delineate.calibration.guarantees import Calibration
 from delineate.card import plain_card
 from delineate.data.augmentation import AUGMENTATIONS
 from delineate.data.dataset import Dataset, has_raters
@@ -20,7 +21,7 @@ from delineate.jobs.calibrate import calibrate_folder
 from delineate.jobs.opening import held_out_slices, open_all, read_bank
 from delineate.jobs.pretrain import seen_by_foundation
 from delineate.jobs.watch import Nobody, Watch, finished_before, reporter, work_folder
-from delineate.model_folder import check_free, save_model
+from delineate.model_folder import check_free, check_model, save_model
 from delineate.networks import NETWORKS
 from delineate.pictures import training_curves
 from delineate.scans.finding import digest_of, find_scans
@@ -184,10 +185,10 @@ def _train_system(request: TrainRequest, output: Path, *, device: str, watch: Wa
     if start is not None:
         read_pretrained(start)  # what is missing or damaged is told before anything else is done
     work = work_folder(output, request)
-    datasets, fold = open_all(request.folders, request.fold), request.fold
+    watch.start("comparing images across splits")
+    datasets, fold = open_all(request.folders, request.fold, divide=watch), request.fold
     if several := [dataset.root for dataset in datasets if dataset.channels]:
         _refuse_channels(request, several[0])
-    watch.start("comparing images across splits")
     for dataset in datasets if fold is None else ():  # a fold has its own splits, and keeps twins together
         for line in filter(None, (nnunet_splits_in_words(dataset.root), twins_in_words(dataset))):
             watch.say(line)
@@ -238,6 +239,25 @@ def _refuse_channels(request: TrainRequest, root: Path) -> None:
         raise DelineateError(f"{named} is for grey and colour images; {root} has several channels: take {able}")
     if request.unlabelled is not None:
         raise DelineateError(f"--unlabelled is for scans of one image; {root} has several channels")
+
+
+def trained(model: Path) -> dict[str, Any]:
+    """What a training came to, as JSON: the model, what was learnt from, and held-out Dice of the val subjects.
+
+    By target where the model was calibrated on them, in 3-D: mean, standard deviation and how many subjects; else of
+    slices, the best mean of all targets that was reached while training ("val_slices"). The val subjects also chose
+    which state of the training was kept: only test subjects tell how good it is.
+    """
+    told = check_model(model)[1]["training"]
+    calibration = Calibration.load(Path(model))
+    best = [stage["val"] for stage in told["stages"].values() if "val" in stage]
+    return {
+        "model": str(model),
+        "curves": str(Path(f"{model}-training") / "curves.png"),
+        **{name: told[name] for name in ("system", "preset", "datasets", "slices", "stages")},
+        "val": {} if calibration is None else calibration.held_out_dice(),
+        "val_slices": best[-1] if best else None,
+    }
 
 
 def _unlabelled(

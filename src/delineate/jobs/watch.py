@@ -1,6 +1,7 @@
 """What jobs have in common: progress told, the request kept, checkpoints found again."""
 
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,6 +11,8 @@ from delineate.storage.files import write_json
 from delineate.storage.schema import read_json
 from delineate.storage.swapping import hold, make_folder
 from delineate.training.checkpoint import TrainState, read_state
+
+LOG = logging.getLogger(__name__)
 
 
 class Watch(Protocol):
@@ -53,7 +56,12 @@ def reporter(logs: dict[str, list], watch: Watch) -> Callable[[str, TrainState, 
         recent = state.log[-20:]
         note = f"loss {sum(e['loss'] for e in recent) / len(recent):.3f}" if recent else ""
         val = judged[stage]
-        val.update({e["images"]: e["val"] for e in recent if "val" in e})
+        new = {e["images"]: e["val"] for e in recent if "val" in e and e["images"] not in val}
+        for images, dice in new.items():
+            LOG.info(
+                "%s: val Dice %.3f after %d images, best so far %.3f", stage, dice, images, max(dice, *val.values(), 0)
+            )
+        val.update(new)
         if val:
             note += f", val Dice {val[max(val)]:.3f}, best {max(val.values()):.3f}"
         watch.update(min(1.0, spent), note)

@@ -9,6 +9,7 @@ import pydicom
 import pytest
 import torch
 from tests.dicom_series import answer_here, bundled, dataset, in_world, oblique, set_pixels, write_series
+from tests.progress import without_progress
 
 from delineate.cli import app as cli
 from delineate.data.phantom import make_phantom
@@ -173,7 +174,7 @@ def delineate(monkeypatch, capsys):
         with pytest.raises(SystemExit) as stopped:
             cli.main()
         captured = capsys.readouterr()
-        return stopped.value.code or 0, captured.out, captured.err
+        return stopped.value.code or 0, captured.out, without_progress(captured.err)
 
     return call
 
