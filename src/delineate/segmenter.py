@@ -216,7 +216,7 @@ class Segmenter:
             answer = replace(answer, said=said)
             answers.append(self._marked(seen, prompt, answer, before, n, seed) if prompt.marks else answer)
             report(1.0)
-        return Proposals(seen.scan, tuple(answers))
+        return Proposals(seen.scan, tuple(answers), self.vocabulary.names)
 
     def understood(self, text: str, scan: Scan | None = None) -> Understood:
         """What words ask of this model (`prompts.understanding`), in a scan of this kind where one is given."""

@@ -148,6 +148,18 @@ def test_each_target_s_numbers_are_those_of_its_files(system, scans, tmp_path):
     assert sorted(case["written"]) == sorted(p.name for p in folder.iterdir() if p.name != "case.json")
 
 
+def test_a_target_has_its_number_in_every_case_whatever_else_is_asked(system, scans, tmp_path):
+    for number, prompts in enumerate((("spleen",), ("spleen", "liver"), ("hepatic region", "spleen", "liver"))):
+        run(system, scans, tmp_path / f"{number}", replace(REQUEST, prompts=prompts))
+        for case in ("case0", "case2"):
+            folder = tmp_path / f"{number}" / case
+            labels = read_labels(folder / "labels.png").voxels
+            told = json.loads((folder / "labels.json").read_text())
+            assert told["labels"] == {"background": 0, "liver": 1, "spleen": 2}
+            for name in {one["name"] for one in told["targets"]}:
+                assert np.array_equal(labels == told["labels"][name], read_labels(folder / f"{name}.png").voxels > 0)
+
+
 def test_volumes_are_counted_in_millilitres(system, phantom_dataset, tmp_path):
     scan = next((phantom_dataset / "imagesTr").glob("*.nii.gz"))
     case = run(system, scan, tmp_path / "out", replace(REQUEST, modality="CT"))["cases"][0]
@@ -262,9 +274,8 @@ def test_answers_of_two_requests_never_lie_side_by_side(system, scans, tmp_path)
     run(system, scans, tmp_path / "out")
     report = run(system, scans, tmp_path / "out", replace(REQUEST, n=1, prompts=("spleen",)))
     left = {p.name for p in (tmp_path / "out" / "case0").iterdir()}
-    assert (
-        left == {*report["cases"][0]["written"], "case.json"} == {"spleen.png", "spleen_proposal_00.png", "case.json"}
-    )
+    assert left == {*report["cases"][0]["written"], "case.json"}
+    assert left == {"spleen.png", "spleen_proposal_00.png", "labels.png", "labels.json", "case.json"}
 
 
 def test_a_case_that_breaks_off_leaves_what_was_finished_before(system, scans, tmp_path):
