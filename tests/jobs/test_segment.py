@@ -14,7 +14,6 @@ from rich.console import Console
 
 from delineate.calibration.guarantees import THRESHOLDS, Calibration
 from delineate.calibration.presence import Presence
-from delineate.data.phantom import make_phantom_image
 from delineate.errors import BusyError, DelineateError, ScanError
 from delineate.evaluation.report import print_run
 from delineate.jobs.segment import Part, SegmentRequest, run_cohort
@@ -28,6 +27,7 @@ from delineate.storage.files import sha256_of
 from delineate.storage.memory import at_once
 from delineate.systems.system import Drawn
 
+OTHERS = ("labels.png", "labels.json", "statistics.json", "case.json")
 REQUEST = SegmentRequest(("liver", "spleen", "livr3x"), n=2, pictures=False)
 
 
@@ -58,21 +58,6 @@ class Bright:
 @pytest.fixture
 def system():
     return Bright()
-
-
-@pytest.fixture
-def scans(tmp_path):
-    """Three pictures, the second of them broken."""
-    folder = tmp_path / "scans"
-    folder.mkdir()
-    for number in range(3):
-        voxels = make_phantom_image(number, shape=(40, 48)).voxels[0]
-        grey = np.interp(voxels, (-150, 250), (0, 255)).astype(np.uint8)
-        Image.fromarray(grey).save(folder / f"case{number}.png")
-    broken = folder / "case1.png"
-    broken.write_bytes(broken.read_bytes()[:60])
-    (folder / "notes.txt").write_text("not a scan")
-    return folder
 
 
 def run(system, scans, folder, request=REQUEST, **more):
@@ -275,7 +260,7 @@ def test_answers_of_two_requests_never_lie_side_by_side(system, scans, tmp_path)
     report = run(system, scans, tmp_path / "out", replace(REQUEST, n=1, prompts=("spleen",)))
     left = {p.name for p in (tmp_path / "out" / "case0").iterdir()}
     assert left == {*report["cases"][0]["written"], "case.json"}
-    assert left == {"spleen.png", "spleen_proposal_00.png", "labels.png", "labels.json", "case.json"}
+    assert left == {"spleen.png", "spleen_proposal_00.png", *OTHERS}
 
 
 def test_a_case_that_breaks_off_leaves_what_was_finished_before(system, scans, tmp_path):

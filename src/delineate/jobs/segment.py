@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from delineate import __version__
 from delineate.errors import DelineateError
+from delineate.jobs.statistics import STATISTICS, figures_of, rows_of, write_table
 from delineate.proposals.description import describe
 from delineate.proposals.proposals import Outcome, Proposals
 from delineate.scans.finding import Found, Kind
@@ -156,6 +157,7 @@ def run_cohort(
         report["seconds"] = round(time.time() - started, 2)
         counts = Counter(entry["status"] for entry in report["cases"])
         lines.add({"ended": {**counts}, "seconds": report["seconds"]})
+        write_table(folder)
         write_json(folder / ("run.json" if part is None else f"run-{part.number}-of-{part.of}.json"), report)
     return report
 
@@ -214,6 +216,10 @@ def _segment_case(
     proposals = segmenter(seen, request.prompts, **how, on_step=on_step)
     _empty(folder)  # of what was written before memory ran out
     written = [p.name for p in proposals.save(folder, how=request.how, maps=request.maps, **request.shares)]
+    targets = describe(proposals, request.how, segmenter.habits.usual_doubt, request.shares)
+    targets = [told | {"measured": one} for told, one in zip(targets, figures_of(proposals, request.how), strict=True)]
+    write_json(folder / STATISTICS, {"targets": rows_of({"targets": targets})})
+    written.append(STATISTICS)
     more = said
     if scan.dicom is not None and request.seg is not None:
         named, notes = _write_seg(proposals, request, folder, f"delineate {(segmenter.fingerprint or '')[:16]}".strip())
@@ -233,7 +239,7 @@ def _segment_case(
         "shape": list(scan.shape),
         "spacing_mm": [round(float(s), 4) for s in scan.spacing_mm],
         "notes": [*scan.notes, *more],
-        "targets": describe(proposals, request.how, segmenter.habits.usual_doubt, request.shares),
+        "targets": targets,
         "written": {name: sha256_of(folder / name) for name in written},
     }
 

@@ -22,7 +22,9 @@ SCAN = "scan.json"
 REVIEWS = "review"
 LARGEST = 64 << 20  # bytes of a record
 LONGEST = 100  # bytes of a name: what is put before and behind it fits into the 255 of a file system
-OURS = re.compile(r"(run(-\d+-of-\d+)?\.jsonl?|case\.json|scan\.json|review)(\..*)?", re.IGNORECASE)
+OURS = re.compile(
+    r"(run(-\d+-of-\d+)?\.jsonl?|case\.json|scan\.json|review|statistics\.(csv|json))(\..*)?", re.IGNORECASE
+)
 NOT_MASKS = ("labels", "montage")  # what else in a case's folder may end as masks do
 DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # Windows opens these whatever the folder
 
