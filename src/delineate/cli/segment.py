@@ -1,6 +1,7 @@
 """`delineate segment`."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,6 +27,7 @@ from delineate.cli.progress import progress_bar
 from delineate.errors import MisfitError, PromptError
 
 ISLANDS = {"islands_ml": "ml", "islands_pixels": "pixels"}
+LAYOUTS = ("cases", "bids")
 TURNING = ("none", "auto")
 SEGS = {"binary": "binary", "fractional": "fractional", "none": None}
 
@@ -77,6 +79,9 @@ def segment(
     turn: Annotated[
         str, typer.Option(help="auto turns scans for the model that lie otherwise than those it learnt from; or none.")
     ] = "none",
+    layout: Annotated[
+        str, typer.Option(help="cases: a folder a case; bids: also a BIDS derivative, the cases in its folder cases/.")
+    ] = "cases",
     pictures: Annotated[bool, typer.Option(help="Write montage.png for each case.")] = True,
     part: Annotated[
         str | None,
@@ -104,7 +109,11 @@ def segment(
         raise typer.BadParameter(f"--seg is one of {', '.join(SEGS)}; got '{seg}'")
     if turn not in TURNING:
         raise typer.BadParameter(f"--turn is one of {', '.join(TURNING)}; got '{turn}'")
+    if layout not in LAYOUTS:
+        raise typer.BadParameter(f"--layout is one of {', '.join(LAYOUTS)}; got '{layout}'")
     scans = find_scans(path)
+    if layout == "bids" and any(scan.kind is Kind.PICTURE for scan in scans):
+        raise typer.BadParameter("--layout bids is for volumes, and there are pictures; leave it out, or them")
     if (series is not None or fill_gaps) and not any(scan.kind is Kind.DICOM for scan in scans):
         raise typer.BadParameter("--series and --fill-gaps are for DICOM, and there is none")
     folder, _ = check_model(model)
@@ -137,6 +146,12 @@ def segment(
     shares |= {"series": series, "fill_gaps": fill_gaps, "seg": SEGS[seg], "anyway": anyway, "turn": turn == "auto"}
     request = SegmentRequest(tuple(prompt), proposals, seed, consensus, maps, modality, volume, pictures, **shares)
     make_folder(output)
+    more: dict[str, Any] = {}
+    if layout == "bids":
+        from delineate.jobs import bids
+
+        bids.begin(output)
+        more, output = {"lay_out": partial(bids.lay_out, output)}, output / bids.CASES
     with progress_bar(err, quiet=as_json) as bar:
         bar.start("loading the model")
         segmenter = Segmenter.load(folder, chosen, adapter)
@@ -160,6 +175,7 @@ def segment(
             part=own_part,
             on_case=on_case,
             on_step=lambda share: bar.update((number + share) / len(scans)),
+            **more,
         )
     if as_json:
         print_json(report)

@@ -97,6 +97,7 @@ def run_cohort(
     device: str = "cpu",
     resume: bool = False,
     part: Part | None = None,
+    lay_out: Callable[[Path, str], None] = lambda place, name: None,
     on_case: Callable[[int, Found], None] = lambda number, scan: None,
     on_step: Callable[[float], None] = lambda share: None,
 ) -> dict[str, Any]:
@@ -117,6 +118,7 @@ def run_cohort(
         device: it runs on.
         resume: skip cases that were finished with the same request, and whose files are as they were written.
         part: of the scans, this one alone.
+        lay_out: told where a finished case lies and what its scan is called, to lay its files out otherwise, too.
         on_case: told the number of a case before it begins, and
         on_step: the share of it that is done.
 
@@ -151,7 +153,7 @@ def run_cohort(
             if part is not None and not part.has(number):
                 continue
             on_case(number, scan)
-            entry = _case(segmenter, scan, request, folder, signature, resume, on_step)
+            entry = _case(segmenter, scan, request, folder, signature, resume, lay_out, on_step)
             report["cases"].append(entry)
             lines.add(entry)
         report["seconds"] = round(time.time() - started, 2)
@@ -169,6 +171,7 @@ def _case(
     folder: Path,
     signature: dict[str, Any],
     resume: bool,
+    lay_out: Callable[[Path, str], None],
     on_step: Callable[[float], None],
 ) -> dict[str, Any]:
     """The entry of a case, whatever becomes of it."""
@@ -178,6 +181,7 @@ def _case(
         name = place.name
         entry = _finished(place, scan, signature) if resume else None
         if entry is not None:
+            lay_out(place, scan.name)
             return entry
         refuse_if_reviewed(place)
         changed = keep_of_people(place)
@@ -192,6 +196,7 @@ def _case(
                 if was != now
             ]
             write_json(building / CASE, {**entry, **signature})
+        lay_out(place, scan.name)
         return entry
     except Exception as error:  # one case never ends the others
         if not isinstance(error, (DelineateError, OSError, MemoryError)) and not is_out_of_memory(error):
