@@ -21,6 +21,7 @@ from delineate.scans.scan import Scan
 from delineate.scans.writing import write_scan
 from delineate.storage.files import sha256_of, write_json
 
+TOP = {"dataset_description.json", "README", ".bidsignore"}
 SEGMENTATION = re.compile(  # of the specification's schema: anat, derivatives, dseg and probseg; in its order
     r"sub-[0-9A-Za-z]+(_ses-[0-9A-Za-z]+)?(_task-[0-9A-Za-z]+)?(_acq-[0-9A-Za-z]+)?(_ce-[0-9A-Za-z]+)?"
     r"(_rec-[0-9A-Za-z]+)?(_run-[0-9]+)?(_echo-[0-9]+)?(_part-(mag|phase|real|imag))?(_space-[0-9A-Za-z]+)?"
@@ -62,11 +63,11 @@ def test_a_cohort_is_a_derivative_with_names_of_the_specification(volumes, tmp_p
     }
     ends = ("", *("_label-liver", "_label-spleen"))
     assert files(root) == {
-        *("dataset_description.json", ".bidsignore"),
+        *TOP,
         *(f"{stem.format('')}_dseg.{end}" for stem in stems for end in ("nii.gz", "json", "tsv")),
         *(f"{stem.format(end)}_probseg.{e}" for stem in stems for end in ends[1:] for e in ("nii.gz", "json")),
     }
-    for name in files(root) - {"dataset_description.json", ".bidsignore"}:
+    for name in files(root) - TOP:
         assert SEGMENTATION.fullmatch(name.rpartition("/")[2]), name
         for folder, key in zip(name.split("/")[:-2], ("sub", "ses"), strict=False):
             assert f"{folder}_" in name.rpartition("/")[2]
@@ -75,7 +76,7 @@ def test_a_cohort_is_a_derivative_with_names_of_the_specification(volumes, tmp_p
     assert told["DatasetType"] == "derivative"
     assert told["GeneratedBy"][0]["Name"] == "delineate"
     assert told["GeneratedBy"][0]["Version"]
-    assert (root / ".bidsignore").read_text() == "cases/\n"
+    assert (root / ".bidsignore").read_text() == "cases\n"
 
 
 def test_the_files_are_those_of_the_cases_and_the_table_names_their_numbers(volumes, tmp_path):
@@ -125,12 +126,22 @@ def test_scans_whose_names_become_one_never_share_files(volumes, tmp_path):
     root = tmp_path / "out"
     shutil.copyfile(volumes / "sub-01_ses-a_run-1_T1w.nii.gz", volumes / "Patient-7 T2.nii.gz")
     for _ in range(2):
-        laid_out(volumes, root)
+        laid_out(volumes, root, replace(REQUEST, maps=True))
         made = sorted((root / "sub-Patient7T2" / "anat").glob("*_dseg.nii.gz"))
         assert len(made) == 2
         cases = {json.loads(one.with_name(one.name.replace(".nii.gz", ".json")).read_text())["Case"] for one in made}
         assert cases == {"Patient 7 (T2)", "Patient-7 T2"}
         assert all(SEGMENTATION.fullmatch(one.name) for one in made)
+    before = files(root)
+    for case in cases:
+        bids.lay_out(root, root / "cases" / case, case)
+    assert files(root) == before
+    laid_out(volumes / "Patient 7 (T2).nii.gz", root)
+    assert {name for name in before if name not in files(root)} == {
+        f"sub-Patient7T2/anat/sub-Patient7T2_space-orig_label-{target}_{kind}"
+        for target in ("liver", "spleen")
+        for kind in ("probseg.nii.gz", "probseg.json")
+    }
 
 
 def test_a_changed_case_is_not_copied(volumes, tmp_path):

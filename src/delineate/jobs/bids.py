@@ -1,6 +1,6 @@
 """Masks as a BIDS derivative: `segment --layout bids`.
 
-    OUT/dataset_description.json, .bidsignore
+    OUT/dataset_description.json, README, .bidsignore
     OUT/sub-<label>/[ses-<label>/]anat/<entities>_space-orig[_desc-<label>]_dseg.nii.gz, .json, .tsv
     OUT/sub-<label>/[ses-<label>/]anat/<entities>_space-orig_label-<target>[_desc-<label>]_probseg.nii.gz   with maps
     OUT/cases/<case>/        everything, as without this layout; here a case is replaced whole, and a run goes on
@@ -27,6 +27,11 @@ from delineate.storage.swapping import waiting
 CASES = "cases"
 DESCRIPTION = "dataset_description.json"
 VERSION = "1.10.0"  # of the specification
+README = """Masks that delineate drew: a proposal for a person to judge, not a diagnosis.
+
+sub-*/ holds all targets of a scan in one map (dseg), what its numbers stand for (.tsv), and probabilities (probseg).
+cases/ holds everything else: each target's masks, pictures, figures, and what was asked of which model.
+"""
 KEPT = ("sub", "ses", "task", "acq", "ce", "rec", "run", "echo", "part", "space", "seg", "res")
 """Entities that names of segmentations may have, in the order of the specification; `label` and `desc` come behind."""
 ORDER = (
@@ -112,8 +117,9 @@ def begin(root: Path) -> None:
             )
     made = {"Name": "Masks by delineate", "BIDSVersion": VERSION, "DatasetType": "derivative"}
     write_json(described, made | {"GeneratedBy": [{"Name": "delineate", "Version": __version__}]})
-    if not (ignored := root / ".bidsignore").exists():
-        write_text(ignored, f"{CASES}/\n")
+    for name, text in {".bidsignore": f"{CASES}\n", "README": README}.items():  # no slash: the validator heeds none
+        if not (root / name).exists():
+            write_text(root / name, text)
 
 
 def lay_out(root: Path, place: Path, name: str) -> None:
@@ -137,8 +143,9 @@ def lay_out(root: Path, place: Path, name: str) -> None:
         if ("space", "orig") in named.entities:
             about["SpatialReference"] = "orig"
         labels = dict(one for one in _probabilities(entry["targets"]) if f"{one[0]}.nii.gz" in entry["written"])
-        for file in folder.glob(f"{named.stem('probseg', '*')}.*"):
-            if file.name.split(".")[0] not in {named.stem("probseg", label) for label in labels.values()}:
+        ours = re.compile(rf"{named.stem('probseg', '([0-9A-Za-z]+)')}\.(nii\.gz|json)")
+        for file in folder.iterdir() if folder.is_dir() else ():
+            if (one := ours.fullmatch(file.name)) and one[1] not in labels.values():
                 file.unlink()  # of an earlier answer
         for stem, label in labels.items():
             target = named.stem("probseg", label)

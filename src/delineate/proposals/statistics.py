@@ -72,7 +72,7 @@ def longest_diameter(mask: Bool[np.ndarray, "I J K"], axis: int, affine: Float[n
     It lies between corners of the convex hull, of which there are few (exact; also on grids that are sheared).
     """
     plane = affine[:3, [a for a in range(3) if a != axis]]
-    flat = np.linalg.qr(plane, mode="r")  # as it lies in its own plane: lengths and angles stay
+    flat = np.asarray(np.linalg.qr(plane, mode="r"))  # as it lies in its own plane: lengths and angles stay
     longest = 0.0
     for corners in _corners(np.moveaxis(mask, axis, 0)):
         if np.linalg.norm(np.ptp(corners @ flat.T, axis=0)) > longest:
