@@ -226,7 +226,7 @@ class Segmenter:
             answer = replace(answer, said=said)
             answers.append(self._marked(seen, prompt, answer, before, n, seed) if prompt.marks else answer)
             report(1.0)
-        return Proposals(seen.scan, tuple(answers))
+        return Proposals(seen.scan, tuple(answers), self.vocabulary.names)
 
     def _refuse_clues_of_region(self, prompt: Prompt, scan: Scan) -> None:
         """A system that knows a region's parts alone cannot heed marks or a mask of the whole."""

@@ -14,7 +14,6 @@ from rich.console import Console
 
 from delineate.calibration.guarantees import THRESHOLDS, Calibration
 from delineate.calibration.presence import Presence
-from delineate.data.phantom import make_phantom_image
 from delineate.errors import BusyError, DelineateError, ScanError
 from delineate.evaluation.report import print_run
 from delineate.jobs.segment import Part, SegmentRequest, run_cohort
@@ -28,6 +27,7 @@ from delineate.storage.files import sha256_of
 from delineate.storage.memory import at_once
 from delineate.systems.system import Drawn
 
+OTHERS = ("labels.png", "labels.json", "statistics.json", "case.json")
 REQUEST = SegmentRequest(("liver", "spleen", "livr3x"), n=2, pictures=False)
 
 
@@ -58,21 +58,6 @@ class Bright:
 @pytest.fixture
 def system():
     return Bright()
-
-
-@pytest.fixture
-def scans(tmp_path):
-    """Three pictures, the second of them broken."""
-    folder = tmp_path / "scans"
-    folder.mkdir()
-    for number in range(3):
-        voxels = make_phantom_image(number, shape=(40, 48)).voxels[0]
-        grey = np.interp(voxels, (-150, 250), (0, 255)).astype(np.uint8)
-        Image.fromarray(grey).save(folder / f"case{number}.png")
-    broken = folder / "case1.png"
-    broken.write_bytes(broken.read_bytes()[:60])
-    (folder / "notes.txt").write_text("not a scan")
-    return folder
 
 
 def run(system, scans, folder, request=REQUEST, **more):
@@ -146,6 +131,18 @@ def test_each_target_s_numbers_are_those_of_its_files(system, scans, tmp_path):
     assert unknown["nearest"][0] == "liver"
     assert "'livr3x' is not in this model's vocabulary" in unknown["message"]
     assert sorted(case["written"]) == sorted(p.name for p in folder.iterdir() if p.name != "case.json")
+
+
+def test_a_target_has_its_number_in_every_case_whatever_else_is_asked(system, scans, tmp_path):
+    for number, prompts in enumerate((("spleen",), ("spleen", "liver"), ("hepatic region", "spleen", "liver"))):
+        run(system, scans, tmp_path / f"{number}", replace(REQUEST, prompts=prompts))
+        for case in ("case0", "case2"):
+            folder = tmp_path / f"{number}" / case
+            labels = read_labels(folder / "labels.png").voxels
+            told = json.loads((folder / "labels.json").read_text())
+            assert told["labels"] == {"background": 0, "liver": 1, "spleen": 2}
+            for name in {one["name"] for one in told["targets"]}:
+                assert np.array_equal(labels == told["labels"][name], read_labels(folder / f"{name}.png").voxels > 0)
 
 
 def test_volumes_are_counted_in_millilitres(system, phantom_dataset, tmp_path):
@@ -262,9 +259,8 @@ def test_answers_of_two_requests_never_lie_side_by_side(system, scans, tmp_path)
     run(system, scans, tmp_path / "out")
     report = run(system, scans, tmp_path / "out", replace(REQUEST, n=1, prompts=("spleen",)))
     left = {p.name for p in (tmp_path / "out" / "case0").iterdir()}
-    assert (
-        left == {*report["cases"][0]["written"], "case.json"} == {"spleen.png", "spleen_proposal_00.png", "case.json"}
-    )
+    assert left == {*report["cases"][0]["written"], "case.json"}
+    assert left == {"spleen.png", "spleen_proposal_00.png", *OTHERS}
 
 
 def test_a_case_that_breaks_off_leaves_what_was_finished_before(system, scans, tmp_path):

@@ -388,3 +388,9 @@ def test_the_findings_are_the_lesions_of_the_table():
     assert anatomy.FINDINGS - lesions == {"nuclei"}  # not lesions, but what a lesion model is asked in a slide
     assert lesions <= anatomy.FINDINGS  # a new one in the table must not be forgotten
     assert not {"liver", "colon", "retinal vessels"} & anatomy.FINDINGS
+
+
+def test_a_merged_vocabulary_begins_with_the_first_so_that_numbers_of_its_names_stay():
+    first = Vocabulary.from_names(["liver", "spleen", "kidney_left"])
+    merged = first.merged(Vocabulary.from_names(["aorta", "spleen", "foo"]))
+    assert merged.names == ("liver", "spleen", "left kidney", "aorta", "foo")

@@ -1,3 +1,5 @@
+import json
+
 import nibabel
 import numpy as np
 import pytest
@@ -6,6 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
+from delineate.prompts.colours import colour_of
 from delineate.prompts.prompt import Prompt
 from delineate.proposals.fusion import FUSIONS
 from delineate.proposals.proposals import Outcome, Proposals, TargetProposals, presence
@@ -97,18 +100,77 @@ def test_a_voxel_claimed_twice_goes_to_the_surer_and_at_a_tie_to_the_first():
     assert (tied.label_map()[0] == 1).all()
 
 
-def test_what_is_not_found_has_no_label():
+KNOWN = ("spleen", "right kidney", "left kidney", "liver")
+
+
+def test_a_number_is_the_place_among_the_names_of_the_model_whatever_is_asked_and_found():
     absent = target("spleen", box(0.55), outcome=Outcome.LIKELY_ABSENT)
-    labels, ids = Proposals(VOLUME, (absent, UNKNOWN, target("liver", box(0.9, LEFT)))).label_map()
-    assert ids == {"liver": 1}
-    assert labels.max() == 1
+    liver, kidney = target("liver", box(0.9, LEFT)), target("left kidney", box(0.9, np.s_[3:]))
+    for targets in ((absent, UNKNOWN, liver), (liver, absent), (kidney, liver), (liver,)):
+        labels, ids = Proposals(VOLUME, targets, KNOWN).label_map()
+        assert ids == {t.name: 1 + KNOWN.index(t.name) for t in targets if t.name}
+        assert set(np.unique(labels)) == {0, 4} | ({3} if kidney in targets else set())
+        assert (labels[:2] == 4).all()
 
 
-def test_a_target_asked_twice_keeps_both_its_labels():
+def test_what_is_not_found_is_not_in_the_map_and_has_its_number():
+    absent = target("spleen", box(0.55), outcome=Outcome.LIKELY_ABSENT)
+    labels, ids = Proposals(VOLUME, (absent, UNKNOWN), KNOWN).label_map()
+    assert not labels.any()
+    assert ids == {"spleen": 1}
+
+
+def test_names_that_the_model_does_not_know_come_behind_its_own():
+    asked = (target("left thumb", box(0.9, LEFT)), target("liver", box(0.9, np.s_[3:])))
+    labels, ids = Proposals(VOLUME, asked, KNOWN).label_map()
+    assert ids == {"left thumb": 5, "liver": 4}
+    assert set(np.unique(labels)) == {0, 4, 5}
+
+
+def test_a_target_asked_twice_has_one_number():
     first, second = target("liver", box(0.7, LEFT)), target("liver", box(0.9, MIDDLE), asked="the whole hepatic organ")
-    labels, ids = Proposals(VOLUME, (first, second)).label_map()
-    assert ids == {"liver": 1, "liver 2": 2}
-    assert set(np.unique(labels)) == {0, *ids.values()}
+    labels, ids = Proposals(VOLUME, (first, second), KNOWN).label_map()
+    assert ids == {"liver": 4}
+    assert labels[:, 0, 0].tolist() == [4, 4, 4, 0]
+
+
+@pytest.mark.parametrize(("names", "dtype"), [(255, np.uint8), (256, np.uint16)])
+def test_a_map_holds_the_largest_number_of_the_model_whatever_is_in_it(names, dtype, tmp_path):
+    known = tuple(f"organ {n}" for n in range(names))
+    proposals = Proposals(VOLUME, (target("organ 0", box(0.9, LEFT)),), known)
+    assert proposals.label_map()[0].dtype == dtype
+    proposals.save(tmp_path)
+    assert nibabel.load(tmp_path / "labels.nii.gz").get_data_dtype() == dtype
+
+
+def test_the_table_beside_the_map_says_what_its_numbers_are_and_what_became_of_each(tmp_path):
+    absent = target("spleen", box(0.55), outcome=Outcome.LIKELY_ABSENT)
+    under, liver = target("right kidney", box(0.6, LEFT)), target("liver", box(0.9, LEFT))
+    twice = target("spleen", box(0.9, np.s_[3:]), asked="lien")
+    Proposals(VOLUME, (absent, UNKNOWN, under, liver, twice), KNOWN).save(tmp_path)
+    told = json.loads((tmp_path / "labels.json").read_text())
+    assert told["labels"] == {"background": 0, "spleen": 1, "right kidney": 2, "left kidney": 3, "liver": 4}
+    assert told["colours"] == {name: colour_of(name) for name in KNOWN}
+    assert told["targets"] == [
+        {"id": 1, "name": "spleen", "asked": ["spleen", "lien"], "outcome": "found", "in_map": True},
+        {"id": None, "name": None, "asked": ["livr3"], "outcome": "unknown prompt", "in_map": False},
+        {"id": 2, "name": "right kidney", "asked": ["right kidney"], "outcome": "found", "in_map": False},
+        {"id": 4, "name": "liver", "asked": ["liver"], "outcome": "found", "in_map": True},
+    ]
+    present = set(np.unique(read_labels(tmp_path / "labels.nii.gz").voxels)) - {0}
+    assert present == {one["id"] for one in told["targets"] if one["in_map"]}
+
+
+def test_there_is_a_map_in_every_case_also_where_nothing_is_found(tmp_path):
+    Proposals(VOLUME, (UNKNOWN,), KNOWN).save(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"labels.nii.gz", "labels.json"}
+    assert not read_labels(tmp_path / "labels.nii.gz").voxels.any()
+
+
+def test_a_target_called_as_the_map_is_keeps_a_file_of_its_own(tmp_path):
+    Proposals(VOLUME, (target("labels", box(0.9, LEFT)),), ("liver", "labels")).save(tmp_path)
+    assert set(np.unique(read_labels(tmp_path / "labels_2.nii.gz").voxels)) == {0, 1}
+    assert set(np.unique(read_labels(tmp_path / "labels.nii.gz").voxels)) == {0, 2}
 
 
 def test_targets_are_found_by_name_and_by_the_words_asked():
@@ -128,7 +190,7 @@ def test_saved_masks_come_back_voxel_by_voxel_on_the_scan_s_grid(tmp_path):
     assert {p.name for p in written} == {
         *(f"liver{end}.nii.gz" for end in ("", "_proposal_00", "_proposal_01", "_probability", "_doubt")),
         *(f"right_kidney{end}.nii.gz" for end in ("", "_proposal_00", "_probability", "_doubt")),
-        "labels.nii.gz",
+        *("labels.nii.gz", "labels.json"),
     }
     for file, mask in (("liver", liver.consensus()), ("liver_proposal_01", liver.choose(1))):
         back = read_labels(tmp_path / f"{file}.nii.gz")
@@ -142,7 +204,9 @@ def test_saved_masks_come_back_voxel_by_voxel_on_the_scan_s_grid(tmp_path):
 def test_flat_images_are_saved_as_black_and_white_png(tmp_path):
     mask = box(1.0, np.s_[:, 3:9], shape=FLAT.shape)
     Proposals(FLAT, (target("polyp", mask),)).save(tmp_path)
-    assert {p.name for p in tmp_path.iterdir()} == {"polyp.png", "polyp_proposal_00.png"}  # one target: no labels
+    files = {"polyp.png", "polyp_proposal_00.png", "labels.png", "labels.json"}
+    assert {p.name for p in tmp_path.iterdir()} == files
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "labels.png")), mask[0].astype(np.uint8))
     picture = np.asarray(Image.open(tmp_path / "polyp.png"))
     assert np.array_equal(picture, (mask[0] * 255).astype(np.uint8))
 

@@ -1,6 +1,7 @@
 """`delineate segment`."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,6 +27,7 @@ from delineate.cli.telling import ERROR, NOTE, err, out, say
 from delineate.errors import MisfitError, PromptError
 
 ISLANDS = {"islands_ml": "ml", "islands_pixels": "pixels"}
+LAYOUTS = ("cases", "bids")
 TURNING = ("none", "auto")
 EVERYTHING = "all that was learnt for the kind of each scan"
 SEGS = {"binary": "binary", "fractional": "fractional", "none": None}
@@ -91,6 +93,9 @@ def segment(
     turn: Annotated[
         str, typer.Option(help="auto turns scans for the model that lie otherwise than those it learnt from; or none.")
     ] = "none",
+    layout: Annotated[
+        str, typer.Option(help="cases: a folder a case; bids: also a BIDS derivative, the cases in its folder cases/.")
+    ] = "cases",
     pictures: Annotated[bool, typer.Option(help="Write montage.png for each case.")] = True,
     part: Annotated[
         str | None,
@@ -120,10 +125,14 @@ def segment(
         raise typer.BadParameter(f"--seg is one of {', '.join(SEGS)}; got '{seg}'")
     if turn not in TURNING:
         raise typer.BadParameter(f"--turn is one of {', '.join(TURNING)}; got '{turn}'")
+    if layout not in LAYOUTS:
+        raise typer.BadParameter(f"--layout is one of {', '.join(LAYOUTS)}; got '{layout}'")
     looked = look_for_scans(one_of(path, given))
     scans = looked.scans
     for line in looked.left_out:
         say(f"delineate: {line}")
+    if layout == "bids" and any(scan.kind is Kind.PICTURE for scan in scans):
+        raise typer.BadParameter("--layout bids is for volumes, and there are pictures; leave it out, or them")
     if (series is not None or fill_gaps) and not any(scan.kind is Kind.DICOM for scan in scans):
         raise typer.BadParameter("--series and --fill-gaps are for DICOM, and there is none")
     folder, _ = check_model(model)
@@ -164,6 +173,12 @@ def segment(
         print_json(told | {"output": str(output), "device": chosen, "resume": resume})
         return
     make_folder(output)
+    more: dict[str, Any] = {}
+    if layout == "bids":
+        from delineate.jobs import bids
+
+        bids.begin(output)
+        more, output = {"lay_out": partial(bids.lay_out, output)}, output / bids.CASES
     with progress_bar(err, quiet=as_json) as bar:
         bar.start("loading the model")
         segmenter = Segmenter.load(folder, chosen, adapter)
@@ -187,6 +202,7 @@ def segment(
             part=own_part,
             on_case=on_case,
             on_step=lambda share: bar.update((number + share) / len(scans)),
+            **more,
         )
     if as_json:
         print_json(report)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from delineate import __version__
 from delineate.errors import DelineateError
+from delineate.jobs.statistics import STATISTICS, figures_of, rows_of, write_table
 from delineate.prompts.listing import asks_all
 from delineate.proposals.description import describe
 from delineate.proposals.proposals import Outcome, Proposals
@@ -103,6 +104,7 @@ def run_cohort(
     device: str = "cpu",
     resume: bool = False,
     part: Part | None = None,
+    lay_out: Callable[[Path, str], None] = lambda place, name: None,
     on_case: Callable[[int, Found], None] = lambda number, scan: None,
     on_step: Callable[[float], None] = lambda share: None,
 ) -> dict[str, Any]:
@@ -123,6 +125,7 @@ def run_cohort(
         device: it runs on.
         resume: skip cases that were finished with the same request, and whose files are as they were written.
         part: of the scans, this one alone.
+        lay_out: told where a finished case lies and what its scan is called, to lay its files out otherwise, too.
         on_case: told the number of a case before it begins, and
         on_step: the share of it that is done.
 
@@ -157,13 +160,14 @@ def run_cohort(
             if part is not None and not part.has(number):
                 continue
             on_case(number, scan)
-            entry = _case(segmenter, scan, request, folder, signature, resume, on_step)
+            entry = _case(segmenter, scan, request, folder, signature, resume, lay_out, on_step)
             LOG.info("%s: %s", entry["case"], _in_short(entry))
             report["cases"].append(entry)
             lines.add(entry)
         report["seconds"] = round(time.time() - started, 2)
         counts = Counter(entry["status"] for entry in report["cases"])
         lines.add({"ended": {**counts}, "seconds": report["seconds"]})
+        write_table(folder)
         write_json(folder / ("run.json" if part is None else f"run-{part.number}-of-{part.of}.json"), report)
     return report
 
@@ -175,6 +179,7 @@ def _case(
     folder: Path,
     signature: dict[str, Any],
     resume: bool,
+    lay_out: Callable[[Path, str], None],
     on_step: Callable[[float], None],
 ) -> dict[str, Any]:
     """The entry of a case, whatever becomes of it."""
@@ -184,6 +189,7 @@ def _case(
         name = place.name
         entry = _finished(place, scan, signature) if resume else None
         if entry is not None:
+            lay_out(place, scan.name)
             return entry
         refuse_if_reviewed(place)
         changed = keep_of_people(place)
@@ -198,6 +204,7 @@ def _case(
                 if was != now
             ]
             write_json(building / CASE, {**entry, **signature})
+        lay_out(place, scan.name)
         return entry
     except Exception as error:  # one case never ends the others
         if not isinstance(error, (DelineateError, OSError, MemoryError)) and not is_out_of_memory(error):
@@ -223,6 +230,10 @@ def _segment_case(
     proposals = segmenter(seen, prompts, **how, on_step=on_step)
     _empty(folder)  # of what was written before memory ran out
     written = [p.name for p in proposals.save(folder, how=request.how, maps=request.maps, **request.shares)]
+    targets = describe(proposals, request.how, segmenter.habits.usual_doubt, request.shares)
+    targets = [told | {"measured": one} for told, one in zip(targets, figures_of(proposals, request.how), strict=True)]
+    write_json(folder / STATISTICS, {"targets": rows_of({"targets": targets})})
+    written.append(STATISTICS)
     more = [*which, *said]
     if scan.dicom is not None and request.seg is not None:
         named, notes = _write_seg(proposals, request, folder, f"delineate {(segmenter.fingerprint or '')[:16]}".strip())
@@ -242,7 +253,7 @@ def _segment_case(
         "shape": list(scan.shape),
         "spacing_mm": [round(float(s), 4) for s in scan.spacing_mm],
         "notes": [*scan.notes, *more],
-        "targets": describe(proposals, request.how, segmenter.habits.usual_doubt, request.shares),
+        "targets": targets,
         "written": {name: sha256_of(folder / name) for name in written},
     }
 

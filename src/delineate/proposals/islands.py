@@ -14,15 +14,20 @@ SMALL = (
 )
 
 
-def without_islands(mask: Bool[np.ndarray, "*space"], small: float = SMALL) -> Bool[np.ndarray, "*space"]:
-    """A mask (I, J, K), or flat, without pieces smaller than `small` of its largest; voxels touch by corners too."""
-    if not mask.any():
-        return mask
-    box = tuple(
+def box_of(mask: Bool[np.ndarray, "*space"]) -> tuple[slice, ...]:
+    """The smallest box around a mask that is not empty."""
+    return tuple(
         slice(int(along[0]), int(along[-1]) + 1)
         for axis in range(mask.ndim)
         if len(along := np.flatnonzero(mask.any(axis=tuple(a for a in range(mask.ndim) if a != axis))))
     )
+
+
+def without_islands(mask: Bool[np.ndarray, "*space"], small: float = SMALL) -> Bool[np.ndarray, "*space"]:
+    """A mask (I, J, K), or flat, without pieces smaller than `small` of its largest; voxels touch by corners too."""
+    if not mask.any():
+        return mask
+    box = box_of(mask)
     pieces, count = ndimage.label(mask[box], structure=np.ones((3,) * mask.ndim, bool))  # type: ignore[misc]
     if count == 1:
         return mask

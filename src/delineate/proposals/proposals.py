@@ -1,6 +1,5 @@
 """What comes out: for every target several masks, a consensus, where they disagree, and an honest outcome."""
 
-from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -8,6 +7,7 @@ from enum import StrEnum
 from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,10 +19,12 @@ from delineate.prompts.prompt import Prompt
 from delineate.proposals import ordering
 from delineate.proposals.fusion import FOREGROUND, FUSIONS, foreground, mean_of
 from delineate.proposals.islands import without_islands
+from delineate.scans.label_table import BACKGROUND, LabelTable
 from delineate.scans.scan import Scan
 from delineate.scans.sparse import Sparse
 from delineate.scans.writing import write_labels, write_map
-from delineate.storage.files import safe_name
+from delineate.storage.files import write_json
+from delineate.storage.places import mask_stems
 
 NESTED = 0.98
 VOXELS_AT_ONCE = 1 << 20  # of what is worked on in float64: bounds memory
@@ -335,10 +337,17 @@ def presence(mean: np.ndarray) -> float:
 
 @dataclass(frozen=True, eq=False)
 class Proposals:
-    """The proposals of all targets that were asked of one scan."""
+    """The proposals of all targets that were asked of one scan.
+
+    Attributes:
+        scan: the one.
+        targets: in the order asked.
+        names: what the model can be asked, in its order: a target's number in `label_map` is its place there.
+    """
 
     scan: Scan
     targets: tuple[TargetProposals, ...]
+    names: tuple[str, ...] = ()
 
     def __iter__(self) -> Iterator[TargetProposals]:
         return iter(self.targets)
@@ -349,27 +358,50 @@ class Proposals:
                 return target
         raise KeyError(f"'{text}' was not asked; asked were: {', '.join(t.prompt.text for t in self.targets)}")
 
+    @property
+    def table(self) -> LabelTable:
+        """Which number is whose: the same for every scan, whatever is asked and found, as the model's names are.
+
+        Names that the model does not know, which some systems answer all the same, come behind, in the order asked.
+        """
+        return LabelTable.of(self.names, [target.name for target in self.targets if target.name is not None])
+
     def label_map(self, how: str = "mean") -> tuple[np.ndarray, dict[str, int]]:
-        """All found targets in one map of ids, and which id is whose.
+        """All found targets in one map, uint8 or uint16 (I, J, K), and the number of each target that was asked.
 
         A voxel claimed by several consensus masks goes to the target with the highest mean probability there, and
         to the one asked first where they tie; `save` also keeps the masks one by one, overlaps included. A target
-        asked twice in different words has two ids, the second under its name with a number behind it.
+        asked twice in different words has one number.
         """
-        found = [t for t in self.targets if t.outcome is Outcome.FOUND]
-        labels = np.zeros(self.scan.shape, dtype=np.uint16, order="F")
-        best = np.zeros(labels.size, dtype=np.float32)
-        for number, target in enumerate(found, start=1):
-            where, inside, probability = target.claims(how)
-            wins = inside & (probability > best[where])
-            labels.reshape(-1, order="F")[where[wins]], best[where[wins]] = number, probability[wins]
-        ids: dict[str, int] = {}
-        asked: Counter[str] = Counter()
-        for number, target in enumerate(found, start=1):
-            name = target.name or ""
-            asked[name] += 1
-            ids[name if asked[name] == 1 else f"{name} {asked[name]}"] = number
-        return labels, ids
+        table = self.table
+        labels = np.zeros(self.scan.shape, dtype=table.dtype, order="F")
+        best = np.zeros(labels.size, dtype=np.float32)  # zeros cost nothing until they are touched
+        for target in self.targets:
+            if target.outcome is Outcome.FOUND:
+                where, inside, probability = target.claims(how)
+                wins = inside & (probability > best[where])
+                labels.reshape(-1, order="F")[where[wins]] = table.ids[str(target.name)]
+                best[where[wins]] = probability[wins]
+        return labels, {name: table.ids[name] for target in self.targets if (name := target.name) is not None}
+
+    def about_labels(self, labels: np.ndarray) -> dict[str, Any]:
+        """What `labels.json` says of a `label_map`.
+
+        `labels` (as nnU-Net's dataset.json has them) and `colours` are of all that the model knows; `targets` of what
+        was asked: number, name, the words, the outcome, and whether any voxel of the map has its number.
+        """
+        table, flat = self.table, labels.reshape(-1, order="F")
+        targets: dict[str, dict[str, Any]] = {}
+        for target in self.targets:
+            number = table.ids.get(target.name or "")
+            entry = {"id": number, "name": target.name, "asked": [], "outcome": target.outcome.value, "in_map": False}
+            entry = targets.setdefault(target.name or target.prompt.text, entry)
+            entry["asked"].append(target.prompt.text)
+            if target.outcome is Outcome.FOUND:
+                entry["outcome"] = target.outcome.value  # in other words it may be absent
+                entry["in_map"] |= bool((flat[target.claims()[0]] == number).any())
+        named = {"labels": {BACKGROUND: 0, **table.ids}, "colours": table.colours}
+        return named | {"targets": list(targets.values())}
 
     def save(
         self,
@@ -383,23 +415,18 @@ class Proposals:
         """Write masks into `folder`, on the scan's own grid: PNG for flat images, NIfTI for volumes.
 
         For every known target: `<target>.…`, the consensus, and `<target>_proposal_<k>.…`; with `maps` also
-        `<target>_probability.…` and `<target>_doubt.…`. With two or more found targets, `labels.…` holds them all
-        (rule of overlaps: `label_map`). Where `missed_at_most` or `false_at_most` can be guaranteed, so is
-        `<target>_missed_at_most_5pct.…` or `<target>_false_at_most_5pct.…`. A target asked twice in different words
-        gets a number behind its name.
+        `<target>_probability.…` and `<target>_doubt.…`. `labels.…` holds all that are found, none included (rule of
+        overlaps: `label_map`), `labels.json` what its numbers stand for (`about_labels`). Where `missed_at_most` or
+        `false_at_most` can be guaranteed, so is `<target>_missed_at_most_5pct.…` or
+        `<target>_false_at_most_5pct.…`. A target asked twice in different words gets a number behind its name.
         """
         suffix = ".png" if self.scan.is_flat else ".nii.gz"
         files: dict[
             Path, tuple[Callable[..., Path], Callable[[], np.ndarray]]
         ] = {}  # how it is written; what, when due
-        stems: Counter[str] = Counter()
-        for target in self.targets:
-            if target.drawn is None:
-                continue
-            stem = safe_name(target.name or target.prompt.text)
-            stems[stem] += 1
-            if stems[stem] > 1:
-                stem = f"{stem}_{stems[stem]}"
+        drawn = [target for target in self.targets if target.drawn is not None]
+        stems = mask_stems([target.name or target.prompt.text for target in drawn])
+        for target, stem in zip(drawn, stems, strict=True):
             files[folder / f"{stem}{suffix}"] = write_labels, partial(target.consensus, how)
             for k in range(len(target)):
                 files[folder / f"{stem}_proposal_{k:02d}{suffix}"] = write_labels, partial(target.choose, k)
@@ -414,6 +441,7 @@ class Proposals:
         at_once = FILES_AT_ONCE if self.scan.voxels.size < LARGE else 1
         with ThreadPoolExecutor(at_once) as pool:  # zlib lets other threads run
             written = list(pool.map(lambda path: files[path][0](path, files[path][1](), self.scan), files))
-        if sum(target.outcome is Outcome.FOUND for target in self.targets) > 1:
-            written.append(write_labels(folder / f"labels{suffix}", self.label_map(how)[0], self.scan))
-        return written
+        labels, _ = self.label_map(how)
+        written.append(write_labels(folder / f"labels{suffix}", labels, self.scan, self.table))
+        write_json(folder / "labels.json", self.about_labels(labels))
+        return [*written, folder / "labels.json"]

@@ -23,7 +23,8 @@ from delineate.review.schema import AnswerInfo, Mark
 from delineate.review.work import NotHere
 from delineate.scans.reading import read_labels, read_scan
 from delineate.scans.scan import Scan
-from delineate.storage.files import replacing, safe_name, write_json
+from delineate.storage.files import replacing, write_json
+from delineate.storage.places import mask_stems
 from delineate.storage.schema import read_json
 
 if TYPE_CHECKING:
@@ -192,15 +193,13 @@ def answers_of_run(folder: Path, entry: Mapping[str, Any]) -> tuple[Answer, ...]
         folder: of the case.
         entry: its `case.json`.
     """
-    stems: dict[str, int] = {}
     answers = []
     asked = {name: value for name, value in entry.items() if name.endswith("_sha256")}
+    drawn = [number for number, target in enumerate(entry["targets"]) if "score" in target]
+    names = [entry["targets"][number]["target"] or entry["targets"][number]["prompt"] for number in drawn]
+    stems = dict(zip(drawn, mask_stems(names), strict=True))
     for number, target in enumerate(entry["targets"]):
-        stem = safe_name(target["target"] or target["prompt"])
-        if "score" in target:  # something was drawn
-            stems[stem] = stems.get(stem, 0) + 1
-            stem = stem if stems[stem] == 1 else f"{stem}_{stems[stem]}"
-        request = entry["request"]
+        request, stem = entry["request"], stems.get(number, "")
         more = {"seed": request["seed"], "marks": [], "refines": None, "seconds": entry["seconds"]}
         info = info_of(target, f"s{number}", **more)
         answers.append(Answer(info, folder, stem, {**asked, "consensus": request["how"]}))

@@ -152,6 +152,8 @@ def find_cases(
     if not path.exists():
         raise ScanError(f"{path}: no such file or folder; check the path")
     done = sorted(path.glob("[!.]*/case.json")) if path.is_dir() else []  # hidden is what is being built
+    if path.is_dir() and not done:
+        done = sorted(path.glob("cases/[!.]*/case.json"))  # of `segment --layout bids`
     if (path / "case.json").is_file():
         done = [path / "case.json"]
     if done:

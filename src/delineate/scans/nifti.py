@@ -15,7 +15,7 @@ import nibabel
 import numpy as np
 from isal import igzip
 from isal.igzip_lib import IsalError
-from nibabel.nifti1 import xform_codes
+from nibabel.nifti1 import Nifti1Extension, xform_codes
 from nibabel.volumeutils import array_from_file
 
 from delineate.errors import ScanError
@@ -65,11 +65,17 @@ def read_nifti(path: Path, volume: int | None, assume_spacing_mm: Sequence[float
 
 
 def write_nifti(
-    path: Path, array: np.ndarray, affine: np.ndarray, space_code: int, forms: Mapping[str, Any] | None = None
+    path: Path,
+    array: np.ndarray,
+    affine: np.ndarray,
+    space_code: int,
+    forms: Mapping[str, Any] | None = None,
+    extensions: Sequence[tuple[int, bytes]] = (),
 ) -> None:
     """Write `array` in mm, with the forms of the scan that it belongs to, so that whoever opens that opens this.
 
     Without forms, or with those of another affine: the same sform and qform; no qform where the grid is sheared.
+    Extensions of the header are given by code and content.
     """
     array = np.asfortranarray(array)  # as it is stored: nibabel is slow with others
     kind = nibabel.Nifti1Image if max(array.shape) <= np.iinfo(np.int16).max else nibabel.Nifti2Image
@@ -86,6 +92,7 @@ def write_nifti(
             own[name] = value if not name.endswith("_code") or int(value) in xform_codes.code else ALIGNED
         if np.allclose(own.get_best_affine(), affine, rtol=1e-5, atol=1e-4):  # type: ignore[arg-type]
             image = kind(array, None, own)  # with an affine nibabel would write its own forms
+    image.header.extensions.extend(Nifti1Extension(code, content) for code, content in extensions)
     with path.open("wb") as file:
         if _is_zipped(path):  # by Intel's library: a tenth of zlib's time on a mask, at half of the size
             with igzip.IGzipFile("", "wb", 1, file, mtime=0) as zipped:

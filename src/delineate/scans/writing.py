@@ -1,29 +1,31 @@
 """Masks, maps and scans into files."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from delineate.errors import ScanError
 from delineate.scans.flat_images import TIFF_SUFFIXES, write_flat
+from delineate.scans.label_table import CODES, LabelTable
 from delineate.scans.nifti import DAMAGE, NIFTI_SUFFIXES, same_nifti, write_nifti
 from delineate.scans.reading import first_line, label_dtype, read_labels, read_scan
 from delineate.scans.scan import Scan, suffix_of
 from delineate.storage.files import replacing
 
 
-def write_labels(path: Path | str, labels: np.ndarray, like: Scan) -> Path:
+def write_labels(path: Path | str, labels: np.ndarray, like: Scan, table: LabelTable | None = None) -> Path:
     """Write `labels` on the grid of `like`, and return the path.
 
-    The dtype follows the values: uint8 up to 255, uint16 up to 65535, else int32 (not in PNG). A bool mask
-    becomes 0 and 1 in NIfTI, 0 and 255 in PNG and TIFF. The file is read back and compared before it takes
-    its name; if anything fails, a file that was there stays as it was.
+    The dtype follows the values: uint8 up to 255, uint16 up to 65535, else int32 (not in PNG); with a table it is the
+    table's. A bool mask becomes 0 and 1 in NIfTI, 0 and 255 in PNG and TIFF. The file is read back and compared before
+    it takes its name; if anything fails, a file that was there stays as it was.
 
     Args:
         path: ".nii" or ".nii.gz"; for flat scans also ".png", ".tif" or ".tiff".
         labels: Integer or bool, (I, J, K) = `like.shape`.
         like: The scan that the labels belong to.
+        table: What the labels stand for: goes into the header of NIfTI.
 
     Raises:
         ScanError: If shape, dtype, values or suffix do not fit, or the file cannot be written.
@@ -32,12 +34,16 @@ def write_labels(path: Path | str, labels: np.ndarray, like: Scan) -> Path:
     suffix = _checked_target(path, labels, like)
     if labels.dtype.kind not in "biu":
         raise ScanError(f"{path}: labels must be integers or bool, got {labels.dtype}; round or threshold them first")
-    stored = labels.view(np.uint8) if labels.dtype == bool else labels.astype(label_dtype(path, labels))
+    if labels.dtype == bool:
+        stored = labels.view(np.uint8)
+    else:
+        stored = labels.astype(label_dtype(path, labels) if table is None else table.dtype, copy=False)
     if labels.dtype == bool and suffix not in NIFTI_SUFFIXES:
         stored = 255 * stored
     if suffix == ".png" and stored.dtype == np.int32:
         raise ScanError(f"{path}: PNG holds labels 0 to 65535, got {labels.min()} to {labels.max()}; write .tif")
-    return _write(path, stored, like, read_labels)
+    extensions = () if table is None else [(code, table.caret()) for code in CODES]
+    return _write(path, stored, like, read_labels, extensions)
 
 
 def write_map(path: Path | str, values: np.ndarray, like: Scan) -> Path:
@@ -100,7 +106,13 @@ def _checked_target(path: Path, array: np.ndarray, like: Scan) -> str:
     return suffix
 
 
-def _write(path: Path, array: np.ndarray, like: Scan, read: Callable[..., Scan]) -> Path:
+def _write(
+    path: Path,
+    array: np.ndarray,
+    like: Scan,
+    read: Callable[..., Scan],
+    extensions: Sequence[tuple[int, bytes]] = (),
+) -> Path:
     def check(temporary: Path) -> None:
         try:
             if is_nifti:
@@ -119,7 +131,7 @@ def _write(path: Path, array: np.ndarray, like: Scan, read: Callable[..., Scan])
     try:
         with replacing(path, check) as temporary:
             if is_nifti:
-                write_nifti(temporary, array, like.affine, like.space_code, like.forms)
+                write_nifti(temporary, array, like.affine, like.space_code, like.forms, extensions)
             else:
                 write_flat(temporary, array[0])
     except OSError as error:

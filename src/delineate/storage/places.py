@@ -7,12 +7,12 @@ A name is what people call a scan by; what it is, its SHA-256 says. `case.json` 
 import hashlib
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from delineate.errors import BusyError, ScanError
-from delineate.storage.files import TEMPORARY, sha256_of
+from delineate.storage.files import TEMPORARY, safe_name, sha256_of
 from delineate.storage.hidden import HIDDEN
 from delineate.storage.schema import read_json
 from delineate.storage.swapping import WHOLE, is_locked
@@ -22,7 +22,10 @@ SCAN = "scan.json"
 REVIEWS = "review"
 LARGEST = 64 << 20  # bytes of a record
 LONGEST = 100  # bytes of a name: what is put before and behind it fits into the 255 of a file system
-OURS = re.compile(r"(run(-\d+-of-\d+)?\.jsonl?|case\.json|scan\.json|review)(\..*)?", re.IGNORECASE)
+OURS = re.compile(
+    r"(run(-\d+-of-\d+)?\.jsonl?|case\.json|scan\.json|review|statistics\.(csv|json))(\..*)?", re.IGNORECASE
+)
+NOT_MASKS = ("labels", "montage")  # what else in a case's folder may end as masks do
 DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # Windows opens these whatever the folder
 
 
@@ -43,6 +46,21 @@ def case_folder_name(text: str) -> str:
 
 def _plain(one: str) -> str:
     return "_" if one in '<>:"/\\|?*' or unicodedata.category(one) in HIDDEN else one
+
+
+def mask_stems(names: Sequence[str]) -> list[str]:
+    """What the files of a case's targets are called, in the order asked, without what comes behind.
+
+    >>> mask_stems(["left kidney", "liver", "left kidney", "labels"])
+    ['left_kidney', 'liver', 'left_kidney_2', 'labels_2']
+    """
+    taken: list[str] = [*NOT_MASKS]
+    for name in names:
+        stem, number = safe_name(name), 1
+        while (own := stem if number == 1 else f"{stem}_{number}") in taken:
+            number += 1
+        taken.append(own)
+    return taken[len(NOT_MASKS) :]
 
 
 def place_for(parent: Path, name: str, sha256: str) -> Path:

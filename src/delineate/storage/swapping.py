@@ -14,7 +14,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from delineate.errors import BusyError, OutputError
@@ -103,6 +103,16 @@ def locked(folder: Path, what: str, shared: bool = False) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def waiting(file: Path) -> Iterator[None]:
+    """Within the block no other command is in one on the same file, which must be there; it is waited for."""
+    with file.open("rb") as opened:
+        if fcntl is not None:
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(opened, fcntl.LOCK_EX)
+        yield
 
 
 def hold(folder: Path, what: str) -> None:
