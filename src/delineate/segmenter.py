@@ -330,7 +330,7 @@ class Segmenter:
         scores = None if drawn.scores is None else drawn.scores.numpy()
         why = self.uncalibrated or BY_CLUES * (not words_alone(prompt)) or BY_MISFIT * (unfit is not None)
         more = {"scores": scores, "misfit": "" if unfit is None else unfit[1]}
-        more |= {"found_from": found_from, "uncalibrated": why}
+        more |= {"found_from": found_from, "uncalibrated": why, "parts": asked.concept.parts if asked.concept else ()}
         calibration = None if why else self.calibration
         return TargetProposals(prompt, name, outcome, score, maps, calibration=calibration, **more)
 

@@ -93,3 +93,32 @@ def test_what_cannot_learn_of_channels_or_regions_says_so(brains, model, tmp_pat
         assert stopped.value.code not in (0, None)
         assert said in " ".join(lines.split())
         assert "Traceback" not in lines
+
+
+def test_files_of_channels_are_segmented_as_one_scan(brains, model, tmp_path, monkeypatch, capsys):
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["delineate", *map(str, arguments)])
+        try:
+            main()
+        except SystemExit as stopped:
+            return stopped.code or 0
+        return 0
+
+    out, images = tmp_path / "out", brains / "imagesTr"
+    assert run("segment", images, "-m", model, "-o", out, "-p", "whole tumor", "-p", "enhancing tumour", "-n", 1) == 0
+    assert sorted(path.name for path in out.iterdir() if path.is_dir()) == NAMES
+    told = json.loads((out / "p5" / "case.json").read_text())
+    assert [told["file"], *told["more_files"]] == [str(images / f"p5_000{k}.nii.gz") for k in (0, 1)]
+    assert [target["outcome"] for target in told["targets"]] == ["found", "found"]
+    labels = np.asanyarray(nibabel.load(out / "p5" / "labels.nii.gz").dataobj)
+    truth = np.asanyarray(nibabel.load(brains / "labelsTr" / "p5.nii.gz").dataobj)
+    ids = json.loads((out / "p5" / "labels.json").read_text())["labels"]
+    inner = labels == ids["enhancing tumour"]
+    assert 2 * (inner & (truth == 2)).sum() > 0.7 * (inner.sum() + (truth == 2).sum())  # the part stands, not the whole
+    assert run("segment", images / "p5_0001.nii.gz", "-m", model, "-o", tmp_path / "one", "-p", "whole tumour") == 0
+    assert (tmp_path / "one" / "p5" / "case.json").exists()
+    (only := tmp_path / "only").mkdir()
+    (only / "p5_0000.nii.gz").write_bytes((images / "p5_0000.nii.gz").read_bytes())
+    assert run("segment", only, "-m", model, "-o", tmp_path / "none", "-p", "whole tumour") == 3
+    assert "T2 is not there; add p5_0001.*" in " ".join(capsys.readouterr().err.split())
+    assert run("segment", images, "-m", model, "-o", tmp_path / "none", "-p", "whole tumour", "--modality", "MR") == 2

@@ -117,7 +117,7 @@ def segment(
     from delineate.prompts.understanding import in_words, understood
     from delineate.prompts.vocabulary import unknown_prompt_message
     from delineate.proposals.fusion import FUSIONS
-    from delineate.scans.finding import Found, Kind, look_for_scans
+    from delineate.scans.finding import Found, Kind, by_channel, look_for_scans
 
     if consensus not in FUSIONS:
         raise typer.BadParameter(f"--consensus is one of {', '.join(FUSIONS)}")
@@ -135,7 +135,12 @@ def segment(
         raise typer.BadParameter("--layout bids is for volumes, and there are pictures; leave it out, or them")
     if (series is not None or fill_gaps) and not any(scan.kind is Kind.DICOM for scan in scans):
         raise typer.BadParameter("--series and --fill-gaps are for DICOM, and there is none")
-    folder, _ = check_model(model)
+    folder, config = check_model(model)
+    if channels := config.get("channels"):
+        if modality is not None or volume is not None:
+            named = ", ".join(channels)
+            raise typer.BadParameter(f"--modality and --volume are for scans of one image; the model reads {named}")
+        scans = by_channel(scans, channels)
     vocabulary, adapter_hash, where = read_vocabulary(folder), None, f"--model {model}" if model else ""
     if adapter is not None:
         from delineate.adapters.folder import fingerprint as adapter_fingerprint

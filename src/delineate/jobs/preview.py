@@ -33,7 +33,10 @@ def of_segmenting(
     """The scans that would be segmented, and what each prompt asks for."""
     chosen = [scan for number, scan in enumerate(scans) if part is None or part.has(number)]
     return {
-        "scans": [{"case": scan.name, "file": str(scan.path), "kind": scan.kind.value} for scan in chosen],
+        "scans": [
+            {"case": scan.name, "files": [str(path) for path in (scan.path, *scan.more)], "kind": scan.kind.value}
+            for scan in chosen
+        ],
         "prompts": {
             prompt: targets if isinstance(targets, str) else list(targets) for prompt, targets in asked.items()
         },

@@ -17,6 +17,7 @@ from delineate.jobs.statistics import STATISTICS, figures_of, rows_of, write_tab
 from delineate.prompts.listing import asks_all
 from delineate.proposals.description import describe
 from delineate.proposals.proposals import Outcome, Proposals
+from delineate.scans.channels import read_channels
 from delineate.scans.finding import Found, Kind
 from delineate.scans.reading import read_scan
 from delineate.scans.scan import Scan
@@ -222,8 +223,11 @@ def _segment_case(
 ) -> dict[str, Any]:
     started = time.monotonic()
     digest, dicom = found.digest, found.kind is Kind.DICOM
-    options: dict[str, Any] = {"series": request.series, "fill_gaps": request.fill_gaps} if dicom else {}
-    scan = read_scan(found, modality=request.modality, volume=request.volume, **options)
+    if channels := segmenter.habits.channels:
+        scan = read_channels((found.path, *found.more), channels)
+    else:
+        options: dict[str, Any] = {"series": request.series, "fill_gaps": request.fill_gaps} if dicom else {}
+        scan = read_scan(found, modality=request.modality, volume=request.volume, **options)
     seen, said = looked_at(segmenter, scan, turn=request.turn)
     how: dict[str, Any] = {"n": request.n, "seed": request.seed, "anyway": request.anyway}
     prompts, which = asked_of(segmenter, seen, request.prompts)
@@ -247,6 +251,7 @@ def _segment_case(
     return {
         "case": found.name,
         "file": str(found.path),
+        **({"more_files": [str(path) for path in found.more]} if found.more else {}),
         "sha256": digest,
         "status": "done",
         "seconds": round(time.monotonic() - started, 2),

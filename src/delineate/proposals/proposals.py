@@ -64,6 +64,7 @@ class TargetProposals:
         misfit: in what the question does not fit the scan, in a sentence; "" where it fits, or nobody can tell.
         found_from: the score from which it counts as found.
         uncalibrated: why held-out subjects say nothing of such an answer, in a sentence; "" where they do.
+        parts: the names that it is made of, of a region.
     """
 
     prompt: Prompt
@@ -79,6 +80,7 @@ class TargetProposals:
     misfit: str = ""
     found_from: float = FOUND_FROM
     uncalibrated: str = ""
+    parts: tuple[str, ...] = ()
 
     def __post_init__(self):
         if isinstance(self.drawn, np.ndarray):
@@ -370,18 +372,18 @@ class Proposals:
         """All found targets in one map, uint8 or uint16 (I, J, K), and the number of each target that was asked.
 
         A voxel claimed by several consensus masks goes to the target with the highest mean probability there, and
-        to the one asked first where they tie; `save` also keeps the masks one by one, overlaps included. A target
-        asked twice in different words has one number.
+        to the one asked first where they tie; a region (`TargetProposals.parts`) gives way to all others and to those of
+        fewer parts. `save` also keeps masks one by one, overlaps included. Asked twice in other words it has one number.
         """
         table = self.table
         labels = np.zeros(self.scan.shape, dtype=table.dtype, order="F")
         best = np.zeros(labels.size, dtype=np.float32)  # zeros cost nothing until they are touched
-        for target in self.targets:
+        for target in sorted(self.targets, key=lambda one: -len(one.parts)):
             if target.outcome is Outcome.FOUND:
                 where, inside, probability = target.claims(how)
-                wins = inside & (probability > best[where])
+                wins = inside if target.parts else inside & (probability > best[where])
                 labels.reshape(-1, order="F")[where[wins]] = table.ids[str(target.name)]
-                best[where[wins]] = probability[wins]
+                best[where[wins]] = 0 if target.parts else probability[wins]
         return labels, {name: table.ids[name] for target in self.targets if (name := target.name) is not None}
 
     def about_labels(self, labels: np.ndarray) -> dict[str, Any]:

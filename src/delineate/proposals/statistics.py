@@ -20,7 +20,7 @@ class Measured:
     """What was measured of a mask. Of an empty one, and where something cannot be said, None.
 
     Attributes:
-        mean_grey: of the voxels in it, in the scan's own unit; None in colour.
+        mean_grey: of the voxels in it, in the scan's own unit, of its first channel; None in colour.
         std_grey: their standard deviation, in the same unit (of all voxels: divided by their number).
         grey_unit: "HU", or "" for numbers without a unit.
         longest_axial_diameter_mm: the longest straight line between two corners of the mask within one axial slice,
@@ -48,6 +48,7 @@ def measured(mask: Bool[np.ndarray, "I J K"], scan: Scan) -> Measured:
     if not mask.any():
         return Measured()
     box = box_of(mask)
+    scan = scan.shown
     inside, axis = mask[box], orientation_of(scan.affine).order[0]
     structure = np.ones((3, 3, 3), bool)
     longest = longest_diameter(inside, axis, scan.affine if scan.has_spacing else np.eye(4))
