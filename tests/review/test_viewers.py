@@ -41,7 +41,7 @@ def test_the_napari_script_shows_a_case_folder(kind, tmp_path, monkeypatch):
 
     assert set(layers) == {path.name.split(".")[0] for path in written} | {"scan"}
     assert {name for name, (_, how) in layers.items() if not how.get("visible", True)} == {
-        name for name in layers if re.search("_proposal_|_doubt|_probability", name)
+        name for name in layers if re.search("_proposal_|_doubt|_probability|^labels$", name)
     }
     shape = (SHAPE[2], SHAPE[1], SHAPE[0]) if kind == "volume" else (1, 24, 30)
     assert {data.shape[:3] for data, _ in layers.values()} == {shape}
