@@ -1,8 +1,8 @@
 import pytest
-from rich.console import Console
 from tests.data.test_twins import write_twins
 
 from delineate.cli.progress import progress_bar
+from delineate.cli.telling import err, listening
 from delineate.data.folds import Fold
 from delineate.jobs.evaluate import EvaluateRequest, evaluate_model
 from delineate.jobs.train import TrainRequest, train_system
@@ -54,12 +54,10 @@ def test_nothing_is_told_of_a_fold(folder, tmp_path):
     assert scored(folder, tmp_path / "model", tmp_path / "report", "test", Fold(1, 3)) == []
 
 
-def test_the_bar_prints_what_is_said_and_it_stays(tmp_path):
-    with (tmp_path / "err").open("w") as file:
-        console = Console(file=file, width=20)
-        for quiet in (False, True):
-            with progress_bar(console, quiet=quiet) as bar:
-                bar.say("busi: [bold] a line that is longer than the terminal")
-    assert (tmp_path / "err").read_text().count(
-        "delineate: busi: [bold] a line that is longer than the terminal\n"
-    ) == 2
+def test_the_bar_prints_what_is_said_and_it_stays(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "20")
+    for quiet in (False, True):
+        with listening(), progress_bar(err, quiet=quiet) as bar:
+            bar.say("busi: [bold] a line that is longer than the terminal")
+    told = capsys.readouterr().err
+    assert told == "delineate: busi: [bold] a line that is longer than the terminal\n" * 2

@@ -79,21 +79,23 @@ class _InFile(logging.Formatter):
 
 
 HERE = _OnTerminal(NOTE)
+LOG.addHandler(HERE)
+for _own in (TOLD, PROGRESS):
+    _own.setLevel(logging.INFO)  # whatever is shown of the package's own
 
 
 @contextmanager
 def listening() -> Iterator[None]:
-    """While it lasts, what is told reaches standard error, and the file that `tells` opens."""
+    """A command begins: notes are shown, and what it asks for by `tells` ends with it."""
     before = LOG.level
-    HERE.setLevel(NOTE)
-    LOG.addHandler(HERE)
     LOG.setLevel(logging.INFO)
     try:
         yield
     finally:
         LOG.setLevel(before)
+        HERE.setLevel(NOTE)
         HERE.command = ""
-        for handler in [one for one in LOG.handlers if one is HERE or isinstance(one.formatter, _InFile)]:
+        for handler in [one for one in LOG.handlers if isinstance(one.formatter, _InFile)]:
             LOG.removeHandler(handler)
             handler.close()
 
