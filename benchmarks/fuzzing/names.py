@@ -10,7 +10,20 @@ from fuzzing.trial import Trial, printable
 from fuzzing.world import World, copy_of
 
 STEMS = (*VALUES["stems"], "x" * 200, "é" * 120)
-SUFFIXES = (".nii.gz", ".nii.gz", ".nii", ".NII.GZ", ".nii.gz.nii.gz", ".png", "", ".dcm", ".nrrd", ".gz")
+SUFFIXES = (
+    ".nii.gz",
+    ".nii.gz",
+    ".nii",
+    ".NII.GZ",
+    ".nii.gz.nii.gz",
+    ".png",
+    "",
+    ".dcm",
+    ".nrrd",
+    ".mha",
+    ".zip",
+    ".gz",
+)
 
 
 def trial(rng: Random, world: World, folder: Path) -> Trial:

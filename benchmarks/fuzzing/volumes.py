@@ -106,7 +106,7 @@ def _bytes(scan: Path, rng: Random, first: int | None = None) -> str:
     """Change bytes of the header or of the voxels; what was done."""
     files = [path for path in sorted(scan.parent.iterdir()) if path.suffix in (".raw", ".zraw", ".img", ".gz")]
     path = scan if first or not files else rng.choice([scan, *files])
-    data = bytearray(path.read_bytes())
+    data = bytearray(path.read_bytes()) or bytearray(b"x")
     flipped = bytearray(data)
     for _ in range(rng.choice((1, 5, 40))):
         flipped[rng.randrange(min(len(data), first or len(data)))] ^= 1 << rng.randrange(8)

@@ -269,7 +269,7 @@ def test_same_labels_same_bytes(tmp_path):
 def test_paths(tmp_path):
     refusal(tmp_path / "none.nii.gz", "no such file")
     refusal(tmp_path, "found a directory")
-    for name in ("a.hdr", "noending", "a.gz"):
+    for name in ("a.xyz", "noending", "a.gz"):
         path = tmp_path / name
         path.write_bytes(b"x")
         refusal(path, *SCAN_SUFFIXES)

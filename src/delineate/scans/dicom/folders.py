@@ -71,7 +71,7 @@ def look_below(root: Path) -> Below:
                 raise ScanError(
                     f"{root}: at most {MOST_FOLDERS} folders are looked at, more lie below; name one of them"
                 )
-            if (below / CASE).is_file():  # answers that were written here
+            if _was_written_here(below):
                 continue
             waiting.append(below)
             what = holds(below)
@@ -139,6 +139,13 @@ def _group(data: bytes, at: int, group: int, *, explicit: bool) -> tuple[dict[in
 
 def _text(value: bytes | None) -> str:
     return (value or b"").decode("latin-1").strip(" \0")
+
+
+def _was_written_here(folder: Path) -> bool:
+    try:
+        return (folder / CASE).is_file()
+    except OSError:  # it may not be read: `holds` says so
+        return False
 
 
 def _folders_in(folder: Path, found: Below) -> list[Path]:
