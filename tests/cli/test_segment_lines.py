@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from delineate.cli.segment import of_consensus
+from delineate.cli.segment import of_consensus, of_misfits
 
 
 def run_of(output):
@@ -76,3 +76,17 @@ def test_the_model_that_ships_can_be_named_in_segment(delineate, pictures, model
     for output, more in (("a", ["-m", "house"]), ("b", [])):
         assert delineate(*asked, output, *more)[0] == 0
     assert run_of(tmp_path / "a")["model_sha256"] == run_of(tmp_path / "b")["model_sha256"]
+
+
+def test_of_many_names_that_do_not_fit_a_scan_one_is_told():
+    targets = [{"prompt": f"t{k}", "misfit": "unlike any"} for k in range(20)]
+    cases = [
+        {"case": "a", "targets": targets},
+        {"case": "b", "targets": targets},
+        {"case": "c", "targets": targets[:2]},
+    ]
+    assert of_misfits(cases, anyway=False) == [
+        "a, b: 't0': unlike any (and 19 more names); --anyway asks all the same",
+        "c: 't0': unlike any; --anyway asks all the same",
+        "c: 't1': unlike any; --anyway asks all the same",
+    ]

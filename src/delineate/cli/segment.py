@@ -30,6 +30,7 @@ ISLANDS = {"islands_ml": "ml", "islands_pixels": "pixels"}
 LAYOUTS = ("cases", "bids")
 TURNING = ("none", "auto")
 EVERYTHING = "all that was learnt for the kind of each scan"
+MISFITS = 3  # of one scan that are told one by one
 SEGS = {"binary": "binary", "fractional": "fractional", "none": None}
 
 
@@ -268,10 +269,14 @@ def of_reading(cases: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def of_misfits(cases: Sequence[Mapping[str, Any]], anyway: bool) -> list[str]:
-    """What does not fit the scans, likewise, and what can be done."""
-    how = "asked all the same" if anyway else "--anyway asks all the same"
-    targets = ((case["case"], target) for case in cases for target in case.get("targets", ()) if "misfit" in target)
-    return shared((name, f"'{told['prompt']}': {told['misfit']}; {how}") for name, told in targets)
+    """What does not fit the scans, likewise, and what can be done; of many names of one case the first, and how many."""
+    how, said = "asked all the same" if anyway else "--anyway asks all the same", []
+    for case in cases:
+        unfit = [target for target in case.get("targets", ()) if "misfit" in target]
+        shown = unfit if len(unfit) <= MISFITS else unfit[:1]
+        more = f" (and {len(unfit) - 1} more names)" if len(shown) < len(unfit) else ""
+        said += [(case["case"], f"'{told['prompt']}': {told['misfit']}{more}; {how}") for told in shown]
+    return shared(said)
 
 
 def shared(said: Iterable[tuple[str, str]]) -> list[str]:

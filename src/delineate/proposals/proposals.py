@@ -372,8 +372,9 @@ class Proposals:
         """All found targets in one map, uint8 or uint16 (I, J, K), and the number of each target that was asked.
 
         A voxel claimed by several consensus masks goes to the target with the highest mean probability there, and
-        to the one asked first where they tie; a region (`TargetProposals.parts`) gives way to all others and to those of
-        fewer parts. `save` also keeps masks one by one, overlaps included. Asked twice in other words it has one number.
+        to the one asked first where they tie; a region (`TargetProposals.parts`) gives way to all others and to those
+        of fewer parts. `save` also keeps masks one by one, overlaps included. Asked twice in other words it has one
+        number.
         """
         table = self.table
         labels = np.zeros(self.scan.shape, dtype=table.dtype, order="F")
