@@ -269,7 +269,7 @@ def of_reading(cases: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def of_misfits(cases: Sequence[Mapping[str, Any]], anyway: bool) -> list[str]:
-    """What does not fit the scans, likewise, and what can be done; of many names of one case the first, and how many."""
+    """What does not fit the scans, likewise, and what can be done; of many names of a case the first, and how many."""
     how, said = "asked all the same" if anyway else "--anyway asks all the same", []
     for case in cases:
         unfit = [target for target in case.get("targets", ()) if "misfit" in target]
