@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+import delineate
+
 SOURCE = Path(__file__).resolve().parents[1] / "src"
 FILES = {
     ".".join(path.relative_to(SOURCE).with_suffix("").parts).removesuffix(".__init__"): path
@@ -178,3 +180,12 @@ def test_light_commands_import_nothing_heavy_and_are_quick(arguments):
         if min(seconds) < 1:
             break
     assert min(seconds) < 1
+
+
+def test_the_public_names_are_the_same_for_python_and_for_type_checkers():
+    """`from delineate import Segmenter` is imported when it is used; a type checker reads where from."""
+    stub = ast.parse(Path(delineate.__file__).with_suffix(".pyi").read_text(encoding="utf-8"))
+    told = {a.asname: node.module for node in ast.walk(stub) if isinstance(node, ast.ImportFrom) for a in node.names}
+    assert told == delineate._HOME
+    assert all(hasattr(delineate, name) for name in delineate.__all__)
+    assert Path(delineate.__file__).with_name("py.typed").is_file()

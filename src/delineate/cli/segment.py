@@ -160,7 +160,7 @@ def segment(
             say(f"delineate: '{words}' was taken for {one.said}")
 
     from delineate.calibration.guarantees import GuaranteeError, refused_guarantees
-    from delineate.jobs.segment import Part, SegmentRequest, run_cohort
+    from delineate.jobs.segment import Part, SegmentRequest, report_name, run_cohort
     from delineate.segmenter import Segmenter
     from delineate.storage.swapping import make_folder
 
@@ -193,7 +193,10 @@ def segment(
         def on_case(index: int, scan: Found) -> None:
             nonlocal number
             number = index
-            bar.start(f"{scan.path.name} ({index + 1} of {len(scans)})", done=index / len(scans))
+            bar.start(
+                f"{scan.name if scan.kind is Kind.DICOM else scan.path.name} ({index + 1} of {len(scans)})",
+                done=index / len(scans),
+            )
 
         report = run_cohort(
             segmenter,
@@ -213,7 +216,7 @@ def segment(
     if as_json:
         print_json(report)
     else:
-        print_run(report, output, out)
+        print_run(report, output, out, report_name(own_part))
     answers = [target for case in report["cases"] for target in case.get("targets", ())]
     open_words = {t["prompt"] for t in answers if t["outcome"] == "unknown prompt" and t["prompt"] not in lost}
     for words in sorted(open_words):

@@ -72,8 +72,8 @@ def print_summary(summary: dict[str, Any], console: Console) -> None:
     )
 
 
-def print_run(report: dict[str, Any], folder: Path, console: Console) -> None:
-    """The table of a `delineate.jobs.segment.run_cohort` that wrote into `folder`, and where its pictures lie."""
+def print_run(report: dict[str, Any], folder: Path, console: Console, name: str = "run.json") -> None:
+    """The table of a `delineate.jobs.segment.run_cohort` that wrote into `folder`, and where the rest of it lies."""
     table = Table("case", "target", "outcome", "score", "consensus", "spread", "distinct", box=None, pad_edge=False)
     for case in report["cases"]:
         if case["status"] == "failed":
@@ -93,7 +93,9 @@ def print_run(report: dict[str, Any], folder: Path, console: Console) -> None:
                 _distinct(target.get("distinct", [])),
             )
     console.print(table)
-    console.print(f"{folder / 'run.json'}", soft_wrap=True)
+    console.print(f"{folder / name}", soft_wrap=True)
+    if (table_of := folder / "statistics.csv").is_file():
+        console.print(f"{table_of}", soft_wrap=True)
     for case in report["cases"]:
         if "montage.png" in case.get("written", ()):
             console.print(f"{folder / case['case'] / 'montage.png'}", soft_wrap=True)

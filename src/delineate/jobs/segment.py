@@ -64,6 +64,11 @@ class Part:
         return index % self.of == self.number - 1
 
 
+def report_name(part: Part | None) -> str:
+    """The file that a command's report is written to."""
+    return "run.json" if part is None else f"run-{part.number}-of-{part.of}.json"
+
+
 @dataclass(frozen=True)
 class SegmentRequest:
     """What is asked of every scan of a run. A finished case is skipped on `resume` only if all of this is equal.
@@ -169,7 +174,7 @@ def run_cohort(
         counts = Counter(entry["status"] for entry in report["cases"])
         lines.add({"ended": {**counts}, "seconds": report["seconds"]})
         write_table(folder)
-        write_json(folder / ("run.json" if part is None else f"run-{part.number}-of-{part.of}.json"), report)
+        write_json(folder / report_name(part), report)
     return report
 
 
