@@ -288,7 +288,7 @@ def line(answered: Any, n: int) -> dict[str, Any]:
     masks, readings = answered.masks(), answered.readings
     marked = masks.any(axis=0) | readings.any(axis=0)
     ours, theirs = masks[:, marked], readings[:, marked]
-    middle, of_theirs = (found[:, 32:96, 32:96].reshape(len(found), -1) for found in (masks[:OF], readings))
+    middle, of_theirs = (found[..., 32:96, 32:96].reshape(len(found), -1) for found in (masks[:OF], readings))
     figures: dict[str, Any] = {f"ged_{k}": ged_squared(ours[:k], theirs) for k in SIZES if k <= n}
     figures[f"ged_{OF}_centre"] = ged_squared(middle, of_theirs)
     some = ours[:OF]
