@@ -10,7 +10,7 @@ from rich.console import Console
 
 from delineate.cli import app as cli
 from delineate.cli.progress import LATEST, SOONEST, Lines, progress_bar
-from delineate.cli.telling import HERE, NOTE, listening
+from delineate.cli.telling import HERE, NOTE, listening, say
 
 LINE = re.compile(r"\d\d:\d\d:\d\d  (.+)")
 DATED = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  .+")
@@ -154,3 +154,9 @@ def test_on_a_terminal_there_is_a_bar_and_no_lines(capsys):
                 bar.update(0.5)
         assert ("segmenting" in shown.text) == width
     assert capsys.readouterr().err == ""
+
+
+def test_whoever_listens_hears_nothing_that_a_terminal_obeys(caplog):
+    with caplog.at_level(logging.INFO, logger="delineate"):
+        say("a\x1b[31mred \ud800 50%s")
+    assert caplog.messages == ["a\\x1b[31mred \\ud800 50%s"]

@@ -13,6 +13,7 @@ from PIL import Image
 from delineate.data.augmented import AugmentedDataset
 from delineate.data.check import check_dataset
 from delineate.data.dataset import IGNORED, open_dataset
+from delineate.data.layout import read_declared, read_json
 from delineate.data.slices import NO_LABEL, UNLABELLED, build_slices
 from delineate.errors import DatasetError
 from delineate.evaluation.evaluation import consensus_dice, evaluate
@@ -408,6 +409,10 @@ def test_regions_are_read_as_nnunet_reads_them(tmp_path, labels, parts, regions)
         if name != "background":
             wanted = wanted if isinstance(wanted, list) else [wanted]
             assert np.array_equal(dataset.truth(name, ids), np.isin(stored, wanted))
+    (tmp_path / "again").mkdir()
+    (tmp_path / "again" / "dataset.json").write_text(json.dumps({"labels": dataset.declared()}))
+    again = read_declared(read_json(tmp_path / "again" / "dataset.json"), tmp_path)
+    assert (again.labels, again.regions, again.same) == (dataset.labels, dataset.regions, dataset.same)
     for concept in dataset.region_concepts():
         assert {i for part in concept.parts for i in [parts[part]]} <= regions[concept.name]
 

@@ -104,6 +104,9 @@ def test_files_of_channels_are_segmented_as_one_scan(brains, model, tmp_path, mo
             return stopped.code or 0
         return 0
 
+    assert run("prompts", "--model", model) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "made of enhancing tumour, whole tumour outside enhancing tumour" in said
     out, images = tmp_path / "out", brains / "imagesTr"
     assert run("segment", images, "-m", model, "-o", out, "-p", "whole tumor", "-p", "enhancing tumour", "-n", 1) == 0
     assert sorted(path.name for path in out.iterdir() if path.is_dir()) == NAMES

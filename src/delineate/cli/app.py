@@ -170,7 +170,9 @@ def prompts(
     for concept in vocabulary.concepts:
         known = held_out.get(concept.name)
         told = "" if known is None else f"{known['mean']:.2f} ± {known['sd']:.2f} ({known['subjects']})"
-        table.add_row(concept.name, ", ".join(concept.modalities), told, ", ".join(concept.synonyms))
+        also = ", ".join(concept.synonyms)
+        also += f"{'; ' * bool(also)}made of {', '.join(concept.parts)}" if concept.parts else ""
+        table.add_row(concept.name, ", ".join(concept.modalities), told, also)
     out.print(table)
     if held_out:
         say("Dice held out: mean ± standard deviation over subjects (how many) by which the model was calibrated")

@@ -78,9 +78,16 @@ class _InFile(logging.Formatter):
         return " ".join(printable(super().format(record)).splitlines())
 
 
+def _written_out(record: logging.LogRecord) -> bool:
+    """Every record, with what a terminal would obey written out, whoever else listens."""
+    record.msg, record.args = printable(record.getMessage()), None
+    return True
+
+
 HERE = _OnTerminal(NOTE)
 LOG.addHandler(HERE)
 for _own in (TOLD, PROGRESS):
+    _own.addFilter(_written_out)
     _own.setLevel(logging.INFO)  # whatever is shown of the package's own
 
 

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from delineate.data.dataset import IGNORED, Case, Dataset
-from delineate.data.layout import IGNORE
 from delineate.data.synthetic import PROVENANCE
 from delineate.errors import DatasetError
 from delineate.scans.geometry import from_canonical, orientation_of, to_canonical
@@ -99,7 +98,7 @@ class AugmentedDataset:
             {
                 "name": f"{self.dataset.name} with synthetic scans",
                 "channel_names": {"0": modality or ""},
-                "labels": {"background": 0, **self.dataset.labels, **self._ignored()},
+                "labels": {"background": 0, **self.dataset.declared()},
                 "numTraining": len(names),
                 "file_ending": ".png" if self.flat else ".nii.gz",
             },
@@ -126,9 +125,6 @@ class AugmentedDataset:
             where = slab_of(scan, *part)
             scan, ids = cropped(scan, where), ids[where]
         write_labels(target, np.where(ids == IGNORED, self.dataset.ignore or 0, ids), scan)
-
-    def _ignored(self) -> dict[str, int]:
-        return {} if self.dataset.ignore is None else {IGNORE: self.dataset.ignore}
 
 
 def _copied(source: Path, target: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from delineate.data.layout import (
+    IGNORE,
     SPLITS,
     choose_targets,
     declared_channels,
@@ -85,6 +86,16 @@ class Dataset:
     def targets(self) -> tuple[str, ...]:
         """What can be asked, and scored: labels, then regions."""
         return (*self.labels, *self.regions)
+
+    def declared(self) -> dict[str, int | list[int]]:
+        """What a `dataset.json` says of these label files: an id, or the ids of a region; and what is ignored."""
+        ids = {
+            name: [number, *(o for o, one in self.same.items() if one == number)]
+            for name, number in self.labels.items()
+        }
+        regions = {name: [i for part in parts for i in ids[part]] for name, parts in self.regions.items()}
+        told = {name: sorted(own) if len(own) > 1 else own[0] for name, own in (ids | regions).items()}
+        return told if self.ignore is None else {**told, IGNORE: self.ignore}
 
     def truth(self, target: str, ids: np.ndarray) -> np.ndarray:
         """Where the ids that `read` gives show one of `targets`, bool."""

@@ -22,6 +22,7 @@ from delineate.scans.finding import Found, Kind
 from delineate.scans.reading import read_scan
 from delineate.scans.scan import Scan
 from delineate.storage.files import sha256_of, write_json
+from delineate.storage.hidden import without_hidden
 from delineate.storage.lines import Lines
 from delineate.storage.memory import in_smaller_batches, is_out_of_memory
 from delineate.storage.places import CASE, keep_of_people, place_for, read_case, refuse_if_reviewed
@@ -167,7 +168,7 @@ def run_cohort(
                 continue
             on_case(number, scan)
             entry = _case(segmenter, scan, request, folder, signature, resume, lay_out, on_step)
-            LOG.info("%s: %s", entry["case"], _in_short(entry))
+            LOG.info("%s: %s", entry["case"], without_hidden(_in_short(entry)))
             report["cases"].append(entry)
             lines.add(entry)
         report["seconds"] = round(time.time() - started, 2)
