@@ -17,8 +17,6 @@ from typing import Any
 import nibabel
 import numpy as np
 import torch
-from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO  # type: ignore[import-not-found]
-from nnunetv2.utilities.label_handling.label_handling import LabelManager  # type: ignore[import-not-found]
 
 from delineate import open_dataset
 from delineate.data.dataset import IGNORED
@@ -78,6 +76,8 @@ def compared(root: Path, channels: list[str], labels: dict[str, Any]) -> dict[st
     from batchgeneratorsv2.transforms.utils.seg_to_regions import (  # type: ignore[import-not-found]
         ConvertSegmentationToRegionsTransform,
     )
+    from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO  # type: ignore[import-not-found]
+    from nnunetv2.utilities.label_handling.label_handling import LabelManager  # type: ignore[import-not-found]
 
     dataset, reader = open_dataset(root), SimpleITKIO()
     described = json.loads((root / "dataset.json").read_text())

@@ -1,6 +1,7 @@
 """Every row of `SYSTEMS` untrained, its weights stirred: what contracts are asked of."""
 
 import copy
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -13,12 +14,17 @@ from delineate.systems import SYSTEMS
 from delineate.systems.system import Asked, Clues
 
 SIZE = 64
+FEWEST = 250  # times between two steps
 NAMES = Vocabulary.from_names(["liver", "spleen"], "CT")
 
 
 def fresh(name: str, **options: Any) -> Any:
-    """An untrained tiny system that is the test's own."""
-    return SYSTEMS[name].make("tiny", SIZE, NAMES, seed=0, modalities=("CT",), **options)
+    """An untrained tiny system that is the test's own; a chain of a hundred steps takes four."""
+    system = SYSTEMS[name].make("tiny", SIZE, NAMES, seed=0, modalities=("CT",), **options)
+    stages = getattr(system.config, "stages", None)
+    if stages is not None and stages.interval < FEWEST:
+        system.config = replace(system.config, stages=replace(stages, interval=FEWEST))
+    return system
 
 
 def stirred(system: Any) -> Any:

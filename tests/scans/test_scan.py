@@ -295,14 +295,14 @@ def test_a_failing_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = write_labels(tmp_path / "a.nii.gz", LABELS, volume())
     before = path.read_bytes()
 
-    def full_disk(target, array, affine, code, forms):
+    def full_disk(target, array, affine, code, *more):
         Path(target).write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    def flipped_bit(target, array, affine, code, forms):
+    def flipped_bit(target, array, affine, code, *more):
         write_nifti(target, np.asarray(array) ^ 1, affine, code)
 
-    def moved(target, array, affine, code, forms):
+    def moved(target, array, affine, code, *more):
         write_nifti(target, array, affine + np.eye(4), code)
 
     def cut(target, *stored):

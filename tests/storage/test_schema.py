@@ -142,7 +142,9 @@ def test_a_part_of_a_file_is_told_from_the_top(tmp_path):
 
 
 KNOWN = {  # what else parses JSON: its own words of a moment ago, or with checks of its own
+    "delineate/cli/completing.py",
     "delineate/foundation/text.py",
+    "delineate/jobs/preview.py",
     "delineate/jobs/segment.py",
     "delineate/jobs/study.py",
     "delineate/jobs/watch.py",

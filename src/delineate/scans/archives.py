@@ -56,9 +56,10 @@ def _suffix_of(path: Path) -> str | None:
 def _held_by_zip(path: Path) -> str:
     try:
         with _Bounded(path) as file, zipfile.ZipFile(file) as archive:  # reads its directory, nothing else
-            names = [entry.filename for entry in archive.infolist() if not entry.is_dir()]
+            names = [entry.filename for entry in archive.infolist()]
     except (OSError, ValueError, EOFError, NotImplementedError, zipfile.BadZipFile, zipfile.LargeZipFile):
         return "a zip whose directory cannot be read (damaged, or too large)"
+    names = [name for name in names if not name.endswith("/")]  # those are folders
     shown = [PurePosixPath(name).name for name in names]
     scans = [name for name in shown if is_scan_file(name) or name.lower().endswith(DICOM_SUFFIXES)]
     told = ", ".join(without_hidden(name)[:60] for name in (scans or shown)[:_SHOWN])

@@ -90,7 +90,7 @@ def test_a_folder_of_instances_is_one_scan_and_gets_a_seg(tmp_path, stored):
     ]
     np.testing.assert_allclose(*place, atol=2e-3)  # NIfTI holds float32
     assert {p.name for p in tmp_path.iterdir()} == {"patient 7", "out"}  # no path is made of what a file says
-    assert {p.name for p in (tmp_path / "out").iterdir()} == {"patient 7", "run.json", "run.jsonl"}
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"patient 7", "run.json", "run.jsonl", "statistics.csv"}
     assert json.loads((folder / "case.json").read_text())["sha256"] == digest_of(tmp_path / "patient 7")
 
 

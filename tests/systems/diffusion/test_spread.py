@@ -70,7 +70,7 @@ def test_the_score_is_least_for_the_spread_that_raters_have():
     there = torch.ones(1, 2, dtype=torch.bool)
 
     def of(*radii):
-        return score(torch.stack([(r - radius) for r in radii])[None], raters, there)
+        return score(torch.stack([(r - radius) for r in radii])[None], raters, there, torch.ones(1, 1, 1, 1))
 
     assert of(10, 20) < of(15, 15)
     assert of(10, 20) < of(10, 10)
