@@ -43,7 +43,7 @@ def trial(rng: Random, world: World, folder: Path) -> Trial:
     command = rng.choices(list(COMMANDS), list(COMMANDS.values()))[0]
     arguments = baseline(command, world, rng)
     options = parameters(command)
-    said, checks_of = [], []
+    said, checks_of, logs = [], [], []
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         if not options or rng.random() < 0.05:
             extra = rng.choice(
@@ -61,6 +61,7 @@ def trial(rng: Random, world: World, folder: Path) -> Trial:
         name = rng.choice([n for n in option["names"] if n.startswith("-")] or option["names"])
         _set(arguments, option["names"], name, value)
         said.append(f"{name} {value[:40]!r}")
+        logs += Path(value).parts[:1] if name == "--log-file" else ()
         if option["kind"] == "float" and value.strip("%").lower() in ("nan", "inf", "-inf", "1e400"):
             checks_of.append(_not_finite(f"{name} {value}"))
     said_of = ", ".join(said)
@@ -73,7 +74,7 @@ def trial(rng: Random, world: World, folder: Path) -> Trial:
         trial.stop_after = SLOW[command]
     if command == "review":
         trial.stop_when = "http"
-    trial.touches = (*trial.touches, "demo", "ct-review", "nothing")  # --log-file nothing
+    trial.touches = (*trial.touches, "demo", "ct-review", *logs)
     return trial
 
 
