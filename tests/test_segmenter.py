@@ -20,8 +20,10 @@ def families() -> list:
     for name, row in SYSTEMS.items():
         family = row.module.split(".")[0]
         known = family in seen or row.takes_network or family == "latent"  # half a minute; its own tests see it learn
+        known |= row.takes_foundation  # a minute, likewise
         params.append(pytest.param(name, marks=[pytest.mark.slow] if known else []))
-        seen.add(family)
+        if not known:
+            seen.add(family)
     return params
 
 
