@@ -7,10 +7,12 @@ os.environ["DELINEATE_PRECISION"] = "float32"  # the same rounding on every proc
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image
 
 from delineate.data.dataset import open_dataset
@@ -19,6 +21,7 @@ from delineate.data.slices import SliceBank, build_slices
 from delineate.foundation.foundation import Foundation
 from delineate.foundation.pretraining import caption_corpus, pretrain
 from delineate.jobs.pretrain import PretrainRequest, pretrain_foundation
+from delineate.model_folder import is_model, save_model
 from delineate.segmenter import Segmenter
 from delineate.storage.files import write_json
 from delineate.systems import SYSTEMS
@@ -114,31 +117,44 @@ def edges_base(phantom_dataset, tmp_path_factory) -> Path:
 
 
 IMAGES = 1400  # enough for most families to find a liver in the phantom
-MORE = {"ensemble": 2, "sdseg": 2}  # members share them; a latent far from pixels takes longer
+MORE = {"ensemble": 2, "sdseg": 2, "unisegdiff": 0.7}  # members share them; a latent far from pixels takes longer
 
 
 class Trained(dict):
-    """Every named system by its name, trained for seconds on `two_organ_bank` when first asked for; do not change."""
+    """Every named system by its name, trained for seconds on `two_organ_bank` when first asked for; do not change.
+
+    Of several processes that run tests the first trains one, and the others load it.
+    """
 
     def __init__(self, bank: SliceBank, foundation: Callable[[], Path], folder: Path):
         super().__init__()
         self.bank, self.foundation, self.folder = bank, foundation, folder
 
     def __missing__(self, name: str) -> Segmenter:
-        system = SYSTEMS[name].train(
+        with FileLock(self.folder / f"{name}.lock"):
+            if is_model(self.folder / name):
+                system = Segmenter.load(self.folder / name).system
+            else:
+                system = self._train(name)
+                save_model(self.folder / name, Segmenter(system, self.bank.modalities), name, training={}, card="card")
+        self[name] = Segmenter(system, self.bank.modalities)
+        return self[name]
+
+    def _train(self, name: str) -> Any:
+        work = self.folder / f"{name}-{os.getpid()}"
+        return SYSTEMS[name].train(
             self.bank,
             "tiny",
-            Run(Budget(images=IMAGES * MORE.get(name, 1)), self.folder / name, seed=0),
+            Run(Budget(images=int(IMAGES * MORE.get(name, 1))), work, seed=0),
             foundation=self.foundation() if name == "progidiff" else None,
             device="cpu",
         )
-        self[name] = Segmenter(system, self.bank.modalities)
-        return self[name]
 
 
 @pytest.fixture(scope="session")
 def trained(two_organ_bank, request, tmp_path_factory) -> Trained:
     """See `Trained`."""
-    return Trained(
-        two_organ_bank, lambda: request.getfixturevalue("foundation_folder"), tmp_path_factory.mktemp("trained")
-    )
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "trained-systems"
+    folder.mkdir(exist_ok=True)
+    return Trained(two_organ_bank, lambda: request.getfixturevalue("foundation_folder"), folder)
