@@ -20,7 +20,7 @@ from delineate.prompts.vocabulary import Vocabulary
 from delineate.scans.preparation import Habits
 from delineate.storage import sealed
 from delineate.storage.files import sha256_of_json, write_json, write_text
-from delineate.storage.schema import Line, Name, checked, read_json
+from delineate.storage.schema import MOST_CHANNELS, Line, Name, checked, read_json
 from delineate.storage.sealed import sealing
 from delineate.storage.seen import Seen
 from delineate.storage.shipped import house_folder
@@ -32,7 +32,6 @@ if TYPE_CHECKING:  # which import torch and SciPy
 
 FORMAT = 1
 MOST_VOCABULARY = 1 << 20  # bytes of a file
-MOST_CHANNELS = 32  # of a scan
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,4 @@
 import json
-import sys
 
 import numpy as np
 import pytest
@@ -7,7 +6,6 @@ import typer
 from PIL import Image
 from tests.cli.test_app import one_line
 from tests.jobs.test_synthesize import flat_images
-from tests.progress import without_progress
 
 from delineate.cli import app as cli
 from delineate.data.dataset import open_dataset
@@ -15,20 +13,6 @@ from delineate.jobs import synthesize as synthesizing
 from delineate.synthesis.synthesizer import Synthesizer
 
 QUICK = ["--steps", 1, "--variants", 1, "--images", 10, "--device", "cpu", "--threads", 1]
-
-
-@pytest.fixture
-def delineate(monkeypatch, capsys):
-    """Runs `delineate <arguments>` and gives (exit code, standard output, standard error)."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["delineate", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        captured = capsys.readouterr()
-        return stopped.value.code or 0, captured.out, without_progress(captured.err)
-
-    return run
 
 
 @pytest.fixture(scope="module")

@@ -129,6 +129,12 @@ def test_a_decathlon_set_holds_its_channels_in_one_file(tmp_path):
     assert np.array_equal(scan.voxels[..., 1], scan.voxels[..., 0] // 2)
 
 
+def test_one_volume_where_channels_were_promised_is_told(tmp_path):
+    root = volumes(tmp_path / "set", number="", channel_names=None, modality={"0": "FLAIR", "1": "T1gd"})
+    said = check_dataset(root).problems[0].what
+    assert "FLAIR, T1gd are a file each, NAME_0000, NAME_0001, …, or one file with a volume each" in said
+
+
 def test_channels_of_other_kinds_have_no_modality_together(tmp_path):
     dataset = open_dataset(several(tmp_path / "set", ("CT", "PET")))
     assert (dataset.modality, dataset.read(dataset.cases[0])[0].modality) == (None, None)
@@ -305,6 +311,32 @@ def test_ignored_voxels_of_a_volume_come_to_slices_and_to_scores_as_such(tmp_pat
     found = held.dice(lambda image, possible: everywhere[: len(image)])["liver"]
     known = bank.labels != UNLABELLED
     assert found == pytest.approx(float(2 * (bank.labels == 1).sum() / ((bank.labels == 1).sum() + known.sum())))
+
+
+def test_what_is_to_be_ignored_is_so_for_every_rater(tmp_path):
+    root = volumes(tmp_path / "set", ids=(1, 2), labels=IGNORING)
+    (root / "splits.json").write_text('{"train": ["a", "b", "c"], "val": [], "test": ["d"]}')
+    (root / "raters").mkdir()
+    for name in "abcd":
+        for rater in (1, 2):
+            shutil.copy(root / "labelsTr" / f"{name}.nii.gz", root / "raters" / f"{name}_r{rater}.nii.gz")
+    bank = replace(build_slices([open_dataset(root)], "train", 64, rating="random"), augmentation="none")
+    assert torch.equal(bank.readings == UNLABELLED, (bank.labels == UNLABELLED)[:, None].expand_as(bank.readings))
+    batch = bank.draw(32, 1, torch.Generator().manual_seed(0))
+    assert (batch.labels == NO_LABEL).any()
+    assert batch.present.all()
+
+
+def test_names_that_labels_cannot_tell_apart_are_refused(tmp_path):
+    names = {
+        f"structure {letter}{number}": 26 * number + place
+        for number in range(10)
+        for place, letter in enumerate("abcdefghijklmnopqrstuvwxyz", 1)
+    }
+    root = volumes(tmp_path / "set", labels={"background": 0, **names})
+    (root / "splits.json").write_text('{"train": ["a", "b"], "val": ["c"], "test": ["d"]}')
+    with pytest.raises(DatasetError, match="260 names are more than a slice's labels can tell apart, 252 at most"):
+        build_slices([open_dataset(root)], "train", 64)
 
 
 def test_an_enlarged_dataset_keeps_what_is_to_be_ignored(tmp_path):

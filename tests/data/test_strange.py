@@ -1,22 +1,24 @@
 """Pictures unlike any: of the right shape and range, of every sort, the same for the same seed."""
 
+import pytest
 import torch
 
 from delineate.data.strange import strange
 from delineate.scans.grid import turned, turned_back
 
 
-def pictures(count=4, size=64):
+def pictures(count=4, size=64, channels=3):
     draws = torch.Generator().manual_seed(0)
-    return [torch.rand(3, size, size, generator=draws) * 2 - 1 for _ in range(count)]
+    return [torch.rand(channels, size, size, generator=draws) * 2 - 1 for _ in range(count)]
 
 
-def test_they_are_pictures_and_none_of_those_they_are_made_of():
-    given = pictures()
+@pytest.mark.parametrize("channels", [3, 2, 4])
+def test_they_are_pictures_and_none_of_those_they_are_made_of(channels):
+    given = pictures(channels=channels)
     made = strange(given, 27, seed=0)
     assert len(made) == 27
     for one in made:
-        assert one.shape == (3, 64, 64)
+        assert one.shape == (channels, 64, 64)
         assert torch.isfinite(one).all()
         assert one.abs().max() <= 1
         assert not any(torch.equal(one, other) for other in given)

@@ -27,7 +27,7 @@ def slices_of(
 ) -> tuple[Tensor, Tensor, bool]:
     """One case on the grid, and whether it is a flat image.
 
-    Images are (S, 3, size, size) in [-1, 1], labels (S, size, size) uint8 as in `Batch`.
+    Images are (S, C, size, size) in [-1, 1] as of `stack_of`, labels (S, size, size) uint8 as in `Batch`.
     """
     scan, ids = dataset.read(case)
     table = np.zeros(max(int(ids.max(initial=0)), *dataset.labels.values()) + 1, dtype=np.uint8)
@@ -45,7 +45,8 @@ def readings_of(dataset: Dataset, case: Case, vocabulary: Vocabulary, labels: Te
         return labels[:, None]
     scan = dataset.read(case)[0]
     own = np.uint8(1 + vocabulary.index(next(iter(dataset.labels))))
-    return torch.stack([_on_grid(scan, mask * own, labels.shape[-1]) for mask in drawn], dim=1)
+    readings = torch.stack([_on_grid(scan, mask * own, labels.shape[-1]) for mask in drawn], dim=1)
+    return readings.masked_fill((labels == UNLABELLED)[:, None], UNLABELLED)
 
 
 def _on_grid(scan: Scan, labels: np.ndarray, size: int) -> Tensor:

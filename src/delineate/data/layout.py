@@ -18,10 +18,9 @@ from delineate.prompts.modality import modality_code
 from delineate.prompts.vocabulary import canonical_name
 from delineate.scans.scan import VOLUME_SUFFIXES, is_scan_file, stem_of, suffix_of
 from delineate.storage import schema
-from delineate.storage.schema import Line, Name
+from delineate.storage.schema import MOST_CHANNELS, Line, Name
 
 FIX = "correct the file"
-MOST_CHANNELS = 32  # of a scan
 MOST_BYTES = 16 << 20  # of a file: an MSD dataset.json lists its scans, tens of thousands at most
 SPLITS = ("train", "val", "test")
 _LAYOUTS = (("imagesTr", "labelsTr"), ("images", "masks"))

@@ -319,6 +319,11 @@ def build_slices(
     vocabulary = vocabulary or Vocabulary(())
     for dataset in datasets:
         vocabulary = vocabulary.merged(dataset.vocabulary())
+    if len(vocabulary.concepts) >= UNLABELLED - 1:
+        raise DatasetError(
+            f"{datasets[0].root}: {len(vocabulary.concepts)} names are more than a slice's labels can tell apart, "
+            f"{UNLABELLED - 2} at most; choose some of them (FOLDER=NAME,NAME)"
+        )
     annotated = torch.zeros(len(datasets), len(vocabulary.concepts), dtype=torch.bool)
     for d, dataset in enumerate(datasets):
         for name in dataset.vocabulary().names:

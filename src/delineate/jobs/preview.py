@@ -103,7 +103,7 @@ def _told(dataset: Dataset) -> dict[str, Any]:
         "name": dataset.name,
         "folder": str(dataset.root),
         "modality": dataset.modality,
-        "targets": list(dataset.labels),
+        "targets": list(dataset.targets),
         "cases": {name: len(dataset.split(name)) for name in dataset.splits} or {"all": len(dataset.split("all"))},
     }
 

@@ -12,8 +12,6 @@ from delineate.prompts.modality import modality_code
 from delineate.scans.reading import read_scan
 from delineate.scans.scan import Scan
 
-MOST = 32  # channels of a scan
-
 
 def read_channels(files: Sequence[Path], names: Sequence[str]) -> Scan:
     """One scan out of the images of its channels: a file each, or one file that holds a volume each.
@@ -25,11 +23,14 @@ def read_channels(files: Sequence[Path], names: Sequence[str]) -> Scan:
     Raises:
         ScanError: a file cannot be read, or is not on the grid of the first.
     """
-    volumes = [None] * len(files) if len(files) > 1 else list(range(len(names)))
-    paths = files if len(files) > 1 else list(files) * len(names)
     kinds = [modality_of(name) for name in names]
-    own = [read_scan(p, modality=m, volume=v) for p, m, v in zip(paths, kinds, volumes, strict=True)]
-    return joined(own, names)
+    if len(files) > 1:
+        return joined([read_scan(path, modality=kind) for path, kind in zip(files, kinds, strict=True)], names)
+    try:
+        return joined([read_scan(files[0], modality=kind, volume=k) for k, kind in enumerate(kinds)], names)
+    except ScanError as error:
+        wanted = f"{', '.join(names)} are a file each, NAME_0000, NAME_0001, …, or one file with a volume each"
+        raise ScanError(f"{error} ({wanted})") from error
 
 
 def joined(scans: Sequence[Scan], names: Sequence[str]) -> Scan:

@@ -44,7 +44,8 @@ Count = Annotated[int, Interval(ge=0, lt=LARGEST)]
 Share = Annotated[float, Interval(ge=0, le=1)]
 Side = Annotated[int, Interval(ge=8, le=2048)]  # of a working grid, in pixels
 Channels = Annotated[int, Interval(ge=1, le=8192)]  # of a layer
-SliceChannels = Annotated[int, Interval(ge=1, le=64)]  # of what a network sees of a scan
+MOST_CHANNELS = 32  # of a scan
+SliceChannels = Annotated[int, Interval(ge=1, le=MOST_CHANNELS)]  # of what a network sees of a scan
 Widths = Annotated[tuple[Channels, ...], Len(1, 12)]  # of the levels of a network
 
 
