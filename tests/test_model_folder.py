@@ -40,6 +40,12 @@ def refused(folder, match):
     assert str(folder) in str(caught.value)
 
 
+def test_a_loaded_network_has_learnt_as_after_a_training(model):
+    network = Segmenter.load(model).system.network
+    assert not network.training
+    assert not any(p.requires_grad for p in network.parameters())
+
+
 def test_a_saved_model_is_found_whole_and_says_where_it_comes_from(model):
     folder, config = check_model(model)
     assert folder == model

@@ -176,6 +176,8 @@ def read_model(folder: Path | str | None, device: str = "cpu", *, calibrated: bo
         raise ModelError(f"{folder}: system '{config['system']}' is not known here; known: {', '.join(SYSTEMS)}")
     vocabulary = read_vocabulary(folder)
     system = SYSTEMS[config["system"]].load(folder, config["system_config"], vocabulary.learnt)
+    for part in system.parts.values():  # as after a training: who goes on says what learns
+        part.requires_grad_(False)
     channels = tuple(config.get("channels", ()))
     habits = Habits(apart_mm=config.get("apart_mm"), channels=channels, regions=vocabulary.regions)
     calibration = Calibration.load(folder) if calibrated else None
