@@ -5,9 +5,9 @@
     python benchmarks/company.py ... --split val test                                            once, at the very end
 
 Every training runs in a process of its own with one thread; its budget is that process's CPU time (drawing, learning,
-but not reading the scans), so that what else the machine does hits none of them. No run looks at held-out patients.
-Dice is in 3-D on each scan's own voxels, over the 13 organs of BTCV, mean over the organs that a patient shows, then
-over patients; intervals are Student's t over patients of the mean over seeds.
+but not reading the scans), counted by what it is worth (`steady.py`), so that what else the machine does hits none.
+No run looks at held-out patients. Dice is in 3-D on each scan's own voxels, over the 13 organs of BTCV, mean over the
+organs that a patient shows, then over patients; intervals are Student's t over patients of the mean over seeds.
 
 nnU-Net needs an interpreter of its own (`--nnunet PYTHON`, see `company_nnunet.txt`). Runs whose figures are written
 are not made again, wherever their models went: stop and go on at will. Writes benchmarks/results/company.json or
@@ -30,6 +30,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from steady import SteadyClock
 from torch import Tensor
 
 from delineate import Segmenter, open_dataset
@@ -213,17 +214,11 @@ def train(args: argparse.Namespace, arm: str, seed: int) -> None:
         sys.exit(f"{arm}, seed {seed} failed: see {folder / 'log.txt'}; run again to go on")
 
 
-class CpuClock:
-    """In the place of `time`: seconds are those of this process's CPU time, of all its threads."""
-
-    monotonic = staticmethod(time.process_time)
-
-
 def train_one(args: argparse.Namespace, name: str, seed: int) -> None:
     """Train an arm of ours and save it."""
     arm, folder = TABLES[args.table][0][name], folder_of(args, name, seed)
     assert isinstance(arm, Arm)
-    loop.time = CpuClock  # type: ignore[assignment]
+    clock = loop.time = SteadyClock(args.work / "clock.json")  # type: ignore[assignment]
     if arm.old_loss:
         encoding.segmentation_loss = old_loss  # type: ignore[assignment]
     if not arm.coarse:
@@ -252,7 +247,11 @@ def train_one(args: argparse.Namespace, name: str, seed: int) -> None:
     segmenter = Segmenter(system, bank.modalities, habits=Habits(apart_mm=arm.apart_mm))
     val = build_slices([dataset], "val", arm.size, vocabulary=bank.vocabulary, apart_mm=arm.apart_mm)
     on_grid = {name: round(value, 4) for name, value in HeldOut(val).dice(system.labels).items()}
-    training = {"stages": logs, "val_on_grid": {"mean": round(mean_score(on_grid), 4), **on_grid}}
+    training = {
+        "clock": clock.about(),
+        "stages": logs,
+        "val_on_grid": {"mean": round(mean_score(on_grid), 4), **on_grid},
+    }
     save_model(folder / "model", segmenter, arm.system, training=training, card="")
 
 

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import plural
 import torch
+from steady import SteadyClock
 
 from delineate import open_dataset
 from delineate.data.dataset import Dataset
@@ -95,7 +96,7 @@ def gather(data: Path, work: Path) -> dict[str, Dataset]:
 
 def train_one(args: argparse.Namespace, datasets: dict[str, Dataset], system: str, seed: int) -> None:
     """One training, to its model folder."""
-    loop.time = plural.CpuClock  # type: ignore[assignment]
+    loop.time = SteadyClock(args.work / "clock.json")  # type: ignore[assignment]
     output, sets = plural.model_path(args, system, seed), list(datasets.values())
     work = Path(f"{output}-training")
     work.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from tests.contracts.untrained import answer, asked, fresh, slices, stirred, untrained
+from tests.contracts.untrained import SIZE, answer, asked, fresh, slices, stirred, untrained
 from tests.rounding import HALVES
 
 from delineate.model_folder import save_model
@@ -50,7 +50,7 @@ def test_a_region_is_its_parts_together(system, tmp_path, name):
     """What draws names one by one draws them together; what draws from an estimate draws from that of all."""
     region = Concept("both", ("upper abdomen",), ("CT",), parts=("liver", "spleen"))
     segmenter = Segmenter(system, ("CT",), habits=Habits(regions=(region,)))
-    volume = Scan(np.random.default_rng(1).uniform(-200, 300, (64, 64, 1)).astype(np.float32), np.eye(4), "CT")
+    volume = Scan(np.random.default_rng(1).uniform(-200, 300, (SIZE, SIZE, 1)).astype(np.float32), np.eye(4), "CT")
     both, *parts = (segmenter(volume, [one], n=2)[one].probabilities for one in ("both", "liver", "spleen"))
     if not getattr(system, "unites", False):
         np.testing.assert_allclose(both, np.minimum(parts[0].astype(np.float32) + parts[1], 1), atol=0.01)

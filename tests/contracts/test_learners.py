@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests.contracts.untrained import NAMES, answer, fresh, slices, state, stirred, untrained
+from tests.contracts.untrained import NAMES, answer, fresh, slices, state, stirred, untrained, with_kinds
 
-from delineate.adapters import ADAPTERS, AdapterConfig
+from delineate.adapters import AdapterConfig
 from delineate.adapters.adapter import attach
 from delineate.data.slices import UNLABELLED
 from delineate.errors import DelineateError
@@ -110,8 +110,7 @@ def can_learn_names(name):
     return True
 
 
-@pytest.mark.parametrize("kind", ADAPTERS)
-@pytest.mark.parametrize("name", [name for name in LAYERED.values() if can_learn_names(name)])
+@pytest.mark.parametrize(("name", "kind"), with_kinds(name for name in LAYERED.values() if can_learn_names(name)))
 def test_new_names_can_be_asked_and_take_nothing_from_the_base(name, kind):
     base = untrained(name)
     before = state(base)
@@ -136,8 +135,7 @@ def test_names_that_cannot_be_learnt_are_refused_in_words(name):
         attach(untrained(name), AdapterConfig(rank=2), MORE)
 
 
-@pytest.mark.parametrize("kind", ADAPTERS)
-@pytest.mark.parametrize("name", SYSTEMS)
+@pytest.mark.parametrize(("name", "kind"), with_kinds(SYSTEMS))
 def test_an_adapter_alone_learns(name, kind, two_organ_bank):
     base = untrained(name)
     adapted = attach(base, AdapterConfig(kind, 2), NAMES)

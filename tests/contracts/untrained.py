@@ -1,19 +1,24 @@
 """Every row of `SYSTEMS` untrained, its weights stirred: what contracts are asked of."""
 
 import copy
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import cache
+from itertools import product
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
+from delineate.adapters import ADAPTERS
 from delineate.prompts.vocabulary import Vocabulary
 from delineate.scans.grid import View
 from delineate.systems import SYSTEMS
 from delineate.systems.system import Asked, Clues
 
-SIZE = 64
+SIZE = 32
+THOROUGH = ("unet", "encoder")  # a plain system and one of the diffusion family
 FEWEST = 250  # times between two steps
 NAMES = Vocabulary.from_names(["liver", "spleen"], "CT")
 
@@ -41,6 +46,14 @@ def stirred(system: Any) -> Any:
 def untrained(name: str) -> Any:
     """A stirred one, made once; do not change."""
     return stirred(fresh(name))
+
+
+def with_kinds(names: Iterable[str]) -> list[Any]:
+    """Pairs of a system and a kind of adapter: all of `THOROUGH`, of every other system one by turns; the rest is slow."""
+    return [
+        pytest.param(name, kind, marks=[] if name in THOROUGH or (i + k) % len(ADAPTERS) == 0 else [pytest.mark.slow])
+        for (i, name), (k, kind) in product(enumerate(names), enumerate(ADAPTERS))
+    ]
 
 
 def slices(count: int) -> Tensor:

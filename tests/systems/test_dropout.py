@@ -28,7 +28,7 @@ def system():
 
 
 def small(bank):
-    return build(DropoutConfig(PlainConfig(64, (4, 8))), bank.vocabulary)
+    return build(DropoutConfig(PlainConfig(32, (4, 8))), bank.vocabulary)
 
 
 def drawn(system, n=3, seed=0, stack=STACK):
@@ -134,7 +134,7 @@ def test_every_layer_has_a_mask_of_its_own(system):
 def test_training_draws_the_batches_of_the_plain_network(two_organ_bank):
     """What is dropped comes after the batch, so both learn from the same slices."""
     given = []
-    for system in (small(two_organ_bank), plain.build(PlainConfig(64, (4, 8)), two_organ_bank.vocabulary)):
+    for system in (small(two_organ_bank), plain.build(PlainConfig(32, (4, 8)), two_organ_bank.vocabulary)):
         (stage,) = system.phases(two_organ_bank)
         stage.module.register_forward_pre_hook(lambda module, images: given.append(images[0].clone()))
         stage.loss_of(4, Step(torch.Generator().manual_seed(5)))

@@ -29,8 +29,8 @@ def system():
 
 
 def small(bank):
-    """Two members that learn quickly from a bank of 64 pixels."""
-    return build(EnsembleConfig(PlainConfig(64, (4, 8)), members=2), bank.vocabulary)
+    """Two members that learn quickly from a bank of 32 pixels."""
+    return build(EnsembleConfig(PlainConfig(32, (4, 8)), members=2), bank.vocabulary)
 
 
 def drawn(system, stack=STACK):

@@ -182,10 +182,9 @@ def learnt_small_organ(loss_of, seed):
 
 
 def test_a_small_organ_that_most_batches_lack_is_learnt():
-    """Starts differ much, so it is the mean of three: 0.67 against 0.06 where it was written."""
-    lost = [learnt_small_organ(plus_one, seed) for seed in (0, 1, 3)]
-    learnt = [learnt_small_organ(segmentation_loss, seed) for seed in (0, 1, 3)]
-    assert sum(learnt) / 3 > sum(lost) / 3 + 0.2
+    """Starts differ much, so it is the mean of two."""
+    lost, learnt = ([learnt_small_organ(loss, seed) for seed in (0, 1)] for loss in (plus_one, segmentation_loss))
+    assert sum(learnt) / 2 > sum(lost) / 2 + 0.2
 
 
 def test_segmentation_pulls_every_pixel_towards_its_label():

@@ -17,7 +17,7 @@ from delineate.systems.diffusion.thresholds import SURE, thresholds
 from delineate.systems.system import Asked, Clues
 from delineate.training.loop import Budget, Run
 
-SIZE = 64
+SIZE = 32
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def test_what_is_next_to_nothing_is_nothing(system):
     """Else a proposal would hold every voxel of a scan."""
     probability = torch.full((1, SIZE, SIZE), SURE / 2)
     probability[:, :8] = 2 * SURE
-    drawn = thresholds(probability, 64, 0)
+    drawn = thresholds(probability, 32, 0)
     assert (drawn[:, :, 8:] == 0).all()
     assert ((drawn == 0) | (drawn >= SURE)).all()
     assert (drawn[:, :, :8] == 0).float().mean() > 0.9
@@ -113,7 +113,7 @@ def test_what_was_worked_out_once_is_what_would_be_worked_out_again(system, two_
 def test_half_the_resolution_comes_first_on_a_large_grid(two_organ_bank, tmp_path):
     batch = two_organ_bank.draw(3, 0, torch.Generator().manual_seed(0))
     half = halved(batch)
-    assert half.image.shape == (3, 3, 32, 32)
+    assert half.image.shape == (3, 3, 16, 16)
     assert torch.equal(half.labels, batch.labels[:, ::2, ::2])
     assert coarse_share(64) == 0
     assert coarse_share(256) > 0
@@ -123,7 +123,7 @@ def test_words_are_learnt_and_the_generator_is_left_alone(two_organ_bank, tmp_pa
     row, seen = SYSTEMS["encoder"], []
     run = Run(Budget(images=160), tmp_path, on_step=lambda phase, state, spent: seen.append(phase))
     before = row.make(
-        "tiny", 64, two_organ_bank.vocabulary, modalities=two_organ_bank.modalities
+        "tiny", 32, two_organ_bank.vocabulary, modalities=two_organ_bank.modalities
     ).foundation.unet.state_dict()
     system = row.train(two_organ_bank, "tiny", run)
     assert list(dict.fromkeys(seen)) == ["words", "encoder"]

@@ -40,7 +40,7 @@ def slices(two_organ_bank):
 
 @pytest.fixture(scope="module")
 def drawn(system, slices):
-    """Proposals of both prompts on the training slices, (2, S, 64, 64) each."""
+    """Proposals of both prompts on the training slices, (2, S, 32, 32) each."""
     seen = system.see(View(slices[0]))
     return {name: system.propose(seen, target(system, name), 2, 0).probabilities for name in ("liver", "spleen")}
 
@@ -73,7 +73,7 @@ def test_without_its_text_the_organ_is_lost(system, slices, monkeypatch):
     other = target(system, "spleen").caption
     monkeypatch.setattr(Foundation, "encode_text", lambda self, texts: encode(self, [other] * len(texts)))
     mask = system.propose(system.see(View(slices[0])), target(system, "liver"), 1, 0).probabilities[0] >= 0.5
-    assert dice(mask, slices[1]) < 0.2
+    assert dice(mask, slices[1]) < 0.3
 
 
 def test_without_its_scan_the_organ_is_lost(system, slices):
@@ -109,18 +109,18 @@ def test_the_times_of_a_draw_go_down_from_the_last(system, slices, monkeypatch):
 
 
 def test_what_is_known_is_drawn_as_it_is_known(system, slices):
-    inside, outside = torch.zeros(1, 64, 64, dtype=torch.bool), torch.zeros(1, 64, 64, dtype=torch.bool)
+    inside, outside = torch.zeros(1, 32, 32, dtype=torch.bool), torch.zeros(1, 32, 32, dtype=torch.bool)
     inside[0, :8], outside[0, 8:16] = True, True
-    clues = Clues(torch.tensor([12]), inside, outside, torch.full((1, 64, 64), 0.5))
+    clues = Clues(torch.tensor([12]), inside, outside, torch.full((1, 32, 32), 0.5))
     asked = replace(target(system, "liver"), clues=clues)
     drawn = system.propose(system.see(View(slices[0])), asked, 3, 0).probabilities
-    assert drawn.shape == (3, 1, 64, 64)
+    assert drawn.shape == (3, 1, 32, 32)
     assert (drawn[:, 0, :8] == 1).all()
     assert (drawn[:, 0, 8:16] == 0).all()
 
 
 def test_a_generator_that_is_new_learns_its_u_net_and_one_from_a_folder_does_not(two_organ_bank, tmp_path):
-    made = SYSTEMS["progidiff"].make("tiny", 64, two_organ_bank.vocabulary, seed=0)
+    made = SYSTEMS["progidiff"].make("tiny", 32, two_organ_bank.vocabulary, seed=0)
     before = {k: v.clone() for k, v in made.foundation.unet.state_dict().items()}
     trained = train(made, two_organ_bank, Run(Budget(images=64), tmp_path, seed=0))
     after = trained.foundation.unet.state_dict()
@@ -190,13 +190,13 @@ def test_slices_where_the_encoder_sees_nothing_are_left_empty_and_not_drawn(syst
     config = replace(system.config, skip_below=1.1)
     blind = ProGiDiff(config, system.foundation, system.control, system.vocabulary)
     drawn = blind.propose(blind.see(View(slices[0][:2])), target(blind, "liver"), 3, 0).probabilities
-    assert drawn.shape == (3, 2, 64, 64)
+    assert drawn.shape == (3, 2, 32, 32)
     assert not drawn.any()
 
 
 def test_the_estimate_is_the_encoder_s_own_mask(system, slices):
     estimate = system.estimate(system.see(View(slices[0])), target(system, "liver"))
-    assert estimate.shape == (40, 64, 64)
+    assert estimate.shape == (40, 32, 32)
     assert dice(estimate >= 0.5, slices[1]) > 0.6
 
 
@@ -205,7 +205,7 @@ def test_two_trainings_of_one_seed_are_one_and_a_stage_is_told_of_each_step(
 ):
     def run(name, seed):
         told = []
-        made = build(ProGiDiffConfig(size=64), Foundation.load(foundation_folder), two_organ_bank.vocabulary, seed=seed)
+        made = build(ProGiDiffConfig(size=32), Foundation.load(foundation_folder), two_organ_bank.vocabulary, seed=seed)
         train(
             made,
             two_organ_bank,

@@ -73,7 +73,7 @@ def test_the_scan_is_encoded_once(system, stack):
     calls = []
     hook = system.network.encoder.register_forward_hook(lambda *given: calls.append(1))
     seen = system.see(View(stack[:4]))
-    assert seen.shape == (4, 64, 8, 8)
+    assert seen.shape == (4, 64, 4, 4)
     for name in ("liver", "spleen"):
         system.propose(seen, target(system, name), 2, 0)
     hook.remove()
@@ -135,7 +135,7 @@ def test_latent_estimation_weighs_an_error_of_the_noise_by_what_it_does_to_the_m
 
 def test_both_terms_are_what_is_trained(two_organ_bank, tmp_path):
     log = []
-    made = build(SDSegConfig(64), PixelUnshuffleCodec(), two_organ_bank.vocabulary)
+    made = build(SDSegConfig(32), PixelUnshuffleCodec(), two_organ_bank.vocabulary)
     train(
         made,
         two_organ_bank,
@@ -188,7 +188,7 @@ def test_a_foundation_s_autoencoder_is_used_saved_and_not_changed(two_organ_bank
     (tmp_path / "model").mkdir()
     again = entry.load(tmp_path / "model", entry.save(made, tmp_path / "model"), made.vocabulary)
     drawn = [s.propose(s.see(View(stack[:2])), target(s, "liver"), 2, 0).probabilities for s in (made, again)]
-    assert drawn[0].shape == (2, 2, 64, 64)
+    assert drawn[0].shape == (2, 2, 32, 32)
     assert torch.equal(*drawn)
     assert {p.suffix for p in (tmp_path / "model").rglob("*") if p.is_file()} == {".safetensors", ".json"}
 

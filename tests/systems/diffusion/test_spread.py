@@ -15,7 +15,7 @@ from delineate.systems.diffusion.spread import drawn_from
 from delineate.systems.system import Asked, Clues
 from delineate.training.loop import Budget, Run
 
-SIZE = 64
+SIZE = 32
 
 
 def start_of(shape, seed=0):
@@ -82,7 +82,7 @@ def trained_spread(two_organ_bank, tmp_path_factory):
     """Trained for a moment; and what its phases were."""
     row, seen = SYSTEMS["spread"], []
     work: Path = tmp_path_factory.mktemp("spread")
-    run = Run(Budget(images=600), work, on_step=lambda phase, state, spent: seen.append(phase))
+    run = Run(Budget(images=160), work, on_step=lambda phase, state, spent: seen.append(phase))
     return row.train(two_organ_bank, "tiny", run), list(dict.fromkeys(seen))
 
 
