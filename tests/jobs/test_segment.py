@@ -16,7 +16,8 @@ from delineate.calibration.guarantees import THRESHOLDS, Calibration
 from delineate.calibration.presence import Presence
 from delineate.errors import BusyError, DelineateError, ScanError
 from delineate.evaluation.report import print_run
-from delineate.jobs.segment import Part, SegmentRequest, run_cohort
+from delineate.jobs.parts import Part
+from delineate.jobs.segment import SegmentRequest, run_cohort
 from delineate.prompts.vocabulary import Vocabulary
 from delineate.review.cases import find_cases
 from delineate.review.desk import Place
