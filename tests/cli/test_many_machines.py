@@ -2,10 +2,12 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+import types
 from collections import Counter
 
 import numpy as np
@@ -16,6 +18,8 @@ from tests.jobs.crews import Killing
 
 from delineate.cli.workers import answering, stoppable
 from delineate.data.phantom import make_phantom_image
+from delineate.errors import DelineateError
+from delineate.jobs.on_ray import OnRay
 from delineate.jobs.segment import SegmentRequest, run_cohort
 from delineate.model_folder import fingerprint
 from delineate.scans.finding import find_scans
@@ -36,7 +40,7 @@ def many(tmp_path_factory):
 
 
 def hashes(report):
-    return {case["case"]: {k: v for k, v in case["written"].items()} for case in report["cases"]}
+    return {case["case"]: case["written"] for case in report["cases"]}
 
 
 def told(folder):
@@ -55,9 +59,14 @@ def whole(folder, report):
 
 def test_sigterm_is_75_and_says_how_to_go_on(capsys):
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(typer.Exit) as stopped, stoppable():
+
+    @stoppable()
+    def work():
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(5)
+
+    with pytest.raises(typer.Exit) as stopped:
+        work()
     assert stopped.value.exit_code == 75
     assert signal.getsignal(signal.SIGTERM) == before
 
@@ -75,6 +84,21 @@ def test_ray_is_an_extra_and_a_file_that_nobody_asked_for_names_no_cluster(
     code, _, err = delineate(*asked)
     assert code == 2
     assert "ray" in err
+
+
+@pytest.mark.parametrize(
+    ("address", "why"),
+    [
+        ("x", "--ray is auto, local or HOST:PORT of the cluster's head; got 'x'"),
+        ("ray://127.0.0.1:10001", "--ray is auto, local or HOST:PORT"),
+        ("127.0.0.1:1", "--ray 127.0.0.1:1: nobody answers there"),
+        ("127.0.0.1:99999999", "--ray 127.0.0.1:99999999: nobody answers there"),
+    ],
+)
+def test_a_cluster_that_is_none_is_told_in_words(address, why, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", types.ModuleType("ray"))
+    with pytest.raises(DelineateError, match=re.escape(why)):
+        OnRay(address, {"threads": 1, "device": "cpu"}, None)
 
 
 @pytest.mark.slow

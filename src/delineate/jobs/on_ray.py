@@ -9,8 +9,10 @@ that goes when it ends.
 
 import logging
 import os
+import re
 import secrets
 import shutil
+import socket
 import tempfile
 from collections.abc import Mapping
 from typing import Any
@@ -20,7 +22,9 @@ from delineate.jobs.handing import Heard
 from delineate.jobs.worker import Worker, begun, scan_of, told_of
 from delineate.scans.finding import Found
 
-LOCAL = "local"
+LOCAL, AUTO = "local", "auto"
+REACHED = 10.0  # seconds in which a cluster's head has to answer
+NEEDS = (("CPU", "num_cpus"), ("GPU", "num_gpus"))  # as Ray's resources are called, and what an actor asks of them
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 ALONE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token"}  # the first is Ray's way to say: loopback
 STORE = 100 << 20  # bytes of shared memory, of which nothing here needs any
@@ -60,6 +64,7 @@ class OnRay:
         Raises:
             DelineateError: Ray is not installed, the cluster cannot be reached, or is too small.
         """
+        check_address(address)
         os.environ.update(QUIET)  # read when Ray is imported, as is what follows
         if address == LOCAL:
             os.environ.update(ALONE | {"RAY_AUTH_TOKEN": secrets.token_hex(32)})
@@ -67,6 +72,8 @@ class OnRay:
             import ray
         except ImportError as error:
             raise DelineateError(INSTALL) from error
+        if ":" in address:
+            reach(address)
         self.ray, self.begin, self.threads = ray, dict(begin), begin["threads"]
         self.actors: dict[int, Any] = {}
         self._asked: dict[Any, int] = {}
@@ -130,4 +137,19 @@ class OnRay:
             shutil.rmtree(self._folder, ignore_errors=True)
 
 
-NEEDS = (("CPU", "num_cpus"), ("GPU", "num_gpus"))
+def check_address(address: str) -> None:
+    """See that it is one that can be asked for. Raises `DelineateError`."""
+    host, colon, port = address.rpartition(":")
+    if address not in (LOCAL, AUTO) and not (colon and re.fullmatch(r"[\w.\-\[\]:]+", host) and port.isdecimal()):
+        raise DelineateError(f"--ray is auto, local or HOST:PORT of the cluster's head; got '{address}'")
+
+
+def reach(address: str) -> None:
+    """See that somebody listens there. Raises `DelineateError`."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), REACHED).close()
+    except (OSError, OverflowError) as error:
+        raise DelineateError(
+            f"--ray {address}: nobody answers there ({error}); see `ray status` on its head"
+        ) from error

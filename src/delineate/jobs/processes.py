@@ -63,16 +63,18 @@ class Processes:
 
     def _tell(self, worker: int, what: Mapping[str, Any]) -> None:
         stdin = self.running[worker].stdin
-        with suppress(OSError):  # it is lost, which is heard by and by
+        with suppress(OSError, ValueError):  # it is lost, which is heard by and by
             stdin.write(json.dumps(what) + "\n")  # type: ignore[union-attr]
             stdin.flush()  # type: ignore[union-attr]
 
     def _listen(self, worker: int, process: subprocess.Popen[str], errors: IO[bytes]) -> None:
-        with errors:
-            for line in process.stdout:  # type: ignore[union-attr]
+        with errors, process.stdout as said:  # type: ignore[union-attr]
+            for line in said:
                 if line.endswith("\n"):
                     self._heard.put(Heard(worker, json.loads(line)))
             code = process.wait()
+            with suppress(OSError):
+                process.stdin.close()  # type: ignore[union-attr]
             size = errors.seek(0, os.SEEK_END)
             errors.seek(max(0, size - 2000))
             last = errors.read().decode(errors="replace").strip().splitlines()
