@@ -1,11 +1,14 @@
 """What a cohort costs beside the model: seconds, bytes and files a scan, whether they grow, and what workers give.
 
     python benchmarks/cohort.py overhead --scans 10000 --parts 10
+    python benchmarks/cohort.py overhead --scans 10000 --parts 50 --real 4
     python benchmarks/cohort.py workers --workers 1 2
 
 `overhead`: tiny NIfTI scans (16×16×4 voxels) in as many parts as asked, one after another in this process, by a system
 that only compares grey values with a threshold: nearly all that is left is what a cohort costs. Then all parts again
-with `resume`, which skips every case; what ends each part; and what finding the scans takes.
+with `resume`, which skips every case; what ends each part; and what finding the scans takes. With `--real 4` the first
+three parts and the last are done, and what the others would write is made of copies: it shows whether the last scans
+of a large cohort cost more than the first, and what ends it, in a fraction of the time.
 
 `workers`: copies of the CT that ships, by the model that ships, by that many processes of one thread each
 (`jobs.processes`). Seconds of the clock, and of processors: those of the workers a scan, and those of the command that
@@ -85,7 +88,30 @@ def size_of(folder: Path) -> tuple[int, int]:
     return len(sizes), sum(sizes)
 
 
-def overhead(scans: int, parts: int, work: Path) -> dict[str, Any]:
+def pretend(out: Path, found: list[Any], numbers: list[int], parts: int) -> None:
+    """Write what these parts would: the cases of the first one under their names, files as links; reports and lines."""
+    from delineate.jobs.parts import Part, report_name
+
+    first = json.loads((out / report_name(Part(1, parts))).read_text())
+    was = first["cases"][0]["case"]
+    told = (out / was / "case.json").read_text()
+    lines = [line for line in (out / "run.jsonl").read_text().splitlines(keepends=True) if f'"{was}"' in line][:1]
+    for number in numbers:
+        own = [scan.name for index, scan in enumerate(found) if index % parts == number - 1]
+        for name in own:
+            (out / name).mkdir()
+            (out / name / "case.json").write_text(told.replace(was, name))
+            for path in (out / was).iterdir():
+                if path.name != "case.json":
+                    os.link(path, out / name / path.name)
+        cases = [{**first["cases"][0], "case": name} for name in own]
+        report = {**first, "part": f"{number}/{parts}", "cases": cases}
+        (out / report_name(Part(number, parts))).write_text(json.dumps(report, indent=2))
+        with (out / "run.jsonl").open("a") as file:
+            file.writelines(lines[0].replace(was, name) for name in own)
+
+
+def overhead(scans: int, parts: int, real: int, work: Path) -> dict[str, Any]:
     """See the module's docstring."""
     import delineate.jobs.segment as job
     from delineate.jobs.parts import Part
@@ -109,8 +135,11 @@ def overhead(scans: int, parts: int, work: Path) -> dict[str, Any]:
     found = find_scans(work / "scans")
     finding = time.process_time() - start
     rows, out = [], work / "out"
+    done_now = [*range(1, real), parts] if real else [*range(1, parts + 1)]
     for resume in (False, True):
-        for number in range(1, parts + 1):
+        for number in done_now:
+            if real and not resume and number == parts:
+                pretend(out, found, [*range(real, parts)], parts)
             wall, start, model[0], last = time.monotonic(), time.process_time(), 0.0, [0.0]
             report = job.run_cohort(
                 segmenter,
@@ -130,14 +159,15 @@ def overhead(scans: int, parts: int, work: Path) -> dict[str, Any]:
             rows.append(row | {"memory_mb": round(memory_mb(), 1)})
             print(json.dumps(rows[-1]), flush=True)
     files, size = size_of(out)
-    case_files, case_size = size_of(next(out.glob("s*")))
+    case_files, case_size = size_of(out / found[0].name)
     lines = (out / "run.jsonl").stat().st_size
     done = [row["ms_a_scan_outside_the_model"] for row in rows if not row["resumed"]]
     return {
         "scans": scans,
         "parts": parts,
+        "parts_done": len(done_now),
         "finding_cpu_seconds": round(finding, 2),
-        "last_part_over_first": round(done[-1] / done[0], 3),
+        "last_part_over_second": round(done[-1] / done[min(1, len(done) - 1)], 3),  # the first one warms up
         "files_a_scan": round(files / scans, 2),
         "bytes_a_scan": round(size / scans),
         "of_a_case": {"files": case_files, "bytes": case_size},
@@ -235,6 +265,7 @@ def main() -> None:
     parser.add_argument("question", choices=("overhead", "workers"))
     parser.add_argument("--scans", type=int, default=10_000)
     parser.add_argument("--parts", type=int, default=10)
+    parser.add_argument("--real", type=int, default=0, help="parts that are done, the others being made up; 0: all")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--copies", type=int, default=6, help="of the CT, for `workers`")
     parser.add_argument("--result", type=Path, default=RESULT)
@@ -246,7 +277,7 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="cohort-") as work:
         if given.question == "overhead":
-            answer = overhead(given.scans, given.parts, Path(work))
+            answer = overhead(given.scans, given.parts, given.real, Path(work))
         else:
             answer = by_workers(given.workers, given.copies, Path(work))
     told = json.loads(given.result.read_text()) if given.result.is_file() else {}

@@ -208,6 +208,16 @@ def test_the_table_says_how_many_proposals_are_distinct_and_the_share_of_the_fir
     assert console.file.getvalue().splitlines()[1].rstrip().endswith(" 1")
 
 
+def test_of_a_large_cohort_the_first_cases_are_shown(tmp_path):
+    cases = [{"case": f"c{number}", "status": "failed", "written": ["montage.png"]} for number in range(203)]
+    console = Console(file=io.StringIO(), width=100)
+    print_run({"cases": cases}, tmp_path / "out", console)
+    told = console.file.getvalue()
+    assert "and 3 more cases" in told
+    assert "c199 " in told
+    assert "c200" not in told
+
+
 def test_resuming_skips_what_is_finished_and_retries_what_failed(system, scans, tmp_path):
     first = run(system, scans, tmp_path / "out")
     asked = system.asked
