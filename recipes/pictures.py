@@ -1,11 +1,11 @@
 """The pictures of the documents, made anew: `make pictures`, or some of them by name.
 
     python recipes/pictures.py
-    python recipes/pictures.py doubt.png adapt.png
+    python recipes/pictures.py ubench.png adapt.png
 
 `MADE` has those that come from what ships and from figures in benchmarks/results/, with the files they depend on. What
 these were when a picture was made is kept in docs/pictures/made.json, so that a test says which is stale. `OTHERS` need
-scans, hours or a browser; it says the command that makes each, and the note that tells of it.
+scans, hours or a browser, or belong to the day of a note; it says the command that makes each, and the note that tells of it.
 
 Writes docs/pictures/*.png and docs/pictures/made.json.
 """
@@ -57,11 +57,6 @@ def segment(path: Path) -> None:
     montage(Segmenter.load()(scan, PROMPTS), path)
 
 
-def doubt(path: Path) -> None:
-    """Guarantees and reliability."""
-    script("doubt_pictures").chart(result("doubt"), path)
-
-
 def adapt(path: Path) -> None:
     """Dice against shots, and against the strength of a bias field."""
     module = script("adapt")
@@ -84,7 +79,6 @@ def cohort(path: Path) -> None:
 RESULTS, HOUSE = "benchmarks/results/", "src/delineate/house/manifest.json"
 MADE: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
     "segment.png": (segment, (HOUSE, "src/delineate/samples/samples.json", "src/delineate/pictures.py")),
-    "doubt.png": (doubt, (f"{RESULTS}doubt.json", "benchmarks/doubt_pictures.py")),
     "adapt.png": (adapt, (f"{RESULTS}adapt.json",)),
     "ubench.png": (ubench, (f"{RESULTS}ubench.json",)),
     "cohort.png": (cohort, (f"{RESULTS}cohort.json",)),
@@ -92,6 +86,11 @@ MADE: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
 OTHERS: dict[str, tuple[str, str]] = {  # how each is made, and the page that tells of it
     "adapt_slices.png": ("make adapt", "docs/lab/2026-11-21-adapt.md"),
     "dicom_seg.png": ("make review", "docs/lab/2026-11-22-review.md"),
+    "doubt.png": (
+        "nothing any more: it is of its note; python benchmarks/doubt_pictures.py --picture FILE draws two of its "
+        "three panels",
+        "docs/lab/2026-11-21-doubt.md",
+    ),
     "doubt_nodules.png": ("make doubt", "README.md"),
     "lesions.png": ("make lesions, of its day", "docs/lab/2026-11-21-unisegdiff.md"),
     "marks.png": ("make review", "docs/lab/2026-11-22-marks.md"),
