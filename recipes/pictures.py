@@ -5,7 +5,7 @@
 
 `MADE` has those that come from what ships and from figures in benchmarks/results/, with the files they depend on. What
 these were when a picture was made is kept in docs/pictures/made.json, so that a test says which is stale. `OTHERS` need
-scans, hours or a browser, or belong to the day of a note; it says the command that makes each, and the note that tells of it.
+scans, hours or a browser, or belong to the day of a note; it says what makes each, and the page that tells of it.
 
 Writes docs/pictures/*.png and docs/pictures/made.json.
 """
