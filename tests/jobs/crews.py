@@ -42,9 +42,8 @@ class Killing:
     """A crew of which the worker that gets the first case is killed when it has begun to write it."""
 
     def __init__(self, crew, folder):
-        self.crew, self.folder, self.pids, self.killed = crew, folder, {}, []
-        self.workers, self.threads, self.device = crew.workers, crew.threads, crew.device
-        self.end, self.hire, self.given = crew.end, crew.hire, []
+        self.crew, self.folder, self.pids, self.killed, self.given, self.over = crew, folder, {}, [], [], False
+        self.workers, self.threads, self.device, self.hire = crew.workers, crew.threads, crew.device, crew.hire
 
     def hear(self):
         heard = self.crew.hear()
@@ -53,13 +52,19 @@ class Killing:
         return heard
 
     def give(self, worker, scan, again):
-        self.crew.give(worker, scan, again)
         self.given.append((scan.name, again))
         if len(self.given) == 1:
             threading.Thread(target=self._kill, args=(self.pids[worker], scan.name)).start()
+        self.crew.give(worker, scan, again)
+
+    def end(self):
+        self.over = True
+        self.crew.end()
 
     def _kill(self, pid, name):
         while not (self.folder / f".writing-{name}").exists():
+            if self.over:
+                return
             time.sleep(0.0005)
         os.kill(pid, signal.SIGKILL)
         self.killed.append(name)

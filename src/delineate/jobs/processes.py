@@ -84,6 +84,6 @@ class Processes:
 def _why(code: int, last: str) -> str:
     """Why a process ended, in a few words."""
     if code < 0:
-        name = signal.Signals(-code).name if -code in iter(signal.Signals) else f"signal {-code}"
+        name = signal.Signals(-code).name if -code in [one.value for one in signal.Signals] else f"signal {-code}"
         return f"killed by {name}" + ", as the system does where memory runs out" * (name == "SIGKILL")
     return f"exit code {code}" + (f": {last[:200]}" if last else "")
