@@ -11,13 +11,14 @@ three parts and the last are done, and what the others would write is made of co
 of a large cohort cost more than the first, and what ends it, in a fraction of the time.
 
 `workers`: copies of the CT that ships, by the model that ships, by that many processes of one thread each
-(`jobs.processes`). Seconds of the clock, and of processors: those of the workers a scan, and those of the command that
-hands out, from which scans an hour are computed for more workers than were tried. Computed figures are called so.
+(`jobs.processes`). Seconds of the clock, and of processors: those of a scan, measured in this process alone, and those of
+the command that hands out; scans an hour of more workers are computed from these. Computed figures are called so.
 
 Writes benchmarks/results/cohort.json, a part for each of the two.
 """
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -26,6 +27,7 @@ import shutil
 import tempfile
 import time
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 RESULT = Path(__file__).parent / "results" / "cohort.json"
@@ -190,21 +192,27 @@ def by_workers(counts: list[int], copies: int, work: Path) -> dict[str, Any]:
         (work / "scans").mkdir(exist_ok=True)
         shutil.copy(scan, work / "scans" / f"ct{number}.nii.gz")
     request = SegmentRequest(("liver", "spleen"), n=4, modality="CT", pictures=False)
-    rows = []
+    found, kept = find_scans(work / "scans"), {"model_hash": fingerprint(model)}
+    times: list[float] = []
+    alone = answering(model, None, "cpu", 1, None, None, None)
+    begin = time.process_time()
+    run_cohort(alone, found, request, work / "alone", on_case=lambda n, s: times.append(time.process_time()), **kept)
+    times.append(time.process_time())
+    scans = [after - before for before, after in itertools.pairwise(times)]
+    told: dict[str, Any] = {
+        "processors_used": len(os.sched_getaffinity(0)),
+        "begin_a_worker_cpu_seconds": round(begin, 2),
+        "scans_cpu_seconds": [round(one, 2) for one in scans],
+        "a_scan_cpu_seconds": round(median(scans), 2),
+        "rows": [],
+    }
+    print(json.dumps(told), flush=True)
     for workers in counts:
         crew = answering(model, None, "cpu", 1, workers, None, None)
         wall, own, theirs = time.monotonic(), cpu(), cpu(resource.RUSAGE_CHILDREN)
-        first: list[float] = []
-        run_cohort(
-            crew,
-            find_scans(work / "scans"),
-            request,
-            work / f"out{workers}",
-            model_hash=fingerprint(model),
-            on_case=lambda n, s, first=first: first.append(time.monotonic()),
-        )
+        run_cohort(crew, found, request, work / f"out{workers}", **kept)
         took = time.monotonic() - wall
-        rows.append(
+        told["rows"].append(
             {
                 "workers": workers,
                 "scans": copies,
@@ -214,28 +222,17 @@ def by_workers(counts: list[int], copies: int, work: Path) -> dict[str, Any]:
                 "workers_cpu_seconds": round(cpu(resource.RUSAGE_CHILDREN) - theirs, 1),
             }
         )
-        print(json.dumps(rows[-1]), flush=True)
-    return {"processors_used": len(os.sched_getaffinity(0)), "rows": rows, **costs(rows)}
+        print(json.dumps(told["rows"][-1]), flush=True)
+    return told | computed(told)
 
 
-def costs(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """What beginning a worker and a scan cost, by two numbers of workers; and scans an hour computed from that.
-
-    Workers begun (b) and scans (s) share what all workers took: w₁ = n₁b + cs and w₂ = n₂b + cs.
-    """
-    if len(rows) < 2:
-        return {}
-    one, two = rows[0], rows[-1]
-    begin = (two["workers_cpu_seconds"] - one["workers_cpu_seconds"]) / (two["workers"] - one["workers"])
-    scan = (one["workers_cpu_seconds"] - one["workers"] * begin) / one["scans"]
-    hand = max(row["command_cpu_ms_a_scan"] for row in rows) / 1000
+def computed(told: dict[str, Any]) -> dict[str, Any]:
+    """Scans an hour with a processor a worker, from the seconds of a scan; at most what one command can hand out."""
+    hand = max(row["command_cpu_ms_a_scan"] for row in told["rows"]) / 1000
     most = 3600 / hand
+    hourly = {str(w): round(min(w * 3600 / told["a_scan_cpu_seconds"], most)) for w in (1, 2, *COMPUTED)}
     return {
-        "begin_a_worker_cpu_seconds": round(begin, 2),
-        "a_scan_cpu_seconds": round(scan, 2),
-        "computed_scans_an_hour_with_a_processor_each": {
-            str(workers): round(min(workers * 3600 / scan, most)) for workers in (1, 2, *COMPUTED)
-        },
+        "computed_scans_an_hour_with_a_processor_each": hourly,
         "computed_most_scans_an_hour_of_one_command": round(most),
     }
 

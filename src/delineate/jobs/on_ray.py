@@ -13,6 +13,7 @@ import re
 import secrets
 import shutil
 import socket
+import sys
 import tempfile
 from collections.abc import Mapping
 from typing import Any
@@ -26,7 +27,8 @@ LOCAL, AUTO = "local", "auto"
 REACHED = 10.0  # seconds in which a cluster's head has to answer
 NEEDS = (("CPU", "num_cpus"), ("GPU", "num_gpus"))  # as Ray's resources are called, and what an actor asks of them
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
-ALONE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token"}  # the first is Ray's way to say: loopback
+FIRST = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # Ray's way to say that all is on loopback
+ALONE = {FIRST: "0", "RAY_AUTH_MODE": "token"}
 STORE = 100 << 20  # bytes of shared memory, of which nothing here needs any
 INSTALL = "--ray needs Ray: pip install 'delineate[ray]'"
 
@@ -66,7 +68,9 @@ class OnRay:
         """
         check_address(address)
         os.environ.update(QUIET)  # read when Ray is imported, as is what follows
-        if address == LOCAL:
+        if address == LOCAL and os.environ.get(FIRST) != ALONE[FIRST]:
+            if "ray" in sys.modules:
+                raise DelineateError("--ray local has to import Ray itself, or its cluster would listen to the network")
             os.environ.update(ALONE | {"RAY_AUTH_TOKEN": secrets.token_hex(32)})
         try:
             import ray
