@@ -4,7 +4,7 @@ DATA ?= ../shared/data
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test test-browser test-slow check fix fuzz fuzz-short bench lesions diffboost adapt doubt review house clean
+.PHONY: setup demo test test-browser test-slow check fix fuzz fuzz-short bench lesions diffboost adapt doubt review house pictures clean
 
 setup: $(READY)
 
@@ -81,6 +81,10 @@ house: $(READY)
 	$(BIN)/python recipes/house.py --data $(DATA)
 	$(BIN)/python recipes/house_synthesis.py --data $(DATA)
 	$(BIN)/python recipes/house_marks.py --data $(DATA)
+
+# A minute: the pictures of the documents that come from what ships and from benchmarks/results/. Look at what changed.
+pictures: $(READY)
+	$(BIN)/python recipes/pictures.py
 
 clean:
 	rm -rf .venv demo build dist .pytest_cache .ruff_cache

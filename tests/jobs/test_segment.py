@@ -16,7 +16,8 @@ from delineate.calibration.guarantees import THRESHOLDS, Calibration
 from delineate.calibration.presence import Presence
 from delineate.errors import BusyError, DelineateError, ScanError
 from delineate.evaluation.report import print_run
-from delineate.jobs.segment import Part, SegmentRequest, run_cohort
+from delineate.jobs.parts import Part
+from delineate.jobs.segment import SegmentRequest, run_cohort
 from delineate.prompts.vocabulary import Vocabulary
 from delineate.review.cases import find_cases
 from delineate.review.desk import Place
@@ -205,6 +206,16 @@ def test_the_table_says_how_many_proposals_are_distinct_and_the_share_of_the_fir
     console = Console(file=io.StringIO(), width=100)
     print_run(torn, tmp_path / "out", console)
     assert console.file.getvalue().splitlines()[1].rstrip().endswith(" 1")
+
+
+def test_of_a_large_cohort_the_first_cases_are_shown(tmp_path):
+    cases = [{"case": f"c{number}", "status": "failed", "written": ["montage.png"]} for number in range(203)]
+    console = Console(file=io.StringIO(), width=100)
+    print_run({"cases": cases}, tmp_path / "out", console)
+    told = console.file.getvalue()
+    assert "and 3 more cases" in told
+    assert "c199 " in told
+    assert "c200" not in told
 
 
 def test_resuming_skips_what_is_finished_and_retries_what_failed(system, scans, tmp_path):

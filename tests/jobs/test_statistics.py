@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from tests.jobs.test_segment import REQUEST, Bright, run
 
-from delineate.jobs.segment import Part
+from delineate.jobs.parts import Part
 from delineate.jobs.statistics import COLUMNS, cell, write_table
 from delineate.scans.reading import read_labels, read_scan
 

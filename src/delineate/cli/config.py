@@ -8,7 +8,7 @@
 
 Keys are the long options without their dashes; what is typed comes before. A file that lies in the current folder is
 taken without being asked for, and may have come with somebody's data: it cannot say where is written, what is read as
-input, or who may reach the review page (`ONLY_ASKED_FOR`). All that is taken from a file is said.
+input, who may reach the review page, or on whose machines it runs (`ONLY_ASKED_FOR`). All that is taken is said.
 """
 
 import inspect
@@ -29,7 +29,7 @@ from delineate.errors import DelineateError
 
 FILE = "delineate.toml"
 FOR_ALL = "defaults"
-ONLY_ASKED_FOR = frozenset({"output", "input", "log-file", "host", "user"})
+ONLY_ASKED_FOR = frozenset({"output", "input", "log-file", "host", "user", "ray"})
 NEVER = frozenset({"dry-run"})  # would do nothing, silently, ever after
 BUDGETS = ("minutes", "images")
 EXCLUSIVE = (BUDGETS, ("verbose", "quiet"))

@@ -20,10 +20,12 @@ from delineate.cli.options import (
     compute,
     fraction,
     modality_code,
+    number,
     print_json,
 )
 from delineate.cli.progress import progress_bar
 from delineate.cli.telling import ERROR, NOTE, err, out, say
+from delineate.cli.workers import answering, stoppable
 from delineate.errors import MisfitError, PromptError
 
 ISLANDS = {"islands_ml": "ml", "islands_pixels": "pixels"}
@@ -102,6 +104,18 @@ def segment(
         str | None,
         typer.Option(metavar="NUMBER/OF", help="This part of the scans alone, as 3/16, for as many commands at once."),
     ] = None,
+    workers: Annotated[
+        int | None,
+        number(1, 100_000, "Processes on this machine (with --ray: of the cluster), each with the model in memory."),
+    ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Work on a Ray cluster: auto for the one of this machine, HOST:PORT, or local for one that ends with "
+            "the command.",
+        ),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Skip cases that are finished with the same request.")
     ] = False,
@@ -160,8 +174,9 @@ def segment(
             say(f"delineate: '{words}' was taken for {one.said}")
 
     from delineate.calibration.guarantees import GuaranteeError, refused_guarantees
-    from delineate.jobs.segment import Part, SegmentRequest, report_name, run_cohort
-    from delineate.segmenter import Segmenter
+    from delineate.jobs.parts import Part, report_name
+    from delineate.jobs.segment import SegmentRequest, run_cohort
+    from delineate.segmenter import WITH_ADAPTER
     from delineate.storage.swapping import make_folder
 
     own_part = None if part is None else Part.parse(part)
@@ -176,43 +191,47 @@ def segment(
 
         targets = {p: meant[p].targets or meant[p].by_scan if p in meant else EVERYTHING for p in asked}
         told = of_segmenting(request, scans, targets, folder, adapter, own_part)
-        print_json(told | {"output": str(output), "device": chosen, "resume": resume})
+        print_json(told | {"output": str(output), "device": chosen, "resume": resume, "workers": workers, "ray": ray})
         return
+    calibrated = calibration_hash(folder if adapter is None else adapter)
     make_folder(output)
     more: dict[str, Any] = {}
+    bids_root: Path | None = None
     if layout == "bids":
         from delineate.jobs import bids
 
         bids.begin(output)
-        more, output = {"lay_out": partial(bids.lay_out, output)}, output / bids.CASES
+        bids_root, output = output, output / bids.CASES
+        more = {"lay_out": partial(bids.lay_out, bids_root)}
     with progress_bar(err, quiet=as_json) as bar:
         bar.start("loading the model")
-        segmenter = Segmenter.load(folder, chosen, adapter)
+        segmenter = answering(folder, adapter, chosen if ray is None else device, threads, workers, ray, bids_root)
+        together = workers is not None or ray is not None
         number = 0
 
         def on_case(index: int, scan: Found) -> None:
             nonlocal number
-            number = index
-            bar.start(
-                f"{scan.name if scan.kind is Kind.DICOM else scan.path.name} ({index + 1} of {len(scans)})",
-                done=index / len(scans),
-            )
+            number = number + 1 if together else index
+            done = number / len(scans)
+            name = scan.name if scan.kind is Kind.DICOM else scan.path.name
+            bar.start(f"{name} ({number + (not together)} of {len(scans)})", done=done)
 
-        report = run_cohort(
-            segmenter,
-            scans,
-            request,
-            output,
-            model_hash=fingerprint(folder),
-            adapter_hash=adapter_hash,
-            calibration_hash=calibration_hash(folder if adapter is None else adapter),
-            device=chosen,
-            resume=resume,
-            part=own_part,
-            on_case=on_case,
-            on_step=lambda share: bar.update((number + share) / len(scans)),
-            **more,
-        )
+        with stoppable():
+            report = run_cohort(
+                segmenter,
+                scans,
+                request,
+                output,
+                model_hash=fingerprint(folder),
+                adapter_hash=adapter_hash,
+                calibration_hash=calibrated,
+                device=chosen,
+                resume=resume,
+                part=own_part,
+                on_case=on_case,
+                on_step=lambda share: bar.update((number + share) / len(scans)),
+                **more,
+            )
     if as_json:
         print_json(report)
     else:
@@ -233,8 +252,8 @@ def segment(
     for case in report["cases"]:
         for line in of_consensus(case.get("targets", ()), consensus):
             say(f"delineate: {case['case']}: {line}")
-    if adapter is not None and segmenter.calibration is None:
-        say(f"delineate: {adapter}: *found* and doubt are not calibrated: {segmenter.uncalibrated}")
+    if adapter is not None and calibrated is None:
+        say(f"delineate: {adapter}: *found* and doubt are not calibrated: {WITH_ADAPTER}")
     unfit = of_misfits(report["cases"], anyway)
     for line in unfit:
         say(f"delineate: {line}", NOTE if anyway else ERROR)

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from delineate.data.check import CheckReport
     from delineate.evaluation.evaluation import Row
 
+MOST_CASES = 200  # in the table of a run
+
 
 def write_rows(rows: Sequence["Row"], path: Path) -> None:
     """One line a target and case."""
@@ -73,9 +75,13 @@ def print_summary(summary: dict[str, Any], console: Console) -> None:
 
 
 def print_run(report: dict[str, Any], folder: Path, console: Console, name: str = "run.json") -> None:
-    """The table of a `delineate.jobs.segment.run_cohort` that wrote into `folder`, and where the rest of it lies."""
+    """The table of a `delineate.jobs.segment.run_cohort` that wrote into `folder`, and where the rest of it lies.
+
+    Of a large cohort the first `MOST_CASES` are shown: `statistics.csv` has them all.
+    """
     table = Table("case", "target", "outcome", "score", "consensus", "spread", "distinct", box=None, pad_edge=False)
-    for case in report["cases"]:
+    shown = report["cases"][:MOST_CASES]
+    for case in shown:
         if case["status"] == "failed":
             table.add_row(case["case"], "", "failed", "", "", "", "")
             continue
@@ -93,10 +99,12 @@ def print_run(report: dict[str, Any], folder: Path, console: Console, name: str 
                 _distinct(target.get("distinct", [])),
             )
     console.print(table)
+    if more := len(report["cases"]) - len(shown):
+        console.print(f"and {more} more cases")
     console.print(f"{folder / name}", soft_wrap=True)
     if (table_of := folder / "statistics.csv").is_file():
         console.print(f"{table_of}", soft_wrap=True)
-    for case in report["cases"]:
+    for case in shown:
         if "montage.png" in case.get("written", ()):
             console.print(f"{folder / case['case'] / 'montage.png'}", soft_wrap=True)
 

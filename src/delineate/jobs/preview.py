@@ -16,7 +16,8 @@ from delineate.systems import SYSTEMS
 if TYPE_CHECKING:  # which import torch
     from delineate.jobs.adapt import AdaptRequest
     from delineate.jobs.evaluate import EvaluateRequest
-    from delineate.jobs.segment import Part, SegmentRequest
+    from delineate.jobs.parts import Part
+    from delineate.jobs.segment import SegmentRequest
     from delineate.jobs.train import TrainRequest
 
 DIVIDED = "none; the subjects would be divided so, and splits.json be written"

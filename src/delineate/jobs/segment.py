@@ -6,13 +6,15 @@ import time
 import traceback
 import uuid
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from delineate import __version__
 from delineate.errors import DelineateError
+from delineate.jobs.parts import Part, begin_part, end_part, report_name
 from delineate.jobs.statistics import STATISTICS, figures_of, rows_of, write_table
 from delineate.prompts.listing import asks_all
 from delineate.proposals.description import describe
@@ -26,48 +28,15 @@ from delineate.storage.hidden import without_hidden
 from delineate.storage.lines import Lines
 from delineate.storage.memory import in_smaller_batches, is_out_of_memory
 from delineate.storage.places import CASE, keep_of_people, place_for, read_case, refuse_if_reviewed
-from delineate.storage.swapping import locked, make_folder, swapping, sweep
+from delineate.storage.swapping import finish, locked, make_folder, swapping, sweep
 
 if TYPE_CHECKING:  # which imports torch
+    from delineate.jobs.handing import Crew
     from delineate.segmenter import Segmenter
     from delineate.systems.system import Seen
 
 LOG = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Part:
-    """One of several equal parts of a cohort, to be worked on by as many commands.
-
-    Attributes:
-        number: from 1 on.
-        of: how many there are.
-    """
-
-    number: int
-    of: int
-
-    @classmethod
-    def parse(cls, text: str) -> "Part":
-        """The part that "3/16" names. Raises `DelineateError` where it names none."""
-        number, slash, of = text.partition("/")
-        if not (slash and number.isascii() and of.isascii() and number.isdigit() and of.isdigit() and len(of) < 6):
-            raise DelineateError(f"a part is written NUMBER/OF, as 3/16; got '{text}'")
-        if not 1 <= int(number) <= int(of):
-            raise DelineateError(f"the number of a part is from 1 to {of}; got '{text}'")
-        return cls(int(number), int(of))
-
-    def __str__(self) -> str:
-        return f"{self.number}/{self.of}"
-
-    def has(self, index: int) -> bool:
-        """Whether the scan with this index, from 0 on, is in it."""
-        return index % self.of == self.number - 1
-
-
-def report_name(part: Part | None) -> str:
-    """The file that a command's report is written to."""
-    return "run.json" if part is None else f"run-{part.number}-of-{part.of}.json"
+Entries = Generator[tuple[int, dict[str, Any]]]
 
 
 @dataclass(frozen=True)
@@ -99,8 +68,34 @@ class SegmentRequest:
         return {"missed_at_most": self.missed_at_most, "false_at_most": self.false_at_most}
 
 
+@dataclass(frozen=True)
+class Doing:
+    """What is the same for every case of a run.
+
+    Attributes:
+        run: which one it is; a case remembers by which it was written.
+        request: what is asked.
+        folder: to write to.
+        signature: what has to be equal for a case that is there to be skipped: the request, and whose answers they are.
+        resume: skip those.
+        lay_out: told where a finished case lies and what its scan is called, to lay its files out otherwise, too.
+    """
+
+    run: str
+    request: SegmentRequest
+    folder: Path
+    signature: Mapping[str, Any]
+    resume: bool = False
+    lay_out: Callable[[Path, str], None] = lambda place, name: None
+
+    def to_json(self) -> dict[str, Any]:
+        """All but `lay_out`, as plain values."""
+        told = {"run": self.run, "folder": str(self.folder), "signature": dict(self.signature), "resume": self.resume}
+        return told | {"request": {**self.request.__dict__, "prompts": list(self.request.prompts)}}
+
+
 def run_cohort(
-    segmenter: "Segmenter",
+    segmenter: "Segmenter | Crew",
     scans: Sequence[Found],
     request: SegmentRequest,
     folder: Path,
@@ -121,19 +116,22 @@ def run_cohort(
     `case.json`. Whatever goes wrong with one is told of it, what an earlier run wrote there stays, and the next one is
     taken. Every case adds a line to `folder/run.jsonl`, which tells of all runs of this folder.
 
+    Of several parts the last one that ends writes `run.json` of all, and the table of figures.
+
     Args:
-        segmenter: that answers.
+        segmenter: that answers; or a crew of workers that have one each (`jobs.handing`), which take cases one by one.
         scans: all of the cohort, with their names.
         request: what is asked of each.
         folder: to write to.
         model_hash: of the model, for the report, as is what follows.
         adapter_hash: of the adapter.
         calibration_hash: of the calibration.
-        device: it runs on.
+        device: it runs on, unless a crew has its own.
         resume: skip cases that were finished with the same request, and whose files are as they were written.
         part: of the scans, this one alone.
-        lay_out: told where a finished case lies and what its scan is called, to lay its files out otherwise, too.
-        on_case: told the number of a case before it begins, and
+        lay_out: told where a finished case lies and what its scan is called, to lay its files out otherwise, too. The
+            workers of a crew have their own.
+        on_case: told the number of a case before it begins (by a crew: when it is done), and
         on_step: the share of it that is done.
 
     Raises:
@@ -142,66 +140,102 @@ def run_cohort(
     """
     import torch
 
+    from delineate.jobs.handing import Crew, hand_out
+
     started = time.time()
+    crew = segmenter if isinstance(segmenter, Crew) else None
     report: dict[str, Any] = {
         "delineate": __version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "device": device,
-        "threads": torch.get_num_threads(),
+        "device": device if crew is None else crew.device,
+        "threads": torch.get_num_threads() if crew is None else crew.threads,
         "model_sha256": model_hash,
         "adapter_sha256": adapter_hash,
         "calibration_sha256": calibration_hash,
         "request": {**request.__dict__, "prompts": list(request.prompts)},
         "part": None if part is None else str(part),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(started)),
+        **({} if crew is None else {"workers": crew.workers}),
         "cases": [],
     }
     signature = {"request": report["request"]} | {k: v for k, v in report.items() if k.endswith("_sha256")}
-    lines = Lines(folder / "run.jsonl", {"run": uuid.uuid4().hex[:12]})
+    doing = Doing(uuid.uuid4().hex[:12], request, folder, signature, resume, lay_out)
+    chosen = [(number, scan) for number, scan in enumerate(scans) if part is None or part.has(number)]
+    lines = Lines(folder / "run.jsonl", {"run": doing.run})
     make_folder(folder)
     with locked(folder, "is at work in this folder", shared=part is not None):
-        sweep(folder, keep_of_people)
+        sweep(folder, keep_of_people, None if part is None else names_of(chosen))
+        if part is not None:
+            begin_part(folder, part)
         lines.add({name: value for name, value in report.items() if name != "cases"})
-        for number, scan in enumerate(scans):
-            if part is not None and not part.has(number):
-                continue
-            on_case(number, scan)
-            entry = _case(segmenter, scan, request, folder, signature, resume, lay_out, on_step)
-            LOG.info("%s: %s", entry["case"], without_hidden(_in_short(entry)))
-            report["cases"].append(entry)
-            lines.add(entry)
+
+        def one_by_one(segmenter: "Segmenter") -> Entries:
+            for number, scan in chosen:
+                on_case(number, scan)
+                yield number, do_case(segmenter, scan, doing, on_step)
+
+        done: dict[int, dict[str, Any]] = {}
+        try:
+            if isinstance(segmenter, Crew):
+                entries = hand_out(segmenter, doing.to_json(), chosen, failed)
+            else:
+                entries = one_by_one(segmenter)
+            with closing(entries):  # the workers are ended before anything else is done
+                for number, entry in entries:
+                    LOG.info("%s: %s", entry["case"], without_hidden(_in_short(entry)))
+                    done[number] = entry
+                    lines.add(entry)
+                    if crew is not None:
+                        on_case(number, scans[number])
+        except BaseException as error:
+            with suppress(OSError):
+                sweep(folder, keep_of_people, names_of(chosen))  # what workers were at
+                counts = Counter(entry["status"] for entry in done.values())
+                lines.add({"stopped": {**counts}, "by": type(error).__name__})
+            raise
+        report["cases"] = [done[number] for number, _ in chosen]
         report["seconds"] = round(time.time() - started, 2)
         counts = Counter(entry["status"] for entry in report["cases"])
         lines.add({"ended": {**counts}, "seconds": report["seconds"]})
-        write_table(folder)
-        write_json(folder / report_name(part), report)
+        if part is None:
+            write_table(folder)
+            write_json(folder / report_name(None), report)
+        elif end_part(folder, part, report):
+            write_table(folder)
     return report
 
 
-def _case(
+def names_of(chosen: Sequence[tuple[int, Found]]) -> set[str]:
+    """What the folders of these scans may be called (`storage.places.place_for`), those that lie apart left out."""
+    return {scan.name for _, scan in chosen}
+
+
+def do_case(
     segmenter: "Segmenter",
     scan: Found,
-    request: SegmentRequest,
-    folder: Path,
-    signature: dict[str, Any],
-    resume: bool,
-    lay_out: Callable[[Path, str], None],
-    on_step: Callable[[float], None],
+    doing: Doing,
+    on_step: Callable[[float], None] = lambda share: None,
+    again: bool = False,
 ) -> dict[str, Any]:
-    """The entry of a case, whatever becomes of it."""
+    """The entry of a case in the report, whatever becomes of it.
+
+    Asked `again`, after a worker was lost at it, a case is taken as it is where that one had put it in place already.
+    """
     name = scan.name
     try:
-        place = place_for(folder, scan.name, scan.digest)
+        place = place_for(doing.folder, scan.name, scan.digest)
         name = place.name
-        entry = _finished(place, scan, signature) if resume else None
-        if entry is not None:
-            lay_out(place, scan.name)
+        if again:
+            finish(place, keep_of_people)
+        entry = _finished(place, scan, doing) if doing.resume or again else None
+        if entry is not None and (doing.resume or entry["status"] == "done"):
+            doing.lay_out(place, scan.name)
             return entry
         refuse_if_reviewed(place)
         changed = keep_of_people(place)
         with swapping(place, keep_of_people) as building:
-            entry = in_smaller_batches(lambda: _segment_case(segmenter, scan, request, building, on_step))
+            entry = in_smaller_batches(lambda: _segment_case(segmenter, scan, doing.request, building, on_step))
             entry["case"] = name
             if name != scan.name:
                 entry["notes"].append(f"'{scan.name}' holds the answers for another scan of that name: these are apart")
@@ -210,8 +244,8 @@ def _case(
                 for was, now in changed.items()
                 if was != now
             ]
-            write_json(building / CASE, {**entry, **signature})
-        lay_out(place, scan.name)
+            write_json(building / CASE, {**entry, **doing.signature, "run": doing.run})
+        doing.lay_out(place, scan.name)
         return entry
     except Exception as error:  # one case never ends the others
         if not isinstance(error, (DelineateError, OSError, MemoryError)) and not is_out_of_memory(error):
@@ -219,9 +253,15 @@ def _case(
             reason = f"{scan.path}: a fault of delineate ({type(error).__name__}: {error}); run.jsonl has the traceback"
         else:
             trace, reason = {}, str(error) or type(error).__name__
-        if str(scan.path) not in reason:  # memory, say, does not know whose it was
-            reason = f"{scan.path}: {reason}"
-        return {"case": name, "file": str(scan.path), "status": "failed", "reason": " ".join(reason.split())} | trace
+        return failed(scan, reason, name) | trace
+
+
+def failed(scan: Found, reason: str, name: str | None = None) -> dict[str, Any]:
+    """The entry of a case that could not be done."""
+    if str(scan.path) not in reason:  # memory, say, does not know whose it was
+        reason = f"{scan.path}: {reason}"
+    told = {"case": name or scan.name, "file": str(scan.path), "status": "failed"}
+    return told | {"reason": " ".join(reason.split())}
 
 
 def _segment_case(
@@ -329,13 +369,19 @@ def _empty(folder: Path) -> None:
         path.unlink()
 
 
-def _finished(place: Path, scan: Found, signature: dict[str, Any]) -> dict[str, Any] | None:
-    """The entry of a case that was finished before, of this scan, request and model, every file whole; or None."""
+def _finished(place: Path, scan: Found, doing: Doing) -> dict[str, Any] | None:
+    """The entry of a case that was finished before, of this scan, request and model, every file whole; or None.
+
+    It is "done" if this very run did it, else "skipped".
+    """
     entry = read_case(place)
-    if entry is None or entry["sha256"] != scan.digest or any(entry.get(k) != v for k, v in signature.items()):
+    if entry is None or entry["sha256"] != scan.digest or any(entry.get(k) != v for k, v in doing.signature.items()):
         return None
     try:
         whole = all(sha256_of(place / name) == digest for name, digest in entry["written"].items())
     except OSError:
         return None
-    return {k: v for k, v in entry.items() if k not in signature} | {"status": "skipped"} if whole else None
+    status = "done" if entry.get("run") == doing.run else "skipped"
+    return (
+        {k: v for k, v in entry.items() if k not in (*doing.signature, "run")} | {"status": status} if whole else None
+    )

@@ -1,12 +1,21 @@
-"""A file of JSON lines that grows: one line an event, written whole, by several commands at once if need be."""
+"""A file of JSON lines that grows: one line an event, written whole, by several commands at once if need be.
+
+Several machines may write to one over NFS, which appends at what it believes to be the end: so the file is locked.
+"""
 
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from delineate.storage.swapping import sync
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 
 class Lines:
@@ -21,6 +30,9 @@ class Lines:
         new = not self.path.exists()
         descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
         try:
+            if fcntl is not None:
+                with suppress(OSError):  # a file system without locks
+                    fcntl.flock(descriptor, fcntl.LOCK_EX)
             size = os.fstat(descriptor).st_size
             if size and os.pread(descriptor, 1, size - 1) != b"\n":
                 line = b"\n" + line

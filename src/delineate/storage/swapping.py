@@ -13,7 +13,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -71,10 +71,16 @@ def swapping(folder: Path, keep: Keep = keep_nothing) -> Iterator[Path]:
             return
 
 
-def sweep(parent: Path, keep: Keep = keep_nothing) -> list[str]:
-    """Finish or remove what killed commands left in a folder; the names of the folders that were put in place."""
+def sweep(parent: Path, keep: Keep = keep_nothing, of: Collection[str] | None = None) -> list[str]:
+    """Finish or remove what killed commands left in a folder; the names of the folders that were put in place.
+
+    `of`: of folders of these names alone. Between machines, locks on folders may not be seen (NFS), so that whoever
+    shares a folder with others must leave theirs alone.
+    """
     finished = []
     for left in sorted(Path(parent).glob(f"{TEMPORARY}*")):
+        if of is not None and left.name.removeprefix(TEMPORARY).removesuffix(ASIDE) not in of:
+            continue
         try:
             if left.is_dir() and not left.is_symlink():
                 with _own(left):
@@ -85,6 +91,19 @@ def sweep(parent: Path, keep: Keep = keep_nothing) -> list[str]:
         except (BusyError, OSError):
             continue
     return finished
+
+
+def finish(folder: Path, keep: Keep = keep_nothing) -> None:
+    """Finish or remove what a killed command left of this one folder.
+
+    Raises:
+        BusyError: another command is building it.
+    """
+    building = folder.with_name(f"{TEMPORARY}{folder.name}")
+    for left in (building, building.with_name(f"{building.name}{ASIDE}")):
+        if left.is_dir() and not left.is_symlink():
+            with _own(left):
+                _finish(left, keep)
 
 
 @contextmanager
@@ -107,8 +126,11 @@ def locked(folder: Path, what: str, shared: bool = False) -> Iterator[None]:
 
 @contextmanager
 def waiting(file: Path) -> Iterator[None]:
-    """Within the block no other command is in one on the same file, which must be there; it is waited for."""
-    with file.open("rb") as opened:
+    """Within the block no other command is in one on the same file, which must be there; it is waited for.
+
+    The file is opened for writing, or NFS would not tell other machines of the lock.
+    """
+    with file.open("r+b") as opened:
         if fcntl is not None:
             with suppress(OSError):  # a file system without locks
                 fcntl.flock(opened, fcntl.LOCK_EX)
