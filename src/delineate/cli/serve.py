@@ -96,6 +96,8 @@ def serve(
         tempfile.tempdir = None
         if results is None:
             shutil.rmtree(folder, ignore_errors=True)
+    if not service.worker.idle:
+        os._exit(0)  # a thread that loads or computes cannot be ended otherwise; whoever waited was told
 
 
 def _need_extra() -> None:

@@ -37,7 +37,7 @@ STATUS = {
     TooOften: 429,
     Full: 503,
     Ending: 503,
-    Gone: 503,
+    Gone: 499,  # as nginx logs it; nobody is told
     TooLong: 504,
 }
 ALL_WORK = (*WORK, ("POST", f"{FOLDER}/infer/"), ("PUT", f"{FOLDER}/session/"))
@@ -129,7 +129,7 @@ def guarded(
     outer = guard(inner, tokens=tokens, hosts=hosts, larger=larger, **rules)
 
     async def dispatch(scope: Scope, receive: Receive, send: Send) -> None:
-        probe = scope["type"] == "http" and scope["path"] in PROBES and scope["method"] in ("GET", "HEAD")
+        probe = scope["type"] == "http" and scope["path"] in PROBES and scope["method"] == "GET"
         await (inner if probe else outer)(scope, receive, send)
 
     return watched(dispatch, service.metrics)

@@ -76,7 +76,9 @@ class Errand:
         if self._why is not None:
             raise self._why
         if time.monotonic() >= self.until:
-            raise TooLong("it took longer than this server allows; send a smaller scan, ask for less, or make it a job")
+            raise TooLong(
+                "it took longer than this server allows, waiting included; send a smaller scan, or ask for less"
+            )
 
     def on_step(self, share: float) -> None:
         """Note how far it is, and `check`."""

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, File, Form, Request, UploadFile
 from fastapi.responses import FileResponse, Response
+from pydantic import StringConstraints
 from starlette.background import BackgroundTask
 
 from delineate import __version__
@@ -12,7 +13,7 @@ from delineate.errors import PromptError
 from delineate.jobs.segment import SegmentRequest
 from delineate.prompts.listing import ALL, listed
 from delineate.prompts.modality import modality_code
-from delineate.prompts.prompt import LONGEST_PROMPT, Prompt
+from delineate.prompts.prompt import Prompt
 from delineate.prompts.understanding import understood
 from delineate.prompts.vocabulary import unknown_prompt_message
 from delineate.review.schema import SEEN, Exact, Model, Problem, Seen, Term
@@ -49,8 +50,7 @@ ANSWER: dict[int | str, Any] = {
 Scan = Annotated[
     UploadFile, File(description="NIfTI, NRRD, MetaImage, PNG, JPEG, TIFF, DICOM, or a zip of the files of one series.")
 ]
-Text = Annotated[str, Seen, SEEN]
-Words = Annotated[str, Form(max_length=LONGEST_PROMPT), Seen, SEEN]
+Words = Annotated[str, StringConstraints(max_length=5000), Seen, SEEN]  # a list with commas, as in a command
 
 
 class About(Exact):

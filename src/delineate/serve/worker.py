@@ -20,10 +20,15 @@ LOOK_EVERY = 0.1  # seconds: how soon a request that waits notices that nobody w
 
 
 class Worker:
-    """One thread that computes, in the order in which it is asked."""
+    """One thread that computes, in the order in which it is asked.
+
+    Attributes:
+        idle: whether it computes nothing at the moment.
+    """
 
     def __init__(self):
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="compute")
+        self.idle = True
 
     def __call__(self, errand: Errand, work: Callable[[Callable[[float], None]], Result]) -> Result:
         """What `work` returns, done in the thread; it is told whom to tell how far it is.
@@ -34,7 +39,11 @@ class Worker:
 
         def done() -> Result:
             errand.check()
-            return work(errand.on_step)
+            self.idle = False
+            try:
+                return work(errand.on_step)
+            finally:
+                self.idle = True
 
         future = self._pool.submit(done)
         while not wait([future], LOOK_EVERY).done:
