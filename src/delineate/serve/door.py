@@ -14,7 +14,7 @@ from typing import Any
 from delineate.review.problems import problem
 from delineate.review.safety import App, Message, Receive, Scope, Send
 from delineate.serve.metrics import Metrics
-from delineate.serve.places import Full, Gone, Places, Refused, TooOften
+from delineate.serve.places import Errand, Full, Gone, Places, Refused, TooOften
 
 LOG = logging.getLogger(__name__)
 NOTE = 25  # between INFO and WARNING, as `cli.telling` has it
@@ -97,18 +97,13 @@ def admitted(app: App, places: Places, work: tuple[tuple[str, str], ...]) -> App
                 return await answer(scope, receive, send)
             note["id"] = errand.id
             scope["state"]["errand"] = errand
-            visit = _Visit(receive)
+            visit = _Visit(receive, errand)
 
             async def sending(message: Message) -> None:
                 if message["type"] == "http.response.start" and not errand.kept:
                     places.leave(errand)
                 await send(message)
 
-            def gone() -> None:
-                if not errand.kept:
-                    errand.stop(Gone("whoever asked has gone"))
-
-            visit.on_gone = gone
             try:
                 await _answering(app, scope, visit.receive, sending)
             finally:
@@ -124,21 +119,22 @@ def admitted(app: App, places: Places, work: tuple[tuple[str, str], ...]) -> App
 class _Visit:
     """What comes in on a request: its body, and then the news that the other end is gone, which is waited for."""
 
-    def __init__(self, receive: Receive):
-        self._receive = receive
+    def __init__(self, receive: Receive, errand: Errand):
+        self._receive, self._errand = receive, errand
         self._watch: asyncio.Task[None] | None = None
         self._gone = asyncio.Event()
-        self.on_gone = lambda: None
 
     async def receive(self) -> Message:
-        """The next message, for the app."""
+        """The next message, for the app. A body that takes longer than its errand may is given up."""
         if self._watch is not None:
             await self._gone.wait()
             return {"type": "http.disconnect"}
-        message = await self._receive()
+        try:
+            message = await asyncio.wait_for(self._receive(), self._errand.until - time.monotonic())
+        except TimeoutError:
+            message = {"type": "http.disconnect"}
         if message["type"] == "http.disconnect":
-            self.on_gone()
-            self._gone.set()
+            self._end()
         elif not message.get("more_body", False):
             self._watch = asyncio.create_task(self._until_gone())
         return message
@@ -146,7 +142,11 @@ class _Visit:
     async def _until_gone(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
-        self.on_gone()
+        self._end()
+
+    def _end(self) -> None:
+        if not self._errand.kept:
+            self._errand.stop(Gone("whoever asked has gone"))
         self._gone.set()
 
     def end(self) -> None:
@@ -160,10 +160,14 @@ async def _answering(app: App, scope: Scope, receive: Receive, send: Send) -> No
     try:
         await app(scope, receive, send)
     except Exception as error:
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        where = f"{Path(frame.filename).name}:{frame.lineno}"
-        LOG.error("internal error (%s at %s: %s)", type(error).__name__, where, " ".join(str(error).split())[:300])
-        LOG.debug("%s", traceback.format_exc())
+        tell_of_fault(error)
+
+
+def tell_of_fault(error: Exception) -> None:
+    """Log what kind of fault it is, and where. What it says may hold what was sent: that is for --verbose alone."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    LOG.error("internal error (%s at %s:%s)", type(error).__name__, Path(frame.filename).name, frame.lineno)
+    LOG.debug("%s", "".join(traceback.format_exception(error)))
 
 
 def line_of(fields: dict[str, Any]) -> str:

@@ -1,6 +1,5 @@
 """Long work: asked for now, fetched later. What was done is kept over a restart, what was being done is not."""
 
-import logging
 import threading
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -11,11 +10,11 @@ from delineate.errors import DelineateError
 from delineate.jobs.segment import SegmentRequest
 from delineate.review.schema import Exact
 from delineate.review.work import NotHere
+from delineate.serve.door import tell_of_fault
 from delineate.serve.places import Ending, Errand, Gone
 from delineate.serve.results import Result
 from delineate.serve.service import Sent, Service
 
-LOG = logging.getLogger(__name__)
 State = Literal["working", "done", "failed", "cancelled"]
 MOST_ENDED = 1000  # failed and cancelled ones that are still told of
 
@@ -111,7 +110,7 @@ class Jobs:
         except (DelineateError, OSError) as error:
             job.state, job.message = "failed", " ".join(str(error).split())
         except Exception as error:  # a fault of ours ends a job, not the server
-            LOG.error("job %s: %s: %s", errand.id, type(error).__name__, " ".join(str(error).split())[:200])
+            tell_of_fault(error)
             job.state, job.message = "failed", f"a fault of the server ({type(error).__name__}), which its log tells"
         finally:
             service.places.leave(errand)

@@ -1,6 +1,5 @@
 """The endpoints of a server: a scan and prompts in, a zip out; at once, or as a job."""
 
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, File, Form, Request, UploadFile
@@ -18,7 +17,7 @@ from delineate.prompts.understanding import understood
 from delineate.prompts.vocabulary import unknown_prompt_message
 from delineate.review.schema import SEEN, Exact, Model, Problem, Seen, Term
 from delineate.serve.jobs import Jobs, JobState
-from delineate.serve.places import Errand, errand_of
+from delineate.serve.places import errand_of
 from delineate.serve.service import Service
 
 API = "/api"
@@ -50,6 +49,7 @@ ANSWER: dict[int | str, Any] = {
 Scan = Annotated[
     UploadFile, File(description="NIfTI, NRRD, MetaImage, PNG, JPEG, TIFF, DICOM, or a zip of the files of one series.")
 ]
+Text = Annotated[str, StringConstraints(max_length=200), Seen, SEEN]
 Words = Annotated[str, StringConstraints(max_length=5000), Seen, SEEN]  # a list with commas, as in a command
 
 
@@ -67,19 +67,11 @@ class Alive(Exact):
     status: Literal["ok"] = "ok"
 
 
-@dataclass(frozen=True)
-class Who:
-    """Who asks, and their place where they have one."""
-
-    user: str
-    errand: Errand | None
+def _user(request: Request) -> str:
+    return request.state.user
 
 
-def _who(request: Request) -> Who:
-    return Who(request.state.user, getattr(request.state, "errand", None))
-
-
-Asker = Annotated[Who, Depends(_who)]
+User = Annotated[str, Depends(_user)]
 
 
 def router(service: Service, jobs: Jobs) -> APIRouter:
@@ -94,15 +86,13 @@ def router(service: Service, jobs: Jobs) -> APIRouter:
         ] = None,
         n: Annotated[int, Form(ge=1, le=64, description="Proposals a target.")] = 8,
         seed: Annotated[int, Form(ge=0, le=2**31 - 1)] = 0,
-        modality: Annotated[str | None, Form(max_length=80, description="CT, MR, US, …"), Seen, SEEN] = None,
+        modality: Annotated[Text | None, Form(description="CT, MR, US, …")] = None,
         consensus: Annotated[Literal["mean", "majority", "staple"], Form()] = "mean",
         maps: Annotated[bool, Form(description="Also maps of probability and doubt.")] = False,
         montage: Annotated[bool, Form(description="Also a picture.")] = False,
         anyway: Annotated[bool, Form(description="Also what was not learnt in such scans.")] = False,
         volume: Annotated[int | None, Form(ge=0, le=10**6, description="Which volume of several.")] = None,
-        series: Annotated[
-            str | None, Form(max_length=200, description="Which DICOM series of several, by number or UID."), Seen, SEEN
-        ] = None,
+        series: Annotated[Text | None, Form(description="Which DICOM series of several, by number or UID.")] = None,
         seg: Annotated[Literal["binary", "fractional", "none"], Form(description="The DICOM SEG.")] = "binary",
     ) -> SegmentRequest:
         kind = modality_code(modality or None)
@@ -125,9 +115,7 @@ def router(service: Service, jobs: Jobs) -> APIRouter:
         return About(version=__version__, model=service.answering.model, names=names)
 
     @routes.post("/segment", response_class=Response, responses=ANSWER)
-    def segment(
-        request: Request, who: Asker, scan: Scan, ask: Annotated[SegmentRequest, Depends(asked)]
-    ) -> FileResponse:
+    def segment(request: Request, scan: Scan, ask: Annotated[SegmentRequest, Depends(asked)]) -> FileResponse:
         """Outline what is named in a scan, and wait for it."""
         errand = errand_of(request.state)
         path = service.segment(errand, service.bring(errand, scan.file, scan.filename), ask)
@@ -135,11 +123,7 @@ def router(service: Service, jobs: Jobs) -> APIRouter:
 
     @routes.post("/jobs", status_code=202)
     def begin(
-        request: Request,
-        response: Response,
-        who: Asker,
-        scan: Scan,
-        ask: Annotated[SegmentRequest, Depends(asked)],
+        request: Request, response: Response, scan: Scan, ask: Annotated[SegmentRequest, Depends(asked)]
     ) -> JobState:
         """Outline what is named in a scan, and come back for it."""
         errand = errand_of(request.state)
@@ -148,19 +132,19 @@ def router(service: Service, jobs: Jobs) -> APIRouter:
         return state
 
     @routes.get("/jobs/{job}")
-    def state(job: str, who: Asker) -> JobState:
+    def state(job: str, user: User) -> JobState:
         """How a job stands."""
-        return jobs.state(who.user, job)
+        return jobs.state(user, job)
 
     @routes.get("/jobs/{job}/result", response_class=Response, responses=ANSWER)
-    def result(job: str, who: Asker) -> FileResponse:
+    def result(job: str, user: User) -> FileResponse:
         """What a job has made, for as long as it is kept."""
-        return _file(jobs.result(who.user, job).path)
+        return _file(jobs.result(user, job).path)
 
     @routes.delete("/jobs/{job}", status_code=204)
-    def drop(job: str, who: Asker) -> None:
+    def drop(job: str, user: User) -> None:
         """Stop a job, or forget what it has made."""
-        jobs.drop(who.user, job)
+        jobs.drop(user, job)
 
     return routes
 
