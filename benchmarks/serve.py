@@ -170,42 +170,53 @@ def picture(side: int) -> bytes:
     return made.getvalue()
 
 
+def keep(result: Path, **told: Any) -> None:
+    """Put figures into the file of results, beside those that are there; rows of a load replace their like."""
+    known = json.loads(result.read_text()) if result.is_file() else {"load": []}
+    for row in told.pop("load", ()):
+        print(row, flush=True)
+        known["load"] = [one for one in known["load"] if (one["scan"], one["clients"]) != (row["scan"], row["clients"])]
+        known["load"].append(row)
+    known |= told
+    result.parent.mkdir(parents=True, exist_ok=True)
+    result.write_text(json.dumps(known, indent=2) + "\n")
+
+
 def main() -> None:
     """Run it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--requests", type=int, default=96, help="of small pictures, for each number of clients")
-    parser.add_argument("--ct-requests", type=int, default=32, help="of the CT that ships, for each; 0 leaves it out")
+    parser.add_argument("--parts", nargs="+", choices=("small", "ct", "silent", "memory"), default=["small", "silent"])
+    parser.add_argument("--clients", nargs="+", type=int, default=CLIENTS)
+    parser.add_argument("--requests", type=int, default=64, help="of the small picture, for each number of clients")
+    parser.add_argument("--ct-requests", type=int, default=16, help="of the CT that ships, for each")
     parser.add_argument("--memory-requests", type=int, default=1000)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--result", type=Path, default=Path("benchmarks/results/serve.json"))
-    arguments = parser.parse_args()
+    asked = parser.parse_args()
 
     from delineate.samples import sample
 
     small = form(picture(64), "small.png", prompt="nuclei", n=2)
     (ct,) = sample("ct").images
-    body = form(ct.read_bytes(), ct.name, prompt="liver", n=2, modality="CT")
-    told: dict[str, Any] = {"threads": arguments.threads, "cores": len(os.sched_getaffinity(0)), "load": []}
+    loads = {"small": ("64 x 64", small, asked.requests)}
+    loads["ct"] = ("CT", form(ct.read_bytes(), ct.name, prompt="liver", n=2, modality="CT"), asked.ct_requests)
     with tempfile.TemporaryDirectory() as folder:
-        server = Server(Path(folder), "--threads", str(arguments.threads), "--waiting", "64", "--minutes", "600")
-        told["seconds_to_ready"] = round(server.seconds_to_ready, 2)
+        server = Server(Path(folder), "--threads", str(asked.threads), "--waiting", "64", "--minutes", "600")
+        about = {"threads": asked.threads, "cores": len(os.sched_getaffinity(0))}
+        keep(asked.result, **about, seconds_to_ready=round(server.seconds_to_ready, 2))
         server.ask("POST", "/api/segment", small)  # the first one imports what the others find imported
-        for name, asked, most in (("64 x 64", small, arguments.requests), ("CT", body, arguments.ct_requests)):
-            for clients in CLIENTS if most else ():
-                told["load"].append(
-                    {
-                        "scan": name,
-                        **load(server, asked, clients, max(clients, most) if clients > 1 else max(1, most // 4)),
-                    }
-                )
-                print(told["load"][-1], flush=True)
-        told["silent"] = silent(server, small, max(1, arguments.requests // 4))
-        print(told["silent"]["ratio_p50"], flush=True)
-        told["memory"] = memory(server, small, arguments.memory_requests, 4)
-        told["rss_1000_to_100"] = round(told["memory"][-1]["rss_mib"] / told["memory"][0]["rss_mib"], 3)
-        told["seconds_to_end"] = round(server.stop(), 2)
-    arguments.result.parent.mkdir(parents=True, exist_ok=True)
-    arguments.result.write_text(json.dumps(told, indent=2) + "\n")
+        for part in asked.parts:
+            if part == "silent":
+                keep(asked.result, silent=silent(server, small, max(1, asked.requests // 4)))
+            elif part == "memory":
+                rows = memory(server, small, asked.memory_requests, 4)
+                keep(asked.result, memory=rows, rss_last_to_first=round(rows[-1]["rss_mib"] / rows[0]["rss_mib"], 3))
+            else:
+                name, body, most = loads[part]
+                for clients in asked.clients:
+                    row = load(server, body, clients, max(1, most // 4) if clients == 1 else max(clients, most))
+                    keep(asked.result, load=[{"scan": name, **row}])
+        keep(asked.result, seconds_to_end=round(server.stop(), 2))
 
 
 if __name__ == "__main__":

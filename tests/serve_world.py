@@ -33,8 +33,9 @@ class Served:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def client(self, token: str = ANN, **more) -> httpx.Client:
-        return httpx.Client(base_url=self.url, headers={"authorization": f"Bearer {token}"}, timeout=20, **more)
+    def client(self, token: str = ANN, **headers: str) -> httpx.Client:
+        own = {"authorization": f"Bearer {token}", **{k.replace("_", "-"): v for k, v in headers.items()}}
+        return httpx.Client(base_url=self.url, headers=own, timeout=300)
 
     def segment(self, data: bytes, name: str = "scan.nii.gz", token: str = ANN, path: str = "/api/segment", **fields):
         """What is answered to a scan that is sent."""

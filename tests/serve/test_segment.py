@@ -40,7 +40,7 @@ def volume(tmp_path_factory):
 @pytest.fixture
 def nothing_left(server):
     yield
-    until = time.monotonic() + 3
+    until = time.monotonic() + 60
     while list(server.service.results.work.iterdir()) or server.service.places.taken:
         assert time.monotonic() < until, list(server.service.results.work.iterdir())
         time.sleep(0.02)
@@ -129,7 +129,7 @@ def test_a_job_is_asked_for_now_and_fetched_later_by_its_own_user(server, volume
     finally:
         server.system.gate.set()
     with server.client() as ann:
-        until = time.monotonic() + 10
+        until = time.monotonic() + 120
         while (state := ann.get(f"/api/jobs/{job}").json())["state"] == "working":
             assert time.monotonic() < until
             time.sleep(0.02)
@@ -157,7 +157,7 @@ def test_a_job_can_be_cancelled_and_a_scan_that_cannot_be_read_fails(server, vol
 
 
 def ended(client, job):
-    until = time.monotonic() + 10
+    until = time.monotonic() + 120
     while (told := client.get(f"/api/jobs/{job}").json())["state"] == "working":
         assert time.monotonic() < until
         time.sleep(0.02)
@@ -185,7 +185,7 @@ def test_several_are_worked_on_and_one_model_answers(server, volume, nothing_lef
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(300)
     alone, _ = taken_apart(server.segment(data, prompt="liver", n=2, seed=3))
     for k in range(6):
         told, files = taken_apart(replies[k])

@@ -7,6 +7,7 @@ from delineate.cli import serve as cli_serve
 from delineate.cli.app import app
 from delineate.cli.serve import ServeError
 from delineate.serve.tokens import TokenError, parse_tokens, read_tokens
+from delineate.storage.swapping import locked
 
 A, B = "0123456789abcdef", "fedcba9876543210"
 
@@ -90,14 +91,13 @@ def test_options_reach_the_server(run, tmp_path):
 
 
 def test_a_folder_is_served_from_once_and_a_temporary_one_is_gone_at_the_end(run, tmp_path):
-    from delineate.storage import swapping
-
     assert serve().exit_code == 0
     assert not run["service"].results.folder.exists()
-    assert serve("--results", tmp_path / "r").exit_code == 0
-    assert "is served from" in str(serve("--results", tmp_path / "r").exception)
-    while swapping._HELD:
-        os.close(swapping._HELD.pop())
+    with locked(tmp_path, "serves from it"):
+        busy = serve("--results", tmp_path)
+    assert "another command serves from it" in str(busy.exception)
+    assert serve("--results", tmp_path).exit_code == 0
+    assert run["service"].results.folder.is_dir()
 
 
 def test_usage_that_cannot_be(run, monkeypatch):

@@ -77,21 +77,21 @@ def serve(
         raise typer.BadParameter(f"--log is one of {', '.join(LOGS)}; got '{log}'")
     _need_extra()
     from delineate.serve.service import Limits, Service
-    from delineate.storage.swapping import hold, make_folder
+    from delineate.storage.swapping import locked, make_folder
 
     users, made = _tokens(tokens)
     if log == "json":
         as_json_lines()
     answering = answering_of(model, adapter, threads, device)
     folder = results if results is not None else Path(tempfile.mkdtemp(prefix="delineate-serve-"))
+    keep = {"keep_seconds": keep_hours * 3600, "keep_bytes": int(keep_gib * GIB)}
+    limits = Limits(waiting, minutes * 60, rate, upload_mib * MIB, grace=grace, **keep)
     try:
         make_folder(folder)
-        hold(folder, "is served from")
-        keep = {"keep_seconds": keep_hours * 3600, "keep_bytes": int(keep_gib * GIB)}
-        limits = Limits(waiting, minutes * 60, rate, upload_mib * MIB, grace=grace, **keep)
-        service = Service(answering, folder, limits)
-        tempfile.tempdir = str(service.results.work)  # uploads lie on the same disk, and are swept with the rest
-        _run(service, users, made, listening_on(host, port), host, name or [], as_json)
+        with locked(folder, "serves from it"):
+            service = Service(answering, folder, limits)
+            tempfile.tempdir = str(service.results.work)  # uploads lie on the same disk, and are swept with the rest
+            _run(service, users, made, listening_on(host, port), host, name or [], as_json)
     finally:
         tempfile.tempdir = None
         if results is None:

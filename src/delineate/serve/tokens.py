@@ -17,7 +17,8 @@ class TokenError(DelineateError):
 
 def read_tokens(file: Path) -> dict[str, str]:
     """The tokens in a file: token -> name. Raises `TokenError`, or `OSError` where it cannot be read."""
-    data = file.open("rb").read(LARGEST + 1)
+    with file.open("rb") as opened:
+        data = opened.read(LARGEST + 1)
     if len(data) > LARGEST:
         raise TokenError(f"{file}: a file of tokens has a line a token, this one is larger than {LARGEST >> 20} MiB")
     try:
