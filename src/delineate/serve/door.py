@@ -14,7 +14,7 @@ from typing import Any
 from delineate.review.problems import problem
 from delineate.review.safety import App, Message, Receive, Scope, Send
 from delineate.serve.metrics import Metrics
-from delineate.serve.places import Errand, Full, Gone, Places, Refused, TooOften
+from delineate.serve.places import TOO_LONG, Errand, Full, Gone, Places, Refused, TooOften
 
 LOG = logging.getLogger(__name__)
 NOTE = 25  # between INFO and WARNING, as `cli.telling` has it
@@ -100,12 +100,16 @@ def admitted(app: App, places: Places, work: tuple[tuple[str, str], ...]) -> App
             visit = _Visit(receive, errand)
 
             async def sending(message: Message) -> None:
+                if visit.late:
+                    return  # the app's own words about a body that was given up
                 if message["type"] == "http.response.start" and not errand.kept:
                     places.leave(errand)
                 await send(message)
 
             try:
                 await _answering(app, scope, visit.receive, sending)
+                if visit.late:
+                    await problem(504, TOO_LONG, {"connection": "close"})(scope, receive, send)
             finally:
                 visit.end()
                 if not errand.kept:
@@ -117,12 +121,17 @@ def admitted(app: App, places: Places, work: tuple[tuple[str, str], ...]) -> App
 
 
 class _Visit:
-    """What comes in on a request: its body, and then the news that the other end is gone, which is waited for."""
+    """What comes in on a request: its body, and then the news that the other end is gone, which is waited for.
+
+    Attributes:
+        late: whether its body took longer than its errand may.
+    """
 
     def __init__(self, receive: Receive, errand: Errand):
         self._receive, self._errand = receive, errand
         self._watch: asyncio.Task[None] | None = None
         self._gone = asyncio.Event()
+        self.late = False
 
     async def receive(self) -> Message:
         """The next message, for the app. A body that takes longer than its errand may is given up."""
@@ -132,7 +141,7 @@ class _Visit:
         try:
             message = await asyncio.wait_for(self._receive(), self._errand.until - time.monotonic())
         except TimeoutError:
-            message = {"type": "http.disconnect"}
+            self.late, message = True, {"type": "http.disconnect"}
         if message["type"] == "http.disconnect":
             self._end()
         elif not message.get("more_body", False):

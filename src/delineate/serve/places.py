@@ -13,6 +13,8 @@ from typing import Any
 
 from delineate.errors import DelineateError
 
+TOO_LONG = "it took longer than this server allows, sending and waiting included; send a smaller scan, or ask for less"
+
 
 class Refused(DelineateError):
     """It cannot be worked on now; `retry_after` says in how many seconds it may."""
@@ -76,9 +78,7 @@ class Errand:
         if self._why is not None:
             raise self._why
         if time.monotonic() >= self.until:
-            raise TooLong(
-                "it took longer than this server allows, waiting included; send a smaller scan, or ask for less"
-            )
+            raise TooLong(TOO_LONG)
 
     def on_step(self, share: float) -> None:
         """Note how far it is, and `check`."""
