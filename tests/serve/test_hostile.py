@@ -1,6 +1,7 @@
 """What people send who mean no good: each is answered with one line, nothing is left, and the next one is answered."""
 
 import contextlib
+import errno
 import gzip
 import io
 import socket
@@ -94,7 +95,7 @@ HOSTILE = {
     "many small bombs": ("a.zip", zipped(*((str(k), MARK + b"\0" * (3 << 20)) for k in range(9))), "may unpack to"),
     "a zip in a zip": ("a.zip", zipped(("a.zip", zipped(("1.dcm", MARK)))), "must hold DICOM files"),
     "a cut zip": ("a.zip", cut(zipped(("1.dcm", MARK + bytes(range(256)) * 99))), "damaged or cut short"),
-    "a zip that lies": ("a.zip", with_a_lie(zipped(("1.dcm", MARK + b"x" * 9999)), 7), "scan that was sent"),
+    "a zip that lies": ("a.zip", with_a_lie(zipped(("1.dcm", MARK + b"x" * 9999)), 7), "damaged or cut short"),
     "a packing of another kind": ("a.zip", zipped(("1.dcm", MARK), how=zipfile.ZIP_LZMA), "in the usual way"),
     "names that lead out": ("a.zip", zipped(("../../x", b"x"), ("/etc/x", b"x"), ("C:\\x", b"x")), "must hold DICOM"),
     "a mark and nothing else": ("a.zip", zipped(("1.dcm", MARK)), "the scan that was sent"),
@@ -208,10 +209,14 @@ def test_a_fault_of_ours_is_a_line_and_the_log_tells_more(server, volume, monkey
     def broken(*given, **more):
         raise KeyError("secret of a patient\nsecond line")
 
-    monkeypatch.setattr(server.service, "segment", broken)
+    monkeypatch.setattr("delineate.serve.service.proposed", broken)
     reply = server.segment(volume, prompt="liver")
     assert refused(reply, 500) == "a fault of the server (KeyError), which its log tells"
     monkeypatch.undo()
+    until = time.monotonic() + 60
+    while not any("internal error" in one.getMessage() for one in caplog.records):
+        assert time.monotonic() < until
+        time.sleep(0.02)
     (told,) = [one.getMessage() for one in caplog.records if "internal error" in one.getMessage()]
     assert "KeyError at test_hostile.py:" in told
     assert "secret" not in told
@@ -250,3 +255,14 @@ def test_a_body_that_comes_at_its_pace_but_for_ever_is_given_up(tmp_path, volume
                 time.sleep(0.05)
         server.service.places.seconds = 60
         taken_apart(server.segment(volume, prompt="liver", n=1))
+
+
+def test_a_full_disk_is_told_and_leaves_nothing(server, volume, monkeypatch):
+    def full(source, target, size):
+        target.write(b"x")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("delineate.serve.service.shutil.copyfileobj", full)
+    reply = server.segment(volume, prompt="liver")
+    monkeypatch.undo()
+    assert "No space left on device" in refused(reply, 507)

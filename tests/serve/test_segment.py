@@ -166,7 +166,7 @@ def ended(client, job):
 
 def test_what_cannot_be_asked_is_refused_before_any_work(server, volume):
     data, before = volume.read_bytes(), server.system.looked
-    assert "'livver x'" in refused(server.segment(data, prompt="livver x"), 422)
+    assert "'flux capacitor'" in refused(server.segment(data, prompt="flux capacitor"), 422)
     assert refused(server.segment(data, prompt="liver", n=0), 422).startswith("n: ")
     assert refused(server.segment(data, prompt="liver", consensus="best"), 422).startswith("consensus: ")
     assert "one word" in refused(server.segment(data, prompt="liver", modality="a b c d"), 422)

@@ -133,8 +133,12 @@ class Service:
         folder = self.results.work / errand.id
         folder.mkdir(mode=0o700)
         sent = Sent(folder, folder / f"sent{suffix}", _shown(name or ""))
-        with sent.path.open("wb") as copy:
-            shutil.copyfileobj(file, copy, 1 << 20)
+        try:
+            with sent.path.open("wb") as copy:
+                shutil.copyfileobj(file, copy, 1 << 20)
+        except OSError:  # the disk is full
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
         return sent
 
     def segment(self, errand: Errand, sent: Sent, request: SegmentRequest) -> Path:
