@@ -228,6 +228,7 @@ def test_the_log_has_a_line_a_request_without_token_name_or_prompt(server, volum
         with server.client() as client:
             client.get(f"/monai/{ANN}/info/")
             client.get("/health")
+        with server.client("wrong-0123456789abcdef") as client:
             client.get(f"/monai/wrong-{ANN}/info/")
         until = time.monotonic() + 60
         while len(caplog.records) < 4 and time.monotonic() < until:
