@@ -10,6 +10,7 @@ import time
 import zipfile
 import zlib
 
+import httpx
 import pytest
 from tests.review_world import write_volume
 from tests.serve.test_limits import multipart, post
@@ -24,9 +25,11 @@ MARK = b"\0" * 128 + b"DICM"
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
+def server(tmp_path_factory, volume):
+    """At the end, after all of it, a scan is answered as ever."""
     with served(tmp_path_factory.mktemp("served"), Limits(a_minute=100_000, upload=4 << 20)) as one:
         yield one
+        taken_apart(one.segment(volume, prompt="liver", n=1))
 
 
 @pytest.fixture(scope="module")
@@ -35,10 +38,11 @@ def volume(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def still_answers(server, volume):
-    """After every one of them: nothing lies about, nobody holds a place, and a scan is answered."""
+def still_answers(server):
+    """After every one of them: it is ready, nothing lies about, nobody holds a place, and nothing is computed."""
     yield
-    taken_apart(server.segment(volume, prompt="liver", n=1))
+    assert httpx.get(f"{server.url}/ready", timeout=60).status_code == 200
+    assert server.service.worker.idle
     until = time.monotonic() + 60
     while list(server.service.results.work.iterdir()) or server.service.places.taken:
         assert time.monotonic() < until, list(server.service.results.work.iterdir())

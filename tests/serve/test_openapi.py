@@ -55,7 +55,7 @@ def test_every_request_is_answered_as_described(method, path, mode, schema, app)
     if mode is GenerationMode.NEGATIVE and not can_be_wrong(app.openapi()["paths"][path][method]):
         return
 
-    @settings(max_examples=8, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=5, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
     @given(schema[path][method].as_strategy(generation_mode=mode))
     def asked(case):
         case.call_and_validate(checks=CHECKS)
