@@ -68,6 +68,7 @@ def run(monkeypatch):
         listening.close()
 
     monkeypatch.setattr(cli_serve, "_run", fake)
+    monkeypatch.setattr(cli_serve, "_leave", lambda: None)
     return found
 
 

@@ -1,6 +1,7 @@
 """`delineate serve`."""
 
 import json
+import logging
 import os
 import shutil
 import signal
@@ -96,8 +97,15 @@ def serve(
         tempfile.tempdir = None
         if results is None:
             shutil.rmtree(folder, ignore_errors=True)
-    if not service.worker.idle:
-        os._exit(0)  # a thread that loads or computes cannot be ended otherwise; whoever waited was told
+    _leave()
+
+
+def _leave() -> None:
+    """End at once: all is written, a thread that computes cannot be ended otherwise, and torch takes seconds to go."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _need_extra() -> None:
