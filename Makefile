@@ -71,11 +71,13 @@ doubt: $(READY)
 	$(BIN)/python benchmarks/plural.py --data $(DATA) --seeds 0 1 2 --workers 2
 	$(BIN)/python benchmarks/doubt.py --data $(DATA)
 
-# Half an hour on two cores: clicks and scribbles, waiting times on the review page, a DICOM series there and back.
+# Forty minutes on two cores: clicks and scribbles, waiting times on the review page, a DICOM series there and back; the
+# server under load.
 review: $(READY)
 	$(BIN)/python benchmarks/marks.py --data $(DATA)
 	$(BIN)/python benchmarks/review.py --data $(DATA)
 	$(BIN)/python benchmarks/dicom_seg.py --data $(DATA)
+	$(BIN)/python benchmarks/serve.py --parts small ct silent memory
 
 house: $(READY)
 	$(BIN)/python recipes/house.py --data $(DATA)

@@ -14,7 +14,7 @@ from fuzzing.world import World
 VALUES: dict[str, Any] = json.loads((Path(__file__).parent / "values.json").read_text(encoding="utf-8"))
 LONG = ("liver" * 20000, "liver " * 300)
 KINDS_OF = {"bool": "flag", "float": "float", "int": "int", "Path": "path"}
-SLOW = {"demo": 8.0, "review": 12.0}
+SLOW = {"demo": 8.0, "review": 12.0, "serve": 12.0}
 ENDLESS = ("train", "adapt", "pretrain", "synthesize", "study", "demo", "calibrate", "evaluate")
 COMMANDS = {  # how often each
     "segment": 5,
@@ -30,6 +30,7 @@ COMMANDS = {  # how often each
     "check": 2,
     "split": 2,
     "review": 2,
+    "serve": 2,
     "merge": 1,
     "demo": 0.5,
     "samples": 0.2,
@@ -72,7 +73,7 @@ def trial(rng: Random, world: World, folder: Path) -> Trial:
         trial.stop_after = 8.0 if "--minutes" in said_of else 20.0
     if command in SLOW:
         trial.stop_after = SLOW[command]
-    if command == "review":
+    if command in ("review", "serve"):
         trial.stop_when = "http"
     trial.touches = (*trial.touches, "demo", "ct-review", *logs)
     return trial
@@ -103,6 +104,7 @@ def baseline(command: str, world: World, rng: Random) -> list[str]:
         "merge": lambda: ["merge", model, str(world["adapter"]), "-o", "out"],
         "calibrate": lambda: ["calibrate", model, dataset, "-n", "2", "-o", "out"],
         "review": lambda: ["review", scan, "-m", model, "--no-browser", "-o", "out"],
+        "serve": lambda: ["serve", "-m", model, "--port", "0", "--results", "out"],
         "synthesize": lambda: [
             *("synthesize", dataset, *small, "-k", "1", "--steps", "2"),
             *("--foundation", str(world["edges"]), "-o", "out"),

@@ -91,14 +91,14 @@ def test_a_port_that_is_taken_is_told_in_one_line():
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         with pytest.raises(cli_review.ReviewError, match=r"cannot listen on 127\.0\.0\.1, port .*another --port"):
-            cli_review._listening("127.0.0.1", taken.getsockname()[1])
+            cli_review.listening_on("127.0.0.1", taken.getsockname()[1])
     with pytest.raises(cli_review.ReviewError, match=r"cannot listen on no\.such\.host\.invalid"):
-        cli_review._listening("no.such.host.invalid", 0)
+        cli_review.listening_on("no.such.host.invalid", 0)
 
 
 def test_on_all_addresses_the_machine_goes_by_its_own_names():
-    assert cli_review._names_of("127.0.0.1") == ["127.0.0.1"]
-    assert cli_review._names_of("0.0.0.0")[0] == socket.gethostname()
+    assert cli_review.names_of("127.0.0.1") == ["127.0.0.1"]
+    assert cli_review.names_of("0.0.0.0")[0] == socket.gethostname()
 
 
 def test_without_the_extra_one_line_says_what_to_install(monkeypatch):

@@ -21,6 +21,7 @@ from delineate.cli import merge as cli_merge
 from delineate.cli import pretrain as cli_pretrain
 from delineate.cli import review as cli_review
 from delineate.cli import segment as cli_segment
+from delineate.cli import serve as cli_serve
 from delineate.cli import split as cli_split
 from delineate.cli import study as cli_study
 from delineate.cli import synthesize as cli_synthesize
@@ -325,5 +326,6 @@ command()(tells(cli_adapt.adapt))
 command()(cli_merge.merge)
 command()(tells(cli_calibrate.calibrate))
 command()(cli_review.review)
+command()(tells(cli_serve.serve))
 command()(tells(cli_synthesize.synthesize))
 command()(tells(cli_distance.distance))

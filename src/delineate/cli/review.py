@@ -98,7 +98,7 @@ def review(
     for case in cases:
         if case not in there:
             say(f"delineate: {case.file}: the scan of '{case.name}' is not there; the other cases can be opened")
-    answering = _answering(model, adapter, threads, device)
+    answering = answering_of(model, adapter, threads, device)
     _serve(cases, answering, users, host, port, browser=browser, as_json=as_json)
 
 
@@ -124,7 +124,7 @@ def _need_extra() -> None:
         )
 
 
-def _answering(model: Path | None, adapter: Path | None, threads: int | None, device: str) -> "Answering":
+def answering_of(model: Path | None, adapter: Path | None, threads: int | None, device: str) -> "Answering":
     """Who answers; nothing heavy is loaded until somebody asks."""
     from delineate.model_folder import calibration_hash, check_model, fingerprint, read_vocabulary
     from delineate.review.asking import Answering
@@ -176,10 +176,10 @@ def _serve(
     from delineate.review.monai_label import FOLDER, LARGER
     from delineate.review.safety import allowed_hosts, guard, tokens_for
 
-    listening = _listening(host, port)
+    listening = listening_on(host, port)
     port = listening.getsockname()[1]
     tokens = tokens_for(users)
-    names = _names_of(host)
+    names = names_of(host)
     shown = f"[{names[0]}]" if ":" in names[0] else names[0]
     urls = {name: f"http://{shown}:{port}/?token={token}" for token, name in tokens.items()}
     desk = Desk(cases, answering)
@@ -210,7 +210,7 @@ def _serve(
         os._exit(0)  # a thread that loads or computes cannot be ended otherwise; all that was told is on the disk
 
 
-def _names_of(host: str) -> list[str]:
+def names_of(host: str) -> list[str]:
     """What the server may be called by: the address, or, where it listens on all of them, this machine's names."""
     if host not in EVERYWHERE:
         return [host]
@@ -220,7 +220,7 @@ def _names_of(host: str) -> list[str]:
     return [own, host]
 
 
-def _listening(host: str, port: int) -> socket.socket:
+def listening_on(host: str, port: int) -> socket.socket:
     """A socket bound to the address; its port is known before anybody is told."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]

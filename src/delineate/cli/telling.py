@@ -7,8 +7,10 @@ program that calls it hands that on as it likes. Notes lie between INFO and WARN
 
 import functools
 import inspect
+import json
 import logging
 import re
+import sys
 import time
 import unicodedata
 from collections.abc import Callable, Iterator
@@ -59,10 +61,17 @@ class _OnTerminal(logging.Handler):
     """Prints records on standard error, what is not told to the user with its time."""
 
     command = ""  # whose progress it is
+    in_json = False  # a line of JSON a record, for programs that collect them
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print a record."""
         told = record.getMessage()
+        if self.in_json:
+            at = time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(record.created))
+            about = {"time": at, "level": record.levelname.lower(), "logger": record.name}
+            line = json.dumps(about | (getattr(record, "fields", None) or {"message": told}))
+            sys.stderr.write(line + "\n")
+            return
         at = "" if record.name == TOLD.name else time.strftime("%H:%M:%S  ", time.localtime(record.created))
         err.print(f"{at}{told}", soft_wrap=True, highlight=not at)
 
@@ -101,7 +110,7 @@ def listening() -> Iterator[None]:
     finally:
         LOG.setLevel(before)
         HERE.setLevel(NOTE)
-        HERE.command = ""
+        HERE.command, HERE.in_json = "", False
         for handler in [one for one in LOG.handlers if isinstance(one.formatter, _InFile)]:
             LOG.removeHandler(handler)
             handler.close()
@@ -121,6 +130,12 @@ def listen(verbose: bool, quiet: bool, file: Path | None) -> None:
         raise OutputError(f"--log-file {file}: {error.strerror or error}; choose a file that can be written") from error
     handler.setFormatter(_InFile())
     LOG.addHandler(handler)
+
+
+def as_json_lines() -> None:
+    """Let the running command tell everything as lines of JSON on standard error, other libraries' errors too."""
+    HERE.in_json = True
+    logging.getLogger("uvicorn.error").addHandler(HERE)
 
 
 def _start_of(file: Path) -> bytes:

@@ -22,7 +22,7 @@ from delineate.proposals.proposals import Outcome, Proposals
 from delineate.scans.channels import read_channels
 from delineate.scans.finding import Found, Kind
 from delineate.scans.reading import read_scan
-from delineate.scans.scan import Scan
+from delineate.scans.scan import MAX_VOXELS, Scan
 from delineate.storage.files import sha256_of, write_json
 from delineate.storage.hidden import without_hidden
 from delineate.storage.lines import Lines
@@ -267,45 +267,72 @@ def failed(scan: Found, reason: str, name: str | None = None) -> dict[str, Any]:
 def _segment_case(
     segmenter: "Segmenter", found: Found, request: SegmentRequest, folder: Path, on_step: Callable[[float], None]
 ) -> dict[str, Any]:
-    started = time.monotonic()
-    digest, dicom = found.digest, found.kind is Kind.DICOM
-    if channels := segmenter.habits.channels:
-        scan = read_channels((found.path, *found.more), channels)
-    else:
-        options: dict[str, Any] = {"series": request.series, "fill_gaps": request.fill_gaps} if dicom else {}
-        scan = read_scan(found, modality=request.modality, volume=request.volume, **options)
-    seen, said = looked_at(segmenter, scan, turn=request.turn)
-    how: dict[str, Any] = {"n": request.n, "seed": request.seed, "anyway": request.anyway}
-    prompts, which = asked_of(segmenter, seen, request.prompts)
-    proposals = segmenter(seen, prompts, **how, on_step=on_step)
+    started, digest = time.monotonic(), found.digest
+    scan = scan_of(segmenter, found, request)
+    proposals, said = proposed(segmenter, scan, request, on_step)
     _empty(folder)  # of what was written before memory ran out
-    written = [p.name for p in proposals.save(folder, how=request.how, maps=request.maps, **request.shares)]
-    targets = describe(proposals, request.how, segmenter.habits.usual_doubt, request.shares)
-    targets = [told | {"measured": one} for told, one in zip(targets, figures_of(proposals, request.how), strict=True)]
-    write_json(folder / STATISTICS, {"targets": rows_of({"targets": targets})})
-    written.append(STATISTICS)
-    more = [*which, *said]
-    if scan.dicom is not None and request.seg is not None:
-        named, notes = _write_seg(proposals, request, folder, f"delineate {(segmenter.fingerprint or '')[:16]}".strip())
-        written += named
-        more += notes
-    if request.pictures:
-        from delineate.pictures import montage
-
-        montage(proposals, folder / "montage.png", how=request.how)
-        written.append("montage.png")
     return {
         "case": found.name,
         "file": str(found.path),
         **({"more_files": [str(path) for path in found.more]} if found.more else {}),
         "sha256": digest,
         "status": "done",
+        **written(segmenter, proposals, said, request, folder, started),
+    }
+
+
+def scan_of(segmenter: "Segmenter", found: Found, request: SegmentRequest, max_voxels: int = MAX_VOXELS) -> Scan:
+    """The scan of a case, read as a request says and a model wants it. Raises `ScanError`."""
+    if channels := segmenter.habits.channels:
+        return read_channels((found.path, *found.more), channels)
+    options: dict[str, Any] = {"max_voxels": max_voxels}
+    if found.kind is Kind.DICOM:
+        options |= {"series": request.series, "fill_gaps": request.fill_gaps}
+    return read_scan(found, modality=request.modality, volume=request.volume, **options)
+
+
+def proposed(
+    segmenter: "Segmenter", scan: Scan, request: SegmentRequest, on_step: Callable[[float], None]
+) -> tuple[Proposals, list[str]]:
+    """The proposals for a request, and notes: what was asked, and how the scan lies. All that needs the model."""
+    seen, said = looked_at(segmenter, scan, turn=request.turn)
+    how: dict[str, Any] = {"n": request.n, "seed": request.seed, "anyway": request.anyway}
+    prompts, which = asked_of(segmenter, seen, request.prompts)
+    return segmenter(seen, prompts, **how, on_step=on_step), [*which, *said]
+
+
+def written(
+    segmenter: "Segmenter",
+    proposals: Proposals,
+    said: Sequence[str],
+    request: SegmentRequest,
+    folder: Path,
+    started: float,
+) -> dict[str, Any]:
+    """Write all files of a case but `case.json` into its folder; what that tells of scan, targets and files."""
+    scan = proposals.scan
+    names = [p.name for p in proposals.save(folder, how=request.how, maps=request.maps, **request.shares)]
+    targets = describe(proposals, request.how, segmenter.habits.usual_doubt, request.shares)
+    targets = [told | {"measured": one} for told, one in zip(targets, figures_of(proposals, request.how), strict=True)]
+    write_json(folder / STATISTICS, {"targets": rows_of({"targets": targets})})
+    names.append(STATISTICS)
+    notes = [*scan.notes, *said]
+    if scan.dicom is not None and request.seg is not None:
+        named, why = _write_seg(proposals, request, folder, f"delineate {(segmenter.fingerprint or '')[:16]}".strip())
+        names += named
+        notes += why
+    if request.pictures:
+        from delineate.pictures import montage
+
+        montage(proposals, folder / "montage.png", how=request.how)
+        names.append("montage.png")
+    return {
         "seconds": round(time.monotonic() - started, 2),
         "shape": list(scan.shape),
         "spacing_mm": [round(float(s), 4) for s in scan.spacing_mm],
-        "notes": [*scan.notes, *more],
+        "notes": notes,
         "targets": targets,
-        "written": {name: sha256_of(folder / name) for name in written},
+        "written": {name: sha256_of(folder / name) for name in names},
     }
 
 

@@ -8,7 +8,7 @@ were asked are told.
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
@@ -42,6 +42,8 @@ TOOL = "MONAI Label client"  # what history calls the tool that drew a label map
 Extension = Literal[".nii.gz", ".nii", ".nrrd"]
 Voxel = tuple[int, int, int]
 Model = TypeVar("Model", bound=BaseModel)
+OnStep = Callable[[float], None]
+Compute = Callable[[Callable[[OnStep], Any]], Any]  # does what needs the model; it tells how far it is
 
 
 class MonaiError(DelineateError):
@@ -158,7 +160,14 @@ class MonaiDesk:
             raise MonaiError(f"the model knows no names for {scan.modality}; give some in 'prompt'")
         return [Prompt(concept.name) for concept in fitting]
 
-    def infer(self, user: str, key: str, scan: Scan, model: str, params: Params) -> tuple[np.ndarray, dict[str, Any]]:
+    def alone(self, user: str, work: Callable[[OnStep], Any]) -> Any:
+        """What `work` returns, with the model to itself (`turn`)."""
+        with self.turn(user):
+            return work(lambda share: None)
+
+    def infer(
+        self, key: str, scan: Scan, model: str, params: Params, compute: Compute
+    ) -> tuple[np.ndarray, dict[str, Any]]:
         """The label map, uint16 (I, J, K), and what is told of it.
 
         Where two targets claim a voxel the more probable one has it, as in `Proposals.label_map`; names are asked one
@@ -173,11 +182,14 @@ class MonaiDesk:
         names = self.names if everything else tuple(prompt.text for prompt in prompts)
         labels, best, told = np.zeros(scan.shape, np.uint16), np.zeros(scan.shape, np.float32), []
         started = time.monotonic()
-        with self.turn(user):
+
+        def draw(on_step: OnStep) -> None:
             segmenter = self.desk.answering.segmenter()
+            on_step(0.0)
             seen = self.desk.answering.seen(key, scan)
             for prompt in prompts:
-                target = segmenter(seen, [prompt], n=params.proposals, seed=params.seed).targets[0]
+                more = {"n": params.proposals, "seed": params.seed, "on_step": on_step}
+                target = segmenter(seen, [prompt], **more).targets[0]
                 if target.name is None:
                     raise PromptError(unknown_prompt_message(prompt.text, target.nearest))
                 told.append(_told(target))
@@ -185,6 +197,8 @@ class MonaiDesk:
                     probability = target.probability()
                     wins = target.consensus() & (probability > best)
                     labels[wins], best[wins] = names.index(prompt.text) + 1, probability[wins]
+
+        compute(draw)
         if all(one["misfit"] and one["doubt"] is None for one in told):
             raise MonaiError("; ".join(f"'{one['prompt']}': {one['misfit']}" for one in told))
         values = {name: value for value, name in enumerate(names, start=1)}

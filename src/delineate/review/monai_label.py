@@ -8,9 +8,11 @@ into the person's own layers, with its provenance.
 
 import json
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from fastapi import APIRouter, Body, Depends, Form, Request, UploadFile
 from fastapi.responses import JSONResponse, Response
 
@@ -21,6 +23,7 @@ from delineate.review.desk import Desk
 from delineate.review.monai_desk import (
     CLICKS,
     WORDS,
+    Compute,
     LabelParams,
     MonaiDesk,
     MonaiError,
@@ -53,9 +56,24 @@ def _user(request: Request) -> str:
 User = Annotated[str, Depends(_user)]
 
 
-def router(desk: Desk) -> APIRouter:
-    """The endpoints, below `FOLDER`, of a desk."""
+Working = Callable[[Request], AbstractContextManager[Compute]]
+
+
+def router(desk: Desk, working: Working | None = None) -> APIRouter:
+    """The endpoints, below `FOLDER`, of a desk.
+
+    Args:
+        desk: its cases, and who answers.
+        working: what surrounds the work on a scan, from reading it to writing the answer; says who computes. None: one
+            question a person, and one at a time.
+    """
     at = MonaiDesk(desk)
+
+    @contextmanager
+    def one_at_a_time(request: Request) -> Iterator[Compute]:
+        yield lambda work: at.alone(request.state.user, work)
+
+    working = working or one_at_a_time
     problems: Mapping[int | str, Json] = {status: {"model": schema.Problem} for status in (400, 404, 409, 422)}
     routes = APIRouter(prefix=FOLDER, tags=["MONAI Label"], responses=dict(problems))
 
@@ -103,11 +121,12 @@ def router(desk: Desk) -> APIRouter:
         return {"image": image, "label": image, "layers": at.keep(desk.place(user, image), labels, told.label_info)}
 
     @routes.put("/session/")
-    def open_session(user: User, files: list[UploadFile]) -> Json:
+    def open_session(request: Request, user: User, files: list[UploadFile]) -> Json:
         """Send a scan, to be asked about for a while."""
         if len(files) != 1:
             raise MonaiError(f"a session is one file; got {len(files)}. Send a volume as NIfTI")
-        session = at.sessions.add(user, scan_sent(files[0].file, files[0].filename))
+        with working(request):
+            session = at.sessions.add(user, scan_sent(files[0].file, files[0].filename))
         return {"session_id": session.id, "session_info": _told(session)}
 
     @routes.get("/session/{session}")
@@ -126,6 +145,7 @@ def router(desk: Desk) -> APIRouter:
 
     @routes.post("/infer/{model}", response_class=Response, responses=answered)
     def infer(
+        request: Request,
         model: str,
         user: User,
         image: str = "",
@@ -136,25 +156,31 @@ def router(desk: Desk) -> APIRouter:
     ) -> Response:
         """The label map of a case, of a scan in a session, or of one that is sent along."""
         asked = read_params(Params, params)
-        if file is not None:
-            scan = scan_sent(file.file, file.filename)
-            key = f"sent {secrets.token_hex(8)}"
-        elif session_id:
-            scan, key = at.sessions.get(user, session_id).scan, f"session {session_id}"
-        else:
-            scan, key = _case(desk, image), image
-        labels, told = at.infer(user, key, scan, model, asked)
-        if output == "json":
-            return JSONResponse(told)
-        if output == "dicom_seg":
-            return Response(seg_file(labels, scan, told["label_names"]), media_type="application/dicom")
-        name, data = f"label{asked.result_extension}", label_file(labels, scan, asked.result_extension)
-        if output == "all":
-            return _multipart(told, data, name)
-        headers = {"Content-Disposition": f'attachment; filename="{name}"'}
-        return Response(data, media_type="application/octet-stream", headers=headers)
+        with working(request) as compute:
+            if file is not None:
+                scan = scan_sent(file.file, file.filename)
+                key = f"sent {secrets.token_hex(8)}"
+            elif session_id:
+                scan, key = at.sessions.get(user, session_id).scan, f"session {session_id}"
+            else:
+                scan, key = _case(desk, image), image
+            labels, told = at.infer(key, scan, model, asked, compute)
+            return _answer(labels, told, scan, output, asked)
 
     return routes
+
+
+def _answer(labels: np.ndarray, told: Json, scan: Scan, output: str, asked: Params) -> Response:
+    """A label map in the shape that was asked for."""
+    if output == "json":
+        return JSONResponse(told)
+    if output == "dicom_seg":
+        return Response(seg_file(labels, scan, told["label_names"]), media_type="application/dicom")
+    name, data = f"label{asked.result_extension}", label_file(labels, scan, asked.result_extension)
+    if output == "all":
+        return _multipart(told, data, name)
+    headers = {"Content-Disposition": f'attachment; filename="{name}"'}
+    return Response(data, media_type="application/octet-stream", headers=headers)
 
 
 def _case(desk: Desk, case: str) -> Scan:

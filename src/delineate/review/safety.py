@@ -29,6 +29,8 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 MIB = 1024**2
 MAX_BODY = 16 * MIB  # a brush stroke over a large volume is some hundred kilobytes of JSON
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
+OPENED = "open the address that `delineate review` printed"
+REFUSED = {401: f"a token is needed: {OPENED}", 421: f"this server is not known by that name; {OPENED}"}
 READING = frozenset({"GET", "HEAD", "OPTIONS"})  # methods that change nothing
 BODIES = frozenset({"POST", "PUT", "PATCH"})
 
@@ -83,6 +85,9 @@ def guard(
     max_body: int = MAX_BODY,
     larger: Mapping[str, int] | None = None,
     token_folders: tuple[str, ...] = (),
+    origins: frozenset[str] = frozenset(),
+    pages: bool = True,
+    refused: Mapping[int, str] = REFUSED,
 ) -> App:
     """`app` behind the rules of this module; the user is in `scope["state"]["user"]` (`request.state.user`).
 
@@ -96,12 +101,15 @@ def guard(
         larger: other limits for paths that start with a prefix, such as those of uploads; the longest prefix counts.
         token_folders: such as "/monai": there the token may be a part of the path, "/monai/<token>/info/", for clients
             that are given an address and can send nothing else. The app sees "/monai/info/".
+        origins: of pages that may change something besides those of this server, such as those that a proxy hands out
+            under the name that both have; whoever serves one is trusted as this server is.
+        pages: whether a browser is let in by the opened address, and by a cookie from then on.
+        refused: what is told, by status, to whoever has no token (401) or asks by another name (421).
     """
     if not tokens or any(len(token) < 16 or quote(token, safe="") != token for token in tokens):
         raise ValueError("tokens must be given, 16 or more letters each, of those that a URL can hold; see tokens_for")
-    return _Guard(
-        app, tuple((_digest(token), user) for token, user in tokens.items()), hosts, max_body, larger, token_folders
-    )
+    known = tuple((_digest(token), user) for token, user in tokens.items())
+    return _Guard(app, known, hosts, max_body, larger, token_folders, origins, pages, refused)
 
 
 class _BodyTooLarge(Exception):
@@ -122,6 +130,9 @@ class _Guard:
     max_body: int
     larger: Mapping[str, int] | None
     token_folders: tuple[str, ...]
+    origins: frozenset[str]
+    pages: bool
+    refused: Mapping[int, str]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -131,15 +142,15 @@ class _Guard:
         send = _with_headers(send, scope["path"])
         try:
             host = self._host(scope)
-            _check_origin(scope, host)
+            _check_origin(scope, host, self.origins)
             cookie = cookie_name(host)
-            if (token := self._token_in_url(scope)) is not None:
+            if self.pages and (token := self._token_in_url(scope)) is not None:
                 _admit(scope)
                 return await _redirect(scope, send, cookie, token)
             scope, user = self._user_in_path(scope)
             user = user or self._user(scope, cookie)
             if user is None:
-                raise _Refusal(401, "a token is needed: open the address that `delineate review` printed")
+                raise _Refusal(401, self.refused[401])
             _admit(scope)
             limit = self._limit(scope["path"])
             _check_length(scope, limit)
@@ -178,9 +189,7 @@ class _Guard:
         named = _values(scope, b"host")
         host = named[0].decode("latin-1").lower() if len(named) == 1 else ""
         if host not in self.hosts:
-            raise _Refusal(
-                421, "this server is not known by that name; open the address that `delineate review` printed"
-            )
+            raise _Refusal(421, self.refused[421])
         return host
 
     def _user_of(self, token: bytes) -> str | None:
@@ -196,7 +205,7 @@ class _Guard:
             scheme, _, token = value.partition(b" ")
             if scheme.lower() == b"bearer":
                 return self._user_of(token.strip())
-        for header in _values(scope, b"cookie"):
+        for header in _values(scope, b"cookie") if self.pages else ():
             for pair in header.split(b";"):
                 name, _, token = pair.strip().partition(b"=")
                 if name == cookie.encode() and (user := self._user_of(token)) is not None:
@@ -251,11 +260,11 @@ def _values(scope: Scope, name: bytes) -> list[bytes]:
     return [value for key, value in scope["headers"] if key.lower() == name]
 
 
-def _check_origin(scope: Scope, host: str) -> None:
+def _check_origin(scope: Scope, host: str, origins: frozenset[str]) -> None:
     """Refuse what another site asks for: by Fetch Metadata where the browser sends them, else by Origin."""
     if scope["method"] not in READING:
         for origin in _values(scope, b"origin"):
-            if origin.decode("latin-1").lower() != f"{scope.get('scheme', 'http')}://{host}":
+            if origin.decode("latin-1").lower() not in {f"{scope.get('scheme', 'http')}://{host}", *origins}:
                 raise _Refusal(403, "requests from another site are refused")
     for site in _values(scope, b"sec-fetch-site"):
         opens_page = scope["method"] == "GET" and _values(scope, b"sec-fetch-dest") == [b"document"]

@@ -4,7 +4,7 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -39,6 +39,18 @@ class UploadError(DelineateError):
     """What was sent is not a file that can be read."""
 
 
+def suffix_sent(name: str | None, suffixes: Sequence[str] = SUFFIXES) -> str:
+    """The suffix of a file that was sent, by which its format is told: all of its name that is used.
+
+    Raises:
+        UploadError: it is none of those that are taken.
+    """
+    suffix = next((s for s in sorted(suffixes, key=len, reverse=True) if (name or "").lower().endswith(s)), None)
+    if suffix is None:
+        raise UploadError(f"a file must be named like one of {', '.join(suffixes)}; send it as NIfTI")
+    return suffix
+
+
 def read_sent(file: BinaryIO, name: str | None, read: Callable[[Path], Read]) -> Read:
     """What `read` makes of a file that was sent, which is gone afterwards.
 
@@ -50,9 +62,7 @@ def read_sent(file: BinaryIO, name: str | None, read: Callable[[Path], Read]) ->
     Raises:
         UploadError: the suffix is none of an image, or `read` refuses it.
     """
-    suffix = next((s for s in sorted(SUFFIXES, key=len, reverse=True) if (name or "").lower().endswith(s)), None)
-    if suffix is None:
-        raise UploadError(f"a file must be named like one of {', '.join(SUFFIXES)}; send it as NIfTI")
+    suffix = suffix_sent(name)
     folder = Path(tempfile.mkdtemp(prefix="delineate-"))
     path = folder / f"sent{suffix}"
     try:

@@ -25,10 +25,11 @@ _UNPACK = {  # how each is unpacked into a folder
 }
 
 
-class _Bounded(FileIO):
+class Bounded(FileIO):
     """A file of which no piece longer than a directory may be is read at once."""
 
     def read(self, size: int | None = -1, /) -> bytes:
+        """The next bytes. Raises `BadZipFile` where more are asked for than a directory may have."""
         if size is not None and size > LARGEST_DIRECTORY:
             raise zipfile.BadZipFile("its directory is too large")
         return super().read(size if size is not None and size >= 0 else LARGEST_DIRECTORY)
@@ -55,7 +56,7 @@ def _suffix_of(path: Path) -> str | None:
 
 def _held_by_zip(path: Path) -> str:
     try:
-        with _Bounded(path) as file, zipfile.ZipFile(file) as archive:  # reads its directory, nothing else
+        with Bounded(path) as file, zipfile.ZipFile(file) as archive:  # reads its directory, nothing else
             names = [entry.filename for entry in archive.infolist()]
     except (OSError, ValueError, EOFError, NotImplementedError, zipfile.BadZipFile, zipfile.LargeZipFile):
         return "a zip whose directory cannot be read (damaged, or too large)"
