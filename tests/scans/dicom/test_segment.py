@@ -16,7 +16,7 @@ from delineate.data.phantom import make_phantom
 from delineate.errors import ScanError
 from delineate.jobs.segment import SegmentRequest, run_cohort
 from delineate.prompts.vocabulary import Vocabulary
-from delineate.scans.dicom import seg as dicom_seg
+from delineate.scans.dicom import objects as dicom_objects
 from delineate.scans.dicom import series as dicom
 from delineate.scans.dicom.seg import read_seg
 from delineate.scans.finding import Found, Kind, case_name, digest_of, find_scans
@@ -50,7 +50,7 @@ def here(monkeypatch, request):
     """Jobs run in this process, which is quicker."""
     if "command" not in request.node.name:
         monkeypatch.setattr(dicom, "ask_child", answer_here)
-        monkeypatch.setattr(dicom_seg, "ask_child", answer_here)
+        monkeypatch.setattr(dicom_objects, "ask_child", answer_here)
 
 
 @pytest.fixture
