@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from delineate import __version__
 from delineate.errors import DelineateError
+from delineate.jobs.dicom import write_objects
 from delineate.jobs.statistics import STATISTICS, figures_of, rows_of, write_table
 from delineate.prompts.listing import asks_all
 from delineate.proposals.description import describe
-from delineate.proposals.proposals import Outcome, Proposals
 from delineate.scans.channels import read_channels
 from delineate.scans.finding import Found, Kind
 from delineate.scans.reading import read_scan
@@ -90,6 +90,8 @@ class SegmentRequest:
     series: str | None = None
     fill_gaps: bool = False
     seg: str | None = "binary"
+    compress_seg: bool = True
+    dicom: tuple[str, ...] = ("seg",)
     anyway: bool = False
     turn: bool = False
 
@@ -152,7 +154,7 @@ def run_cohort(
         "model_sha256": model_hash,
         "adapter_sha256": adapter_hash,
         "calibration_sha256": calibration_hash,
-        "request": {**request.__dict__, "prompts": list(request.prompts)},
+        "request": {**request.__dict__, "prompts": list(request.prompts), "dicom": list(request.dicom)},
         "part": None if part is None else str(part),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(started)),
         "cases": [],
@@ -245,8 +247,9 @@ def _segment_case(
     write_json(folder / STATISTICS, {"targets": rows_of({"targets": targets})})
     written.append(STATISTICS)
     more = [*which, *said]
-    if scan.dicom is not None and request.seg is not None:
-        named, notes = _write_seg(proposals, request, folder, f"delineate {(segmenter.fingerprint or '')[:16]}".strip())
+    if scan.dicom is not None:
+        algorithm = f"delineate {(segmenter.fingerprint or '')[:16]}".strip()
+        named, notes = write_objects(proposals, request, folder, algorithm, targets)
         written += named
         more += notes
     if request.pictures:
@@ -300,28 +303,6 @@ def asked_of(segmenter: "Segmenter", seen: "Seen", prompts: Sequence[str]) -> tu
     names, kind = segmenter.learnt_for(seen)
     asked = dict.fromkeys(one for p in prompts for one in (names if asks_all(p, vocabulary) else (p,)))
     return tuple(asked), [f"asked for all that was learnt in {kind}: {', '.join(names)}"]
-
-
-def _write_seg(
-    proposals: Proposals, request: SegmentRequest, folder: Path, algorithm: str
-) -> tuple[list[str], list[str]]:
-    """Write `segmentation.dcm` with a segment for every found target; its name, or a note why there is none."""
-    from delineate.scans.dicom.seg import write_seg
-
-    scan, masks, concepts = proposals.scan, {}, {}
-    if scan.dicom is not None and scan.dicom.missing:
-        return [], [f"no DICOM SEG: the source lacks {', '.join(scan.dicom.missing)}"]
-    for target in proposals:
-        if target.outcome is Outcome.FOUND and target.name is not None:
-            count = sum(known == target.name for known in concepts.values())
-            name = target.name if count == 0 else f"{target.name} {count + 1}"
-            mask = target.probability() if request.seg == "fractional" else target.consensus(request.how)
-            if mask.any():
-                masks[name], concepts[name] = mask, target.name
-    if not masks:
-        return [], ["no DICOM SEG: nothing was found"]
-    options: dict[str, Any] = {"kind": request.seg, "algorithm": algorithm, "concepts": concepts}
-    return [write_seg(folder / "segmentation.dcm", masks, scan, **options).name], []
 
 
 def _empty(folder: Path) -> None:

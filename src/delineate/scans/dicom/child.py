@@ -17,7 +17,7 @@ JOBS = {  # by name: the module beside this one and its function
     "segment": ("segments", "write"),
     "structures": ("structures", "write"),
     "report": ("measurements", "write"),
-    "masks": ("drawn", "read"),
+    "masks": ("unpacking", "read"),
 }
 
 

@@ -57,7 +57,9 @@ def _crossings(polygon: np.ndarray, rows: int) -> Iterator[tuple[np.ndarray, np.
     down = polygon[:, 0] <= ends[:, 0]  # the same edge, whichever way it is gone, is worked out alike
     upper, lower = np.where(down[:, None], polygon, ends), np.where(down[:, None], ends, polygon)
     first = np.ceil(upper[:, 0]).clip(0, rows).astype(np.int64)
-    last = np.ceil(lower[:, 0]).clip(0, rows).astype(np.int64)  # a row is crossed from its upper end on, up to the lower
+    last = (
+        np.ceil(lower[:, 0]).clip(0, rows).astype(np.int64)
+    )  # a row is crossed from its upper end on, up to the lower
     crossed = last - first
     upper, lower, first, crossed = (a[crossed > 0] for a in (upper, lower, first, crossed))
     parts = np.flatnonzero(np.diff(crossed.cumsum() // MOST_CROSSINGS)) + 1

@@ -35,7 +35,8 @@ def write(job: dict[str, Any], folder: Path, allow: Callable[[int], None]) -> di
     """Write `folder/made.dcm`, and return how many groups it has.
 
     Args:
-        job: "name", "files", "segmentation" (path), "measured" [{of `report.Measurements`}, …], "concepts", "algorithm".
+        job: "name", "files", "segmentation" (path), "measured" [{of `report.Measurements`}, …], "concepts",
+            "algorithm".
         folder: for what is written.
         allow: told how many bytes this takes.
     """
@@ -85,9 +86,7 @@ def _content(groups: list[Any], job: dict[str, Any]) -> sr.MeasurementReport:
         procedure_reported=codes.cid100.ImagingProcedure,
         imaging_measurements=groups,
     )
-    said = sr.TextContentItem(
-        name=COMMENT, value=NOT_A_DIAGNOSIS, relationship_type=sr.RelationshipTypeValues.CONTAINS
-    )
+    said = sr.TextContentItem(name=COMMENT, value=NOT_A_DIAGNOSIS, relationship_type=sr.RelationshipTypeValues.CONTAINS)
     report[0].ContentSequence.append(said)
     return report
 

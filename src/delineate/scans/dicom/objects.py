@@ -1,7 +1,7 @@
 """What all DICOM objects that refer to a series have in common: what they need of it, and how they come to a file.
 
-They are made by the child process of `delineate.scans.dicom.limits`, for it reads headers of strangers; a file takes its
-name when it is whole.
+They are made by the child process of `delineate.scans.dicom.limits`, for it reads headers of strangers; a file takes
+its name when it is whole.
 """
 
 import tempfile
