@@ -10,6 +10,7 @@ takes several polygons of a slice for holes in one another.
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import numpy as np
 from contourpy import FillType, contour_generator
@@ -28,11 +29,11 @@ def outlines(mask: np.ndarray) -> list[np.ndarray]:
         return []
     box = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     heights = np.pad(box.astype(np.float64), 1)
-    filled = contour_generator(z=heights, fill_type=FillType.OuterOffset).filled(0.5, 2.0)
+    around = contour_generator(z=heights, fill_type=FillType.OuterOffset).filled(0.5, 2.0)
     corner = np.array([rows[0], columns[0]]) - 1
     found = []
-    for points, offsets in zip(*filled, strict=True):
-        rings = [_corners(points[a : b - 1]) for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+    for points, offsets in zip(*around, strict=True):
+        rings = [_corners(points[a : b - 1]) for a, b in pairwise(offsets)]
         found.append(_keyholes(rings)[:, ::-1] + corner)  # contourpy says (x, y)
     return found
 

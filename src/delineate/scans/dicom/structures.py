@@ -1,7 +1,7 @@
 """RT Structure Sets through pydicom: contours on the images of a series, filled again and compared.
 
 `write` is a job of the child process of `delineate.scans.dicom.limits`, since it reads headers of strangers. highdicom
-has no such object; rt-utils draws polygons through the centres of pixels with OpenCV, and holds nothing but axial CT.
+has no such object; rt-utils draws through the centres of pixels and stacks slices along their normal, tilted or not.
 """
 
 from collections.abc import Callable, Sequence
