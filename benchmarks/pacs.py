@@ -108,7 +108,7 @@ def trip(folder: Path, truth: np.ndarray, names: dict[int, str], pacs: str | Non
     told["report"] = cost(path, began) | {"groups": len(groups), "largest_difference_ml": max(apart)}
     if scan.dicom is not None and scan.dicom.shifts is None:
         told["by highdicom"] = by_highdicom(made / "SEG binary.dcm", masks, scan)
-        told["by SimpleITK"] = by_simpleitk(made / "SEG labelmap, RLE.dcm", masks, scan)
+        told["by SimpleITK"] = by_simpleitk(made / "SEG binary.dcm", masks, scan)
         draw(made / "contours.dcm", masks, scan)
     return told
 
@@ -194,12 +194,14 @@ def by_highdicom(path: Path, masks: dict[str, np.ndarray], scan: Scan) -> dict[s
 
 
 def by_simpleitk(path: Path, masks: dict[str, np.ndarray], scan: Scan) -> dict[str, Any]:
-    """The label map as SimpleITK reads it: numbers frame by frame, without the empty frames that are not stored."""
-    image = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path)))
-    labels = np.zeros(scan.shape, np.uint8)
-    for number, mask in enumerate(masks.values(), start=1):
-        labels[mask] = number
-    return {"equal": bool(np.array_equal(image, labels[labels.any(axis=(1, 2))]))}
+    """The frames as SimpleITK reads them, each laid where the file says that it lies; it knows no label maps."""
+    frames, told = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path))) > 0, pydicom.dcmread(path)
+    inverse = np.linalg.inv(np.diag([-1.0, -1, 1, 1]) @ scan.affine)
+    got = {number: np.zeros(scan.shape, bool) for number in range(1, len(masks) + 1)}
+    for frame, groups in zip(frames, told.PerFrameFunctionalGroupsSequence, strict=True):
+        place = inverse @ [*map(float, groups.PlanePositionSequence[0].ImagePositionPatient), 1.0]
+        got[groups.SegmentIdentificationSequence[0].ReferencedSegmentNumber][round(float(place[0]))] = frame
+    return {"equal": all(np.array_equal(g, m) for g, m in zip(got.values(), masks.values(), strict=True))}
 
 
 def draw(path: Path, masks: dict[str, np.ndarray], scan: Scan) -> None:

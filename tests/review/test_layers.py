@@ -9,7 +9,7 @@ from tests.review_world import AFFINE, SHAPE, Client, desk_for, write_volume
 from delineate.errors import ScanError
 from delineate.review import layers
 from delineate.review.layers import put_layers, read_layers
-from delineate.review.runs import mask_of
+from delineate.review.runs import mask_of, toggles_of
 from delineate.scans.dicom import objects, regions, series
 from delineate.scans.dicom.rtstruct import write_rtstruct
 
@@ -84,6 +84,6 @@ def test_what_cannot_be_a_layer_is_refused(tmp_path, labels, monkeypatch):
     with pytest.raises(ScanError, match="found 2"):
         read_layers(path, scan)
     with pytest.raises(ScanError, match="1 layers at most"):
-        put_layers(place, path, [("a", values == 1), ("b", values == 4)])
+        put_layers(place, path, [("a", toggles_of(values == 1)), ("b", toggles_of(values == 4))])
     assert place.work.layers == []
     desk.close()

@@ -21,7 +21,7 @@ LONGEST_NAME = 70
 
 
 def read_layers(path: Path, scan: Scan) -> tuple[list[tuple[str, np.ndarray]], list[str]]:
-    """The masks in a file by name, bool on the grid of `scan`, and notes of how it was read.
+    """The masks in a file by name, as toggles (`delineate.review.runs`) on the grid of `scan`, and notes of reading.
 
     A value of a label map has no name but its number, behind that of the file.
 
@@ -30,7 +30,9 @@ def read_layers(path: Path, scan: Scan) -> tuple[list[tuple[str, np.ndarray]], l
     """
     if holds_regions(path):
         read = read_regions(path, scan)
-        named = [(one.name, one.mask()) for one in read.regions[:MOST_LAYERS]]
+        named = [
+            (one.name, toggles_of(one.mask())) for one in read.regions[:MOST_LAYERS]
+        ]  # one at a time: they are large
         count, notes = len(read.regions), list(read.notes)
     else:
         labels = read_labels(path)
@@ -39,7 +41,7 @@ def read_layers(path: Path, scan: Scan) -> tuple[list[tuple[str, np.ndarray]], l
         values = [int(value) for value in np.unique(labels.voxels) if value]
         stem = stem_of(path)
         names = [stem if len(values) == 1 else f"{stem} {value}" for value in values[:MOST_LAYERS]]
-        named = [(name, labels.voxels == value) for name, value in zip(names, values, strict=False)]
+        named = [(name, toggles_of(labels.voxels == value)) for name, value in zip(names, values, strict=False)]
         count, notes = len(values), list(labels.notes)
     if not count or count > MOST_LAYERS:
         raise ScanError(f"{path}: a file of layers holds 1 to {MOST_LAYERS} masks, found {count}; name another file")
@@ -61,12 +63,12 @@ def put_layers(place: Place, path: Path, named: Sequence[tuple[str, np.ndarray]]
             for past in work.past
             if past.event["kind"] == IMPORTED and past.event["detail"]["sha256"] == digest
         }
-        left = [(number, name, mask) for number, (name, mask) in enumerate(named) if number not in done]
+        left = [(number, *one) for number, one in enumerate(named) if number not in done]
         if len(work.layers) + len(left) > MOST_LAYERS:
             raise ScanError(f"{path}: a case has {MOST_LAYERS} layers at most; remove some first")
-        for number, name, mask in left:
+        for number, name, toggles in left:
             layer, new = work.new_layer(work.free_name(without_hidden(name)[:LONGEST_NAME] or "layer"))
             detail = {"new": new, "file": without_hidden(path.name), "sha256": digest, "mask": number}
-            work.apply(place.log.append(IMPORTED, layer=layer, detail=detail, flips=pack(toggles_of(mask))))
+            work.apply(place.log.append(IMPORTED, layer=layer, detail=detail, flips=pack(toggles)))
             added.append(new["name"])
         return added

@@ -271,7 +271,7 @@ def _client(root: str) -> Iterator["DICOMwebClient"]:
             raise WebError(f"{root}: refuses with HTTP {code}{hint}") from error
         except requests.exceptions.JSONDecodeError as error:
             raise WebError(f"{root}: answers with something else than DICOMweb; check the address") from error
-        except (requests.exceptions.RequestException, OSError) as error:
+        except (requests.exceptions.RequestException, ConnectionError, TimeoutError) as error:
             raise WebError(f"{root}: cannot be asked ({_reason(error)}); check address and network") from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:  # what the library makes of odd answers
             raise WebError(f"{root}: answers with something else than DICOMweb; check the address") from error
