@@ -2,13 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from delineate.errors import DelineateError
 from delineate.proposals.proposals import Outcome, Proposals
-
-if TYPE_CHECKING:
-    from delineate.jobs.segment import SegmentRequest
 
 OBJECTS = {"seg": "segmentation.dcm", "rtstruct": "rtstruct.dcm", "report": "report.dcm"}
 
@@ -34,17 +31,24 @@ def parsed(text: str, seg: str | None) -> tuple[str, ...]:
 
 def write_objects(
     proposals: Proposals,
-    request: "SegmentRequest",
+    asked: Sequence[str],
     folder: Path,
+    *,
+    how: str,
+    seg: str | None,
+    compress: bool,
     algorithm: str,
     targets: Sequence[Mapping[str, Any]],
 ) -> tuple[list[str], list[str]]:
-    """Write what `request.dicom` asks for, of every found target; the names of the files, and notes.
+    """Write the objects that are asked for, of every found target; the names of the files, and notes.
 
     Args:
         proposals: of a scan that comes from DICOM.
-        request: what is asked for.
+        asked: of `OBJECTS`, in their order.
         folder: of the case.
+        how: proposals are fused.
+        seg: the kind of SEG.
+        compress: whether it may be stored in runs.
         algorithm: what drew them.
         targets: what is told of each of the proposals' targets, and measured of it.
     """
@@ -54,34 +58,30 @@ def write_objects(
 
     scan, masks, maps, measured, notes = proposals.scan, {}, {}, [], []
     concepts: dict[str, str] = {}
-    if scan.dicom is None or not request.dicom:
+    if scan.dicom is None or not asked:
         return [], []
     if scan.dicom.missing:
         return [], [f"no DICOM SEG: the source lacks {', '.join(scan.dicom.missing)}"]
     for target, told in zip(proposals, targets, strict=True):
-        if (
-            target.outcome is not Outcome.FOUND
-            or target.name is None
-            or not (mask := target.consensus(request.how)).any()
-        ):
+        if target.outcome is not Outcome.FOUND or target.name is None or not (mask := target.consensus(how)).any():
             continue
         count = sum(known == target.name for known in concepts.values())
         name = target.name if count == 0 else f"{target.name} {count + 1}"
         masks[name], concepts[name] = mask, target.name
-        maps[name] = target.probability() if request.seg == "fractional" and "seg" in request.dicom else mask
+        maps[name] = target.probability() if seg == "fractional" and "seg" in asked else mask
         figures = {k: v for k, v in told.get("measured", {}).items() if k in Measurements.__dataclass_fields__}
         measured.append(Measurements(name=name, volume_ml=told.get("consensus_ml"), **figures))
     if not masks:
         return [], ["no DICOM SEG: nothing was found"]
-    kind, options = request.seg or "binary", {"algorithm": algorithm, "concepts": concepts}
+    kind, options = seg or "binary", {"algorithm": algorithm, "concepts": concepts}
     if kind == "labelmap" and (pair := overlapping(masks)) is not None:
         kind = "binary"
         notes.append(f"DICOM SEG written as binary: in a label map {pair[0]} and {pair[1]} could not overlap")
     written = []
-    for name in request.dicom:
+    for name in asked:
         path = folder / OBJECTS[name]
         if name == "seg":
-            write_seg(path, maps, scan, kind=kind, compress=request.compress_seg, **options)
+            write_seg(path, maps, scan, kind=kind, compress=compress, **options)
         elif name == "rtstruct" and not scan.dicom.placed:
             notes.append("no RT Structure Set: the images have no place in the patient")
             continue

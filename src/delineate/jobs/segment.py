@@ -249,7 +249,8 @@ def _segment_case(
     more = [*which, *said]
     if scan.dicom is not None:
         algorithm = f"delineate {(segmenter.fingerprint or '')[:16]}".strip()
-        named, notes = write_objects(proposals, request, folder, algorithm, targets)
+        kind: dict[str, Any] = {"how": request.how, "seg": request.seg, "compress": request.compress_seg}
+        named, notes = write_objects(proposals, request.dicom, folder, **kind, algorithm=algorithm, targets=targets)
         written += named
         more += notes
     if request.pictures:

@@ -239,7 +239,7 @@ def refusal(path, scan, *words):
 
 def test_separate_contours_in_one_another_are_holes_too(tmp_path, world):
     def change(data):
-        square = np.array([[-1.0, -1], [-1, 9], [9, 9], [9, -1]])
+        square = np.array([[-1.5, -1.5], [-1.5, 8.5], [8.5, 8.5], [8.5, -1.5]])
         for n, (contour, side) in enumerate(zip(data.ROIContourSequence[1].ContourSequence, (1.0, 0.3), strict=True)):
             points = np.c_[np.full(4, 2), square * side + 4]
             contour.ContourData = [f"{v:.4f}" for v in in_lps(scan, points).ravel()]
@@ -247,7 +247,7 @@ def test_separate_contours_in_one_another_are_holes_too(tmp_path, world):
 
     _, scan, _ = world
     mask = read_regions(changed(world, tmp_path, change), scan).regions[1].mask()
-    assert mask[2].sum() == mask.sum() == 10 * 10 - 3 * 3  # from 3 to 13; without 4 to 6
+    assert mask[2].sum() == mask.sum() == 10 * 10 - 3 * 3  # from 3 to 12; without 4 to 6
 
 
 def in_lps(scan, voxels):

@@ -69,7 +69,8 @@ def write(job: dict[str, Any], folder: Path, allow: Callable[[int], None]) -> di
     path = folder / MADE
     made.preamble = b"\0" * 128
     made.save_as(path)
-    if len(sr.srread(path).content.get_volumetric_roi_measurement_groups()) != len(groups):
+    content: Any = sr.srread(path).content
+    if len(content.get_volumetric_roi_measurement_groups()) != len(groups):
         raise ScanError(f"{job['name']}: the report does not read back the same; nothing was kept, check the disk")
     return {"groups": len(groups), "sop_instance_uid": str(made.SOPInstanceUID)}
 

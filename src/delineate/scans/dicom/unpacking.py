@@ -60,7 +60,7 @@ def read(job: dict[str, Any], folder: Path, allow: Callable[[int], None]) -> dic
         raise ScanError(
             f"{path}: what is drawn must be readable, this file is damaged ({printable(f'{error!r}')}); export it again"
         ) from error
-    regions = [one | {"voxels": np.unique(np.concatenate([_NONE, *one["voxels"]]))} for one in found]
+    regions: list[Found] = [one | {"voxels": np.unique(np.concatenate([_NONE, *one["voxels"]]))} for one in found]
     if empty := [one["name"] for one in regions if not len(one["voxels"])]:
         listed = ", ".join(empty[:5]) + (f" and {len(empty) - 5} more" if len(empty) > 5 else "")
         notes.append(f"left out, for nothing of them lies on the scan: {listed}")
@@ -190,7 +190,8 @@ def _contours(path: Path, data: Dataset, job: dict[str, Any], notes: list[str]) 
         number = whole(one, "ReferencedROINumber", -1)
         name = named.get(number, "")
         polygons: dict[tuple[int, int], list[np.ndarray]] = {}
-        for contour in one.get("ContourSequence") or ():
+        contours: Any = one.get("ContourSequence") or ()
+        for contour in contours:
             count += 1
             _few(path, count, "contours", MOST_CONTOURS)
             shown = printable(contour.get("ContourGeometricType"))

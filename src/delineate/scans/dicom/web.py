@@ -266,7 +266,7 @@ def _client(root: str) -> Iterator["DICOMwebClient"]:
         except requests.exceptions.TooManyRedirects as error:
             raise WebError(f"{root}: redirects elsewhere, which is not followed; give the address itself") from error
         except requests.exceptions.HTTPError as error:
-            code = error.response.status_code
+            code = 0 if error.response is None else error.response.status_code
             hint = f"; set {TOKEN} or {LOGIN}" if code in (401, 403) else "; check the address" if code == 404 else ""
             raise WebError(f"{root}: refuses with HTTP {code}{hint}") from error
         except requests.exceptions.JSONDecodeError as error:
