@@ -216,7 +216,7 @@ def draw(path: Path, masks: dict[str, np.ndarray], scan: Scan) -> None:
     """The contours of two slices on the CT, as the file has them; beside them a kidney pixel by pixel."""
     told = pydicom.dcmread(path)
     inverse = np.linalg.inv(np.diag([-1.0, -1, 1, 1]) @ scan.affine)
-    kidney = masks["left kidney"]
+    kidney = masks["right kidney"]
     k = int(kidney.sum(axis=(1, 2)).argmax())
     rows, columns = (np.flatnonzero(kidney[k].any(axis=axis)) for axis in (1, 0))
     figure = Figure(figsize=(12, 6), layout="constrained")

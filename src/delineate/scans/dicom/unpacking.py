@@ -20,6 +20,7 @@ from delineate.scans.dicom.pixels import decode
 
 MOST_REGIONS = 2000  # of a file: TotalSegmentator has 117, an atlas of the brain some hundreds
 MOST_CONTOURS = 500_000
+UNDEFINED = 0xFFFFFFFF  # length of an element that has an end instead
 FARTHEST_MM = 1e6  # of a coordinate from the origin
 BETWEEN = 0.1  # voxels: beyond this it is said that what is drawn lies between the voxels
 ASKEW = 0.5  # voxels: how far a contour or a frame may leave the slice, or the row, that it lies in
@@ -46,6 +47,9 @@ def read(job: dict[str, Any], folder: Path, allow: Callable[[int], None]) -> dic
                 f"{path}: deflated DICOM is not read, since it can expand a thousandfold before any check; convert it, "
                 "for example with dcmconv +te"
             )
+        for raw in map(data.get_item, list(data.keys())):  # pydicom reads on over the end of a file
+            if isinstance(raw, RawDataElement) and raw.value is not None and len(raw.value) < raw.length < UNDEFINED:
+                raise ScanError(f"{path}: a file must be readable to its end, this one was cut short; copy it again")
         kind = printable(data.get("Modality"))
         if kind not in ("SEG", "RTSTRUCT"):
             raise ScanError(
@@ -244,6 +248,10 @@ def _points(path: Path, contour: Dataset, name: str) -> np.ndarray:
         points = values.reshape(-1, 3)
     except ValueError:
         points = np.full((1, 3), np.nan)
+    if len(points) < whole(contour, "NumberOfContourPoints", 0):
+        raise ScanError(
+            f"{path}: a contour must have as many points as it says, one of '{name}' has fewer; export it again"
+        )
     if not (np.abs(points) <= FARTHEST_MM).all():  # NaN is not
         raise ScanError(
             f"{path}: a contour must be points of three numbers within a kilometre, one of '{name}' is not; export it "
