@@ -97,7 +97,7 @@ def tilted(folder: Path, voxels: np.ndarray, labels: np.ndarray, spacing: tuple[
 
 def stored(voxels: np.ndarray) -> np.ndarray:
     """Values as a CT stores them."""
-    return np.clip(np.rint(voxels + 1024), 0, 4095).astype(np.int16)
+    return np.clip(np.rint(voxels.astype(np.float32) + 1024), 0, 4095).astype(np.int16)
 
 
 def read_back(series: Path, file: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:

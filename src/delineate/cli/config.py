@@ -29,7 +29,9 @@ from delineate.errors import DelineateError
 
 FILE = "delineate.toml"
 FOR_ALL = "defaults"
-ONLY_ASKED_FOR = frozenset({"output", "input", "log-file", "host", "user", "ray", "tokens", "name", "results"})
+ONLY_ASKED_FOR = frozenset(
+    {"output", "input", "log-file", "host", "user", "ray", "tokens", "name", "results", "store", "layer"}
+)
 NEVER = frozenset({"dry-run"})  # would do nothing, silently, ever after
 BUDGETS = ("minutes", "images")
 EXCLUSIVE = (BUDGETS, ("verbose", "quiet"))

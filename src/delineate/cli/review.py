@@ -30,6 +30,7 @@ from delineate.errors import DelineateError
 if TYPE_CHECKING:
     from delineate.review.asking import Answering
     from delineate.review.cases import ReviewCase
+    from delineate.review.desk import Desk
     from delineate.segmenter import Segmenter
 
 HIGHEST_PORT = 65535
@@ -64,6 +65,12 @@ def review(
         bool,
         typer.Option("--fill-gaps", help="Make up missing DICOM slices, resample uneven ones."),
     ] = False,
+    layer: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Masks of others to begin with, for one scan: DICOM SEG, RT Structure Set or label map; repeat it."
+        ),
+    ] = None,
     port: Annotated[int, typer.Option(min=0, max=HIGHEST_PORT, help="0 takes one that is free.")] = 0,
     host: Annotated[
         str, typer.Option(help="Address to listen on; others can reach what is not loopback.")
@@ -98,8 +105,10 @@ def review(
     for case in cases:
         if case not in there:
             say(f"delineate: {case.file}: the scan of '{case.name}' is not there; the other cases can be opened")
+    if layer and len(cases) > 1:
+        raise typer.BadParameter(f"--layer is for one scan, and there are {len(cases)}; name one of them")
     answering = answering_of(model, adapter, threads, device)
-    _serve(cases, answering, users, host, port, browser=browser, as_json=as_json)
+    _serve(cases, answering, users, host, port, layers=layer or (), browser=browser, as_json=as_json)
 
 
 def _login() -> str:
@@ -164,6 +173,7 @@ def _serve(
     host: str,
     port: int,
     *,
+    layers: Sequence[Path] = (),
     browser: bool,
     as_json: bool,
 ) -> None:
@@ -183,6 +193,8 @@ def _serve(
     shown = f"[{names[0]}]" if ":" in names[0] else names[0]
     urls = {name: f"http://{shown}:{port}/?token={token}" for token, name in tokens.items()}
     desk = Desk(cases, answering)
+    for file in layers:
+        _put(desk, file, users)
     app = guard(
         create_app(desk), tokens=tokens, hosts=allowed_hosts(port, *names), larger=LARGER, token_folders=(FOLDER,)
     )
@@ -208,6 +220,22 @@ def _serve(
     server.run(sockets=[listening])
     if not desk.close():
         os._exit(0)  # a thread that loads or computes cannot be ended otherwise; all that was told is on the disk
+
+
+def _put(desk: "Desk", file: Path, users: Sequence[str]) -> None:
+    """The masks in a file as layers of everybody, with a line of what came."""
+    from delineate.review.layers import put_layers, read_layers
+
+    (case,) = desk.cases.values()
+    named, notes = read_layers(file, case.scan())
+    for note in notes:
+        say(f"delineate: {file}: {note}")
+    for user in users:
+        added = put_layers(desk.place(user, case.id), file, named)
+        who = f" for {user}" if len(users) > 1 else ""
+        again = f"was added before{who}; its layers are as they were left"
+        what = f"layers{who}: {', '.join(added)}" if added else again
+        say(f"delineate: {file}: {what}")
 
 
 def names_of(host: str) -> list[str]:

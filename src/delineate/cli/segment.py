@@ -26,21 +26,25 @@ from delineate.cli.options import (
 from delineate.cli.progress import progress_bar
 from delineate.cli.telling import ERROR, NOTE, err, out, say
 from delineate.cli.workers import answering, stoppable
-from delineate.errors import MisfitError, PromptError
+from delineate.errors import DelineateError, MisfitError, PromptError
 
 ISLANDS = {"islands_ml": "ml", "islands_pixels": "pixels"}
 LAYOUTS = ("cases", "bids")
 TURNING = ("none", "auto")
 EVERYTHING = "all that was learnt for the kind of each scan"
 MISFITS = 3  # of one scan that are told one by one
-SEGS = {"binary": "binary", "fractional": "fractional", "none": None}
+SEGS = {"binary": "binary", "fractional": "fractional", "labelmap": "labelmap", "none": None}
+RECEIVED = "dicomweb"  # the folder for what comes from a PACS
 
 
 def segment(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write to; a subfolder for each case.")],
     path: Annotated[
         Path | None,
-        typer.Argument(help="A scan (NIfTI, NRRD, MetaImage, DICOM, PNG, JPEG, TIFF), or a folder of such."),
+        typer.Argument(
+            help="A scan (NIfTI, NRRD, MetaImage, DICOM, PNG, JPEG, TIFF), a folder of such, or a study or series in a "
+            "PACS: https://host/dicom-web/studies/UID/series/UID."
+        ),
     ] = None,
     given: Annotated[Path | None, typer.Option("--input", "-i", help="The same as PATH; one of the two.")] = None,
     prompt: Annotated[
@@ -88,8 +92,26 @@ def segment(
         typer.Option("--fill-gaps", help="Make up missing DICOM slices, resample uneven ones."),
     ] = False,
     seg: Annotated[
-        str, typer.Option(help="For DICOM, segmentation.dcm: binary (consensus), fractional (probabilities) or none.")
+        str,
+        typer.Option(
+            help="What segmentation.dcm holds: binary (consensus), fractional (probabilities), labelmap (consensus, a "
+            "number a pixel), or none."
+        ),
     ] = "binary",
+    compress_seg: Annotated[
+        bool, typer.Option(help="Store a fractional or labelmap SEG in runs (RLE lossless); single bits have none.")
+    ] = True,
+    dicom: Annotated[
+        str,
+        typer.Option(
+            metavar="OBJECTS",
+            help="What is written of a DICOM series, with commas: seg, rtstruct (contours), report (volumes); or none.",
+        ),
+    ] = "seg",
+    store: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Send those objects to this PACS (DICOMweb). Without it nothing is sent."),
+    ] = None,
     anyway: Annotated[
         bool, typer.Option("--anyway", help="Also draw what was not learnt in such scans, by calibrated models.")
     ] = False,
@@ -142,7 +164,14 @@ def segment(
         raise typer.BadParameter(f"--turn is one of {', '.join(TURNING)}; got '{turn}'")
     if layout not in LAYOUTS:
         raise typer.BadParameter(f"--layout is one of {', '.join(LAYOUTS)}; got '{layout}'")
-    looked = look_for_scans(one_of(path, given))
+    objects = objects_asked(dicom, SEGS[seg])
+    if store is not None:
+        from delineate.scans.dicom.web import checked
+
+        store = checked(store)
+        if not objects:
+            raise typer.BadParameter("--store sends DICOM objects, and none is to be written; leave --dicom none out")
+    looked = look_for_scans(here(one_of(path, given), output, resume=resume, dry_run=dry_run))
     scans = looked.scans
     for line in looked.left_out:
         say(f"delineate: {line}")
@@ -184,7 +213,15 @@ def segment(
     shares: dict[str, Any] = {"missed_at_most": missed_at_most, "false_at_most": false_at_most}  # floats by `fraction`
     names = vocabulary.names if ALL in asked else [name for one in meant.values() for name in one.targets]
     refused = refused_guarantees(folder, names, proposals, adapter, **shares)
-    shares |= {"series": series, "fill_gaps": fill_gaps, "seg": SEGS[seg], "anyway": anyway, "turn": turn == "auto"}
+    shares |= {
+        "series": series,
+        "fill_gaps": fill_gaps,
+        "seg": SEGS[seg],
+        "compress_seg": compress_seg,
+        "dicom": objects,
+        "anyway": anyway,
+        "turn": turn == "auto",
+    }
     request = SegmentRequest(asked, proposals, seed, consensus, maps, modality, volume, pictures, **shares)
     if dry_run:
         from delineate.jobs.preview import of_segmenting
@@ -257,6 +294,7 @@ def segment(
     unfit = of_misfits(report["cases"], anyway)
     for line in unfit:
         say(f"delineate: {line}", NOTE if anyway else ERROR)
+    sent = None if store is None else send(store, report["cases"], output)
     failed = [c for c in report["cases"] if c["status"] == "failed"]
     for case in failed:
         say(f"delineate: {case['reason']}", ERROR)
@@ -266,8 +304,8 @@ def segment(
     refused = [line for line in refused if ALL not in asked or line.partition(", --")[0] in told]
     for line in refused:
         say(f"delineate: {line}", ERROR)
-    if failed:
-        raise typer.Exit(3 if len(scans) == 1 else 1)
+    if failed or sent is False:
+        raise typer.Exit(3 if len(scans) == 1 or not failed else 1)
     if unknown:
         raise typer.Exit(PromptError.exit_code)
     if unfit and not anyway:
@@ -283,6 +321,50 @@ def one_of(path: Path | None, given: Path | None) -> Path:
     if path is None and given is None:
         raise typer.BadParameter("give a scan or a folder of scans, as PATH or with --input")
     return path or given  # type: ignore[return-value]
+
+
+def objects_asked(text: str, seg: str | None) -> tuple[str, ...]:
+    """The DICOM objects that are asked for. Raises `BadParameter` for others."""
+    from delineate.jobs.dicom import parsed
+
+    try:
+        return parsed(text, seg)
+    except DelineateError as error:
+        raise typer.BadParameter(f"--dicom: {error}") from error
+
+
+def here(path: Path, output: Path, *, resume: bool, dry_run: bool) -> Path:
+    """`path`; or the folder in `output` into which the study or series was fetched that it is the address of.
+
+    With `resume` a series that was fetched before is taken as it is.
+    """
+    from delineate.scans.dicom.web import Address, fetch
+
+    address = Address.of(path)
+    if address is None:
+        return path
+    if dry_run:
+        raise typer.BadParameter("--dry-run writes nothing, so nothing is fetched from a PACS; leave it out")
+    folder = output / RECEIVED / address.study
+    if resume and address.series is not None and (folder / address.series).is_dir():
+        return folder / address.series
+    return fetch(address, folder)
+
+
+def send(store: str, cases: Sequence[Mapping[str, Any]], output: Path) -> bool:
+    """Send the DICOM objects of all cases to a PACS, and whether it took them; a line for each case."""
+    from delineate.scans.dicom.web import store as send_files
+
+    whole = True
+    for case in cases:
+        files = [output / case["case"] / name for name in case.get("written", ()) if name.endswith(".dcm")]
+        try:
+            if files:
+                say(f"delineate: {case['case']}: {send_files(store, files)} DICOM objects stored at {store}")
+        except DelineateError as error:
+            whole = False
+            say(f"delineate: {case['case']}: {error}", ERROR)
+    return whole
 
 
 def of_reading(cases: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from delineate.data.dataset import Dataset
+from delineate.data.drawn import NOT_TARGETS, read_drawn
 from delineate.data.layout import (
     NNUNET_SPLITS,
     SPLITS,
@@ -28,6 +30,7 @@ from delineate.data.likeness import groups_alike
 from delineate.errors import DatasetError, ScanError
 from delineate.prompts.modality import modality_code
 from delineate.scans.channels import grid_difference
+from delineate.scans.dicom.regions import holds_regions
 from delineate.scans.finding import digest_of
 from delineate.scans.reading import read_labels
 from delineate.scans.scan import Scan
@@ -41,6 +44,10 @@ REMARKS = {  # of notes that reading leaves: what to do
     "pixdim says": "find out which is right, and write it in both places",
     "implausible": "correct the header's unit (xyzt_units) or its sizes",
     "sform and qform differ": "find out which is right, and write it in both places",
+    NOT_TARGETS: "declare them in dataset.json if they are meant",
+    "beside the scan's": "see in a viewer that they lie on the image",
+    "lie outside of the scan": "see in a viewer that they lie on the image",
+    "stay empty": "draw on every slice, or interpolate between them first",
     "added to Hounsfield units: it": "state the modality in dataset.json, or export the scan in Hounsfield units",
 }
 
@@ -206,13 +213,20 @@ class _Checks:
             if scan.has_spacing:
                 self.spacing_of[image] = scan.spacing_mm
         for file in (*([] if labels is None else [labels]), *raters):
-            drawn = self._read(file, read_labels, "labels are whole numbers, one a voxel: export them as such")
+            drawn = self._drawn(dataset, file, scan)
             if drawn is None:
                 continue
             self.remarks(file, drawn)
             if scan is not None and (difference := grid_difference(scan, drawn)):
                 self.add(file, f"not on the grid of its image: {difference}", "export the labels on the image's grid")
             self.values(dataset, file, drawn, single_rater=file != labels)
+
+    def _drawn(self, dataset: Dataset, file: Path, scan: Scan | None) -> Scan | None:
+        """The ids in a label file; regions of DICOM can be read on their scan alone."""
+        if holds_regions(file) and scan is None:
+            return None
+        read = read_labels if scan is None else partial(read_drawn, scan=scan, labels=dataset.labels)
+        return self._read(file, read, "labels are whole numbers, one a voxel, or regions by name: export them as such")
 
     def remarks(self, file: Path, scan: Scan) -> None:
         """What reading noted of a file and a person should see."""

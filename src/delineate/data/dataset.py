@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from delineate.data.drawn import read_drawn
 from delineate.data.layout import (
     IGNORE,
     SPLITS,
@@ -28,7 +29,7 @@ from delineate.prompts.concept import Concept
 from delineate.prompts.modality import modality_code
 from delineate.prompts.vocabulary import Vocabulary
 from delineate.scans.channels import grid_difference, read_channels
-from delineate.scans.reading import read_labels, read_scan
+from delineate.scans.reading import read_scan
 from delineate.scans.scan import SCAN_SUFFIXES, Scan
 from delineate.storage.files import write_json
 
@@ -180,7 +181,7 @@ class Dataset:
 
     def _read_ids(self, image: Path, scan: Scan, path: Path) -> np.ndarray:
         """Int32 ids of a label file on the grid of `scan`, the content of `image`."""
-        drawn = read_labels(path)
+        drawn = read_drawn(path, scan, self.labels)
         if difference := grid_difference(scan, drawn):
             raise DatasetError(
                 f"{image} and {path} must share one grid: {difference}. Export the labels on the image's grid."

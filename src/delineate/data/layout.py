@@ -2,7 +2,8 @@
 
 Layout 1, nnU-Net v2 and Medical Segmentation Decathlon (MSD): `dataset.json`, `imagesTr/NAME_0000.nii.gz` (or
 `imagesTr/NAME.nii.gz`), `labelsTr/NAME.nii.gz`. Layout 2: `images/NAME.*` and `masks/NAME.*` (also
-`NAME_mask.*`, `NAME_segmentation.*`, `NAME.seg.nrrd`). Beside either there may be `raters/NAME_r1.*`, `NAME_r2.*`, …:
+`NAME_mask.*`, `NAME_segmentation.*`, `NAME.seg.nrrd`). An image may be a folder NAME with a DICOM series in it, its
+label file a DICOM SEG or RT Structure Set, NAME.dcm. Beside either there may be `raters/NAME_r1.*`, `NAME_r2.*`, …:
 what each of several raters drew. Files are found by listing the folders; no path comes from a JSON file.
 """
 
@@ -16,6 +17,7 @@ from delineate.errors import DatasetError, DelineateError
 from delineate.prompts.anatomy import MODALITIES
 from delineate.prompts.modality import modality_code
 from delineate.prompts.vocabulary import canonical_name
+from delineate.scans.dicom.source import DICOM_SUFFIXES, is_dicom
 from delineate.scans.scan import VOLUME_SUFFIXES, is_scan_file, stem_of, suffix_of
 from delineate.storage import schema
 from delineate.storage.schema import MOST_CHANNELS, Line, Name
@@ -120,16 +122,21 @@ def _raters(folder: Path, faults: list[tuple[Path, str]]) -> dict[str, tuple[Pat
 
 
 def _by_stem(folder: Path, faults: list[tuple[Path, str]]) -> dict[str, Path]:
-    """Files of a known ending by name without it. Hidden files (macOS writes `._NAME`) do not count."""
+    """Files of a known ending and folders of a DICOM series by name; hidden ones (`._NAME` of macOS) do not count."""
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        if not (is_scan_file(path) and path.is_file()):
+        series = path.is_dir() and not path.name.startswith(".") and is_dicom(path)
+        if not series and not (path.is_file() and (is_scan_file(path) or _is_dicom_file(path))):
             continue
-        stem = stem_of(path)
+        stem = path.name if series else stem_of(path)
         if stem in found:
             faults.append((path, f"the same name as {found[stem].name}; keep one of the two"))
         found.setdefault(stem, path)
     return found
+
+
+def _is_dicom_file(path: Path) -> bool:
+    return suffix_of(path) in DICOM_SUFFIXES and not path.name.startswith(".")
 
 
 def _is_numbered(root: Path, images: Mapping[str, Path], labels: Mapping[str, Path]) -> bool:

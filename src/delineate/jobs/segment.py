@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from delineate import __version__
 from delineate.errors import DelineateError
+from delineate.jobs.dicom import write_objects
 from delineate.jobs.parts import Part, begin_part, end_part, report_name
 from delineate.jobs.statistics import STATISTICS, figures_of, rows_of, write_table
 from delineate.prompts.listing import asks_all
 from delineate.proposals.description import describe
-from delineate.proposals.proposals import Outcome, Proposals
 from delineate.scans.channels import read_channels
 from delineate.scans.finding import Found, Kind
 from delineate.scans.reading import read_scan
@@ -59,6 +59,8 @@ class SegmentRequest:
     series: str | None = None
     fill_gaps: bool = False
     seg: str | None = "binary"
+    compress_seg: bool = True
+    dicom: tuple[str, ...] = ("seg",)
     anyway: bool = False
     turn: bool = False
 
@@ -66,6 +68,15 @@ class SegmentRequest:
     def shares(self) -> dict[str, float | None]:
         """What is to be guaranteed, as `TargetProposals.guarantees` takes it."""
         return {"missed_at_most": self.missed_at_most, "false_at_most": self.false_at_most}
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values."""
+        return {name: list(one) if isinstance(one, tuple) else one for name, one in self.__dict__.items()}
+
+    @classmethod
+    def of_json(cls, told: Mapping[str, Any]) -> "SegmentRequest":
+        """What `to_json` told."""
+        return cls(**{name: tuple(one) if isinstance(one, list) else one for name, one in told.items()})
 
 
 @dataclass(frozen=True)
@@ -91,7 +102,7 @@ class Doing:
     def to_json(self) -> dict[str, Any]:
         """All but `lay_out`, as plain values."""
         told = {"run": self.run, "folder": str(self.folder), "signature": dict(self.signature), "resume": self.resume}
-        return told | {"request": {**self.request.__dict__, "prompts": list(self.request.prompts)}}
+        return told | {"request": self.request.to_json()}
 
 
 def run_cohort(
@@ -153,7 +164,7 @@ def run_cohort(
         "model_sha256": model_hash,
         "adapter_sha256": adapter_hash,
         "calibration_sha256": calibration_hash,
-        "request": {**request.__dict__, "prompts": list(request.prompts)},
+        "request": request.to_json(),
         "part": None if part is None else str(part),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(started)),
         **({} if crew is None else {"workers": crew.workers}),
@@ -317,8 +328,10 @@ def written(
     write_json(folder / STATISTICS, {"targets": rows_of({"targets": targets})})
     names.append(STATISTICS)
     notes = [*scan.notes, *said]
-    if scan.dicom is not None and request.seg is not None:
-        named, why = _write_seg(proposals, request, folder, f"delineate {(segmenter.fingerprint or '')[:16]}".strip())
+    if scan.dicom is not None:
+        algorithm = f"delineate {(segmenter.fingerprint or '')[:16]}".strip()
+        kind: dict[str, Any] = {"how": request.how, "seg": request.seg, "compress": request.compress_seg}
+        named, why = write_objects(proposals, request.dicom, folder, **kind, algorithm=algorithm, targets=targets)
         names += named
         notes += why
     if request.pictures:
@@ -367,28 +380,6 @@ def asked_of(segmenter: "Segmenter", seen: "Seen", prompts: Sequence[str]) -> tu
     names, kind = segmenter.learnt_for(seen)
     asked = dict.fromkeys(one for p in prompts for one in (names if asks_all(p, vocabulary) else (p,)))
     return tuple(asked), [f"asked for all that was learnt in {kind}: {', '.join(names)}"]
-
-
-def _write_seg(
-    proposals: Proposals, request: SegmentRequest, folder: Path, algorithm: str
-) -> tuple[list[str], list[str]]:
-    """Write `segmentation.dcm` with a segment for every found target; its name, or a note why there is none."""
-    from delineate.scans.dicom.seg import write_seg
-
-    scan, masks, concepts = proposals.scan, {}, {}
-    if scan.dicom is not None and scan.dicom.missing:
-        return [], [f"no DICOM SEG: the source lacks {', '.join(scan.dicom.missing)}"]
-    for target in proposals:
-        if target.outcome is Outcome.FOUND and target.name is not None:
-            count = sum(known == target.name for known in concepts.values())
-            name = target.name if count == 0 else f"{target.name} {count + 1}"
-            mask = target.probability() if request.seg == "fractional" else target.consensus(request.how)
-            if mask.any():
-                masks[name], concepts[name] = mask, target.name
-    if not masks:
-        return [], ["no DICOM SEG: nothing was found"]
-    options: dict[str, Any] = {"kind": request.seg, "algorithm": algorithm, "concepts": concepts}
-    return [write_seg(folder / "segmentation.dcm", masks, scan, **options).name], []
 
 
 def _empty(folder: Path) -> None:

@@ -86,7 +86,7 @@ def doing_of(begin: Mapping[str, Any]) -> "Doing":
     from delineate.jobs.segment import Doing, SegmentRequest
 
     told = dict(begin["doing"])
-    request = SegmentRequest(**{**told["request"], "prompts": tuple(told["request"]["prompts"])})
+    request = SegmentRequest.of_json(told["request"])
     lay_out = {} if begin["bids"] is None else {"lay_out": partial(bids.lay_out, Path(begin["bids"]))}
     return Doing(told["run"], request, Path(told["folder"]), told["signature"], told["resume"], **lay_out)
 

@@ -61,3 +61,13 @@ def colour_of(name: str) -> str:
         return COLOURS[name]
     number = int.from_bytes(hashlib.sha256(name.encode(errors="surrogatepass")).digest()[:4])
     return list(COLOURS.values())[number % len(COLOURS)]
+
+
+def rgb_of(name: str) -> tuple[int, int, int]:
+    """The colour of a structure as red, green and blue, 0 to 255.
+
+    >>> rgb_of("liver")
+    (0, 114, 178)
+    """
+    red, green, blue = bytes.fromhex(colour_of(name)[1:])
+    return red, green, blue

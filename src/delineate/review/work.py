@@ -230,6 +230,8 @@ def text_of(kind: str, layer: str, detail: Mapping[str, Any]) -> str:
         case "combine":
             several = ", ".join(map(str, detail["proposals"]))
             return f"{layer}: {detail['how']} of proposals {several} of {detail['answer']}"
+        case "import_layer":
+            return f"new layer {layer} from {detail['file']}"
         case "paint":
             return f"{layer}: {detail['tool']}"
         case "fill_between":

@@ -169,7 +169,7 @@ class Service:
                         "status": "done",
                         **told,
                         "delineate": __version__,
-                        "request": {**request.__dict__, "prompts": list(request.prompts)},
+                        "request": request.to_json(),
                         **self.answering.asked,
                     }
                     write_json(case / CASE, _without(entry, sent))

@@ -19,7 +19,7 @@ from tests.dicom_series import (
 
 from delineate import __version__
 from delineate.errors import ScanError
-from delineate.scans.dicom import seg as dicom_seg
+from delineate.scans.dicom import objects as dicom_objects
 from delineate.scans.dicom import series as dicom
 from delineate.scans.dicom.seg import read_seg, write_seg
 from delineate.scans.dicom.series import read_series
@@ -36,7 +36,7 @@ def here(monkeypatch, request):
     """Jobs run in this process, which is quicker."""
     if request.node.name != "test_the_child_writes_it_too":
         monkeypatch.setattr(dicom, "ask_child", answer_here)
-        monkeypatch.setattr(dicom_seg, "ask_child", answer_here)
+        monkeypatch.setattr(dicom_objects, "ask_child", answer_here)
 
 
 @pytest.fixture

@@ -4,11 +4,13 @@ import json
 import shutil
 import sys
 
+import highdicom
 import numpy as np
 import pydicom
 import pytest
 import torch
 from tests.dicom_series import answer_here, bundled, dataset, in_world, oblique, set_pixels, write_series
+from tests.pacs import a_pacs
 from tests.progress import without_progress
 
 from delineate.cli import app as cli
@@ -16,9 +18,12 @@ from delineate.data.phantom import make_phantom
 from delineate.errors import ScanError
 from delineate.jobs.segment import SegmentRequest, run_cohort
 from delineate.prompts.vocabulary import Vocabulary
-from delineate.scans.dicom import seg as dicom_seg
+from delineate.scans.dicom import objects as dicom_objects
+from delineate.scans.dicom import regions as dicom_regions
 from delineate.scans.dicom import series as dicom
+from delineate.scans.dicom.regions import read_regions
 from delineate.scans.dicom.seg import read_seg
+from delineate.scans.dicom.web import store
 from delineate.scans.finding import Found, Kind, case_name, digest_of, find_scans
 from delineate.scans.geometry import spacing_of
 from delineate.scans.reading import read_labels, read_scan
@@ -50,7 +55,8 @@ def here(monkeypatch, request):
     """Jobs run in this process, which is quicker."""
     if "command" not in request.node.name:
         monkeypatch.setattr(dicom, "ask_child", answer_here)
-        monkeypatch.setattr(dicom_seg, "ask_child", answer_here)
+        monkeypatch.setattr(dicom_objects, "ask_child", answer_here)
+        monkeypatch.setattr(dicom_regions, "ask_child", answer_here)
 
 
 @pytest.fixture
@@ -179,6 +185,41 @@ def delineate(monkeypatch, capsys):
     return call
 
 
+def test_contours_and_a_report_where_they_are_asked_for(tmp_path, stored):
+    write_series(tmp_path / "s", stored)
+    (case,) = run(tmp_path / "s", tmp_path / "out", dicom=("seg", "rtstruct", "report"), seg="labelmap")["cases"]
+    assert {"segmentation.dcm", "rtstruct.dcm", "report.dcm"} <= case["written"].keys()
+    folder, scan = tmp_path / "out" / "s", read_scan(tmp_path / "s")
+    mask = read_labels(folder / "liver.nii.gz").voxels > 0
+    for name in ("segmentation.dcm", "rtstruct.dcm"):
+        (region,) = read_regions(folder / name, scan).regions
+        assert np.array_equal(region.mask(), mask)
+    (group,) = highdicom.sr.srread(folder / "report.dcm").content.get_volumetric_roi_measurement_groups()
+    values = {m.name.value: m.value for m in group.get_measurements()}
+    (liver,) = [target for target in case["targets"] if target["target"] == "liver"]
+    assert values["118565006"] == pytest.approx(liver["consensus_ml"], abs=1e-3)
+    assert case["notes"].count("DICOM SEG written as binary") == 0
+    (none,) = run(tmp_path / "s", tmp_path / "none", dicom=())["cases"]
+    assert not any(name.endswith(".dcm") for name in none["written"])
+    code = json.loads((folder / "case.json").read_text())["request"]["dicom"]
+    assert code == ["seg", "rtstruct", "report"]
+
+
+def test_targets_that_overlap_are_no_label_map_and_a_flat_image_has_no_contours(tmp_path, stored):
+    stored[2, 10:12, 6:9] = 3000  # the kidney, within the liver
+    write_series(tmp_path / "s", stored)
+    (case,) = run(tmp_path / "s", tmp_path / "out", seg="labelmap")["cases"]
+    overlap = [note for note in case["notes"] if "DICOM SEG written as binary" in note]
+    found = [target["outcome"] for target in case["targets"]]
+    assert bool(overlap) == (found == ["found", "found"])
+    grey = np.full((32, 32), 20, np.uint8)
+    grey[8:20, 4:18] = 200
+    set_pixels(dataset("CR", PixelSpacing=[1, 1]), grey).save_as(tmp_path / "x")
+    (case,) = run(tmp_path / "x", tmp_path / "out", dicom=("seg", "rtstruct", "report"))["cases"]
+    assert "no RT Structure Set: the images have no place in the patient" in case["notes"]
+    assert {"segmentation.dcm", "report.dcm"} <= case["written"].keys()
+
+
 def test_the_command_from_a_series_to_a_seg(tmp_path, delineate):
     """The house model, the real child process; two series in one folder, of which one is asked for."""
     phantom = make_phantom(0, shape=(8, 64, 64))
@@ -199,11 +240,33 @@ def test_the_command_from_a_series_to_a_seg(tmp_path, delineate):
     assert "segmentation.dcm" in case["written"]
     scan = read_scan(tmp_path / "case", series=3)
     assert read_labels(tmp_path / "out" / "case" / "liver.nii.gz").shape == scan.shape
-    code, _, err = delineate(*asked, "--seg", "labelmap")
-    assert code == 2
+    for wrong in (
+        ("--seg", "surface"),
+        ("--dicom", "seg,mesh"),
+        ("--dicom", "report"),
+        ("--seg", "none", "--dicom", "report,seg"),
+    ):
+        code, _, err = delineate(*asked, *wrong)
+        assert code == 2
+        assert wrong[-2] in err
     code, _, err = delineate("segment", bundled("rtplan.dcm"), "-p", "liver", "-o", tmp_path / "out2")
     assert code == 3
     assert "a radiotherapy plan" in err
+    with a_pacs() as pacs:
+        store(pacs.url, sorted((tmp_path / "case").glob("0*")))
+        header = pydicom.dcmread(tmp_path / "case" / "000.dcm")
+        place = f"{pacs.url}/studies/{header.StudyInstanceUID}/series/{header.SeriesInstanceUID}"
+        sent = ("-p", "liver", "-n", "1", "-o", tmp_path / "web", "--no-pictures", "--dicom", "seg,rtstruct,report")
+        code, _, err = delineate("segment", place, *sent, "--store", pacs.url)
+        assert code == 0, err
+        assert f"3 DICOM objects stored at {pacs.url}" in " ".join(err.split())
+        assert {told.Modality for told, _ in pacs.held.values()} == {"CT", "SEG", "RTSTRUCT", "SR"}
+        pacs.wrong = {"code": 403}
+        code, _, err = delineate("segment", place, *sent, "--store", pacs.url, "--resume")
+        assert code == 3
+        assert "refuses with HTTP 403" in " ".join(err.split())
+        code, _, err = delineate("segment", place, *sent)
+        assert (code, len(err.strip().splitlines())) == (3, 1)
     shutil.copy(tmp_path / "out" / "case" / "liver.nii.gz", tmp_path / "a.nii.gz")
     code, _, err = delineate("segment", tmp_path / "a.nii.gz", "-p", "liver", "-o", tmp_path / "o", "--series", "3")
     assert code == 2

@@ -8,8 +8,17 @@ import errno
 import json
 import sys
 import warnings
+from importlib import import_module
 from pathlib import Path
 from typing import Any
+
+JOBS = {  # by name: the module beside this one and its function
+    "read": ("reading", "read"),
+    "segment": ("segments", "write"),
+    "structures": ("structures", "write"),
+    "report": ("measurements", "write"),
+    "masks": ("unpacking", "read"),
+}
 
 
 class Limits:
@@ -66,13 +75,9 @@ def answer(job: dict[str, Any], folder: Path, limits: Limits) -> dict[str, Any]:
 
     warnings.simplefilter("ignore")
     try:
-        if job["job"] == "read":
-            from delineate.scans.dicom.reading import read
-
-            return {"done": read(job, folder, limits.allow)}
-        from delineate.scans.dicom.segments import write
-
-        return {"done": write(job, folder, limits.allow)}
+        module, function = JOBS[job["job"]]
+        do = getattr(import_module(f"delineate.scans.dicom.{module}"), function)
+        return {"done": do(job, folder, limits.allow)}
     except ScanError as error:
         return {"refused": " ".join(str(error).split())}
     except (MemoryError, OSError) as error:

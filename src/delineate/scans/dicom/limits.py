@@ -22,6 +22,7 @@ from delineate.storage.schema import Count, read_json
 HEADROOM = 1 << 30  # bytes for Python, numpy, pydicom and small change; the arrays come on top
 SECONDS = 120  # and one more for each MiB of files
 LONGEST_ANSWER = 64 << 20
+DOING = {"segment": "writing the SEG", "structures": "writing the contours", "report": "writing the report"}
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def ask_child(job: dict[str, Any], folder: Path, *, size: int, array_bytes: int,
     """
     if any(find_spec(module) is None for module in ("pydicom", "highdicom")):
         raise ScanError(f"{name}: DICOM needs pydicom and highdicom; install them with: pip install 'delineate[dicom]'")
-    doing = "reading" if job["job"] == "read" else "writing the SEG"
+    doing = DOING.get(job["job"], "reading")
     seconds = SECONDS + size // (1 << 20)
     limits = {"memory": HEADROOM + 3 * size, "most_memory": HEADROOM + 3 * size + array_bytes, "seconds": seconds}
     (folder / "job.json").write_text(json.dumps(job | {"limits": limits}))

@@ -1,6 +1,5 @@
 """DICOM SEG out: masks or probabilities of a scan that came from DICOM, on the frames of its own instances."""
 
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,12 +8,11 @@ from typing import Any
 import numpy as np
 
 from delineate.errors import ScanError
-from delineate.scans.dicom.limits import ask_child
+from delineate.scans.dicom.objects import BY, check_masks, make, source_of
 from delineate.scans.scan import Scan
-from delineate.storage.files import replacing
 
-KINDS = ("binary", "fractional")
-BY = ("automatic", "semiautomatic", "manual")
+KINDS = ("binary", "fractional", "labelmap")
+WHAT = "DICOM SEG"
 
 
 def write_seg(
@@ -28,87 +26,85 @@ def write_seg(
     description: str | None = None,
     concepts: Mapping[str, str] | None = None,
     keep_empty: bool = False,
+    compress: bool = True,
 ) -> Path:
     """Write masks as one DICOM SEG, a segment each, and return the path.
 
     The segments lie on the frames of the scan's own instances, exactly; those of a series with a tilted gantry are
     moved back within their slices first. Slices that fill a gap have no instance and are left out. The names of
-    `delineate.prompts.anatomy` get SNOMED CT codes with their side, others a code of the scheme 99DELINEATE. Patient
-    and study are those of the source. The file is read back and compared before it takes its name.
+    `delineate.prompts.anatomy` get SNOMED CT codes with their side, others a code of the scheme 99DELINEATE; all get
+    the colours of `delineate.prompts.colours`. Patient and study are those of the source. The file is read back and
+    compared before it takes its name.
 
     Args:
         path: to write; it does not depend on anything in the source.
         masks: by name: bool (I, J, K) = `scan.shape`; for fractional, floats in [0, 1], stored in steps of 1/255.
         scan: as `read_scan` or `series.read_series` gave it.
-        kind: "binary" or "fractional" (probabilities).
+        kind: "binary", "fractional" (probabilities), or "labelmap": one number a pixel, so that no two may overlap.
         algorithm: what made them, such as the name of the model.
         by: "automatic", "semiautomatic" (corrected by hand) or "manual".
         description: of the series; usually the names.
         concepts: for a name that is no target's own, such as "liver 2", which target it shows.
         keep_empty: whether a mask without any voxel may become a segment.
+        compress: whether pixels of 8 and 16 bits are stored as runs (RLE lossless); DICOM has no runs of single bits,
+            so that "binary" never is.
 
     Raises:
         ScanError: the scan is not from DICOM or its instances lack an identifier; shapes, types or values do not fit;
-            empty masks without `keep_empty`; nothing to write; it cannot be written or does not read back.
+            masks that overlap in a labelmap; empty masks without `keep_empty`; nothing to write; it cannot be written
+            or does not read back.
     """
-    path, source = Path(path), scan.dicom
-    if source is None:
-        raise ScanError(f"{path}: a DICOM SEG refers to DICOM images, but {scan.source} is none; write NIfTI instead")
-    if source.missing:
-        raise ScanError(
-            f"{path}: a DICOM SEG needs {', '.join(source.missing)} of its source, which {scan.source} lacks; write "
-            "NIfTI or PNG instead, or export the series again"
-        )
+    path, source = Path(path), source_of(Path(path), WHAT, scan)
     if kind not in KINDS or by not in BY:
         raise ValueError(f"kind is one of {', '.join(KINDS)} and by one of {', '.join(BY)}; got '{kind}' and '{by}'")
-    if not masks:
-        raise ScanError(f"{path}: a DICOM SEG holds at least one segment, got none; nothing was written")
+    masks = {name: np.asarray(mask) for name, mask in masks.items()}
+    check_masks(path, WHAT, masks, scan)
+    if kind == "labelmap" and (pair := overlapping(masks)) is not None:
+        raise ScanError(
+            f"{path}: segments of a labelmap may not overlap, {pair[0]} and {pair[1]} do; write kind='binary'"
+        )
     job = {
         "job": "segment",
-        "name": str(path),
-        "files": [str(file) for file in source.files],
-        "frames": source.frames,
         "segments": list(masks),
         "concepts": dict(concepts or {}),
         "kind": kind,
+        "compress": compress,
         "algorithm": algorithm,
         "by": by,
         "spacing_mm": scan.spacing_mm if scan.has_spacing else None,
         "description": (description or f"Segmentation: {', '.join(masks)}")[:64],
     }
     shape = (len(masks), scan.shape[0], *source.size)
-    try:
-        size = sum(file.stat().st_size for file in source.files)
-        with tempfile.TemporaryDirectory(prefix="delineate-") as temporary, replacing(path) as final:
-            stored = np.lib.format.open_memmap(Path(temporary) / "masks.npy", "w+", np.uint8, shape)
-            for number, (name, mask) in enumerate(masks.items()):  # one at a time, since they are large
-                stored[number] = _levels(path, name, np.asarray(mask), scan, kind)
-                if not keep_empty and not stored[number].any():
-                    raise ScanError(
-                        f"{path}: a segment must have a voxel, {name} has none; leave it out, or keep_empty"
-                    )
-            stored.flush()
-            ask_child(job, Path(temporary), size=size, array_bytes=50 * stored.size + (1 << 30), name=str(path))
-            final.write_bytes((Path(temporary) / "segmentation.dcm").read_bytes())
-    except OSError as error:
-        raise ScanError(
-            f"{path}: cannot be written ({error.strerror or error}: {error.filename}); free space, choose "
-            "another folder, or put the images back"
-        ) from error
+
+    def prepare(folder: Path) -> None:
+        stored = np.lib.format.open_memmap(folder / "masks.npy", "w+", np.uint8, shape)
+        for number, (name, mask) in enumerate(masks.items()):  # one at a time, since they are large
+            stored[number] = _levels(path, name, mask, scan, kind)
+            if not keep_empty and not stored[number].any():
+                raise ScanError(f"{path}: a segment must have a voxel, {name} has none; leave it out, or keep_empty")
+        stored.flush()
+
+    make(path, source, job, array_bytes=50 * int(np.prod(shape)), prepare=prepare)
     return path
+
+
+def overlapping(masks: Mapping[str, np.ndarray]) -> tuple[str, str] | None:
+    """The names of two bool masks that share a voxel; None where none do."""
+    covered: np.ndarray | None = None
+    for name, mask in masks.items():
+        if covered is not None and (covered & mask).any():
+            return next(other for other in masks if (masks[other] & mask).any()), name
+        covered = mask.copy() if covered is None else covered | mask
+    return None
 
 
 def _levels(path: Path, name: str, mask: np.ndarray, scan: Scan, kind: str) -> np.ndarray:
     """What is stored, uint8 (K, rows, columns) on the frames of the source: 0 and 1, or 0 to 255."""
-    if mask.shape != scan.shape:
-        raise ScanError(f"{path}: the mask of {name} must have the scan's shape {scan.shape}, got {mask.shape}")
-    if not name.strip() or not name.isprintable() or "\\" in name:
-        raise ScanError(f"{path}: a segment must have a name in plain characters, got {name!r}")
     if scan.dicom is None:
         raise ValueError("no DICOM scan")
     if mask.dtype == bool:
         return scan.dicom.to_frames(mask).astype(np.uint8) * (255 if kind == "fractional" else 1)
-    if kind == "binary" or mask.dtype.kind != "f":
+    if kind != "fractional" or mask.dtype.kind != "f":
         raise ScanError(
             f"{path}: the mask of {name} must be bool, got {mask.dtype}; cut it at 0.5, or write kind='fractional'"
         )

@@ -4,20 +4,24 @@
 """
 
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import highdicom
 import numpy as np
 from highdicom.seg import SegmentationTypeValues, SegmentDescription
-from pydicom.dataset import Dataset
+from pydicom.dataset import Dataset, FileDataset
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
+from pydicom.uid import ExplicitVRLittleEndian, RLELossless
 
 from delineate import __version__
 from delineate.errors import ScanError
+from delineate.prompts.colours import rgb_of
 from delineate.scans.dicom.codes import ANATOMY, SCHEME, TERMS, private_code
 from delineate.scans.dicom.headers import numbers, read_whole
+from delineate.scans.dicom.objects import MADE
 
 EMPTY_IF_ABSENT = ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID")
 MAY_BE_EMPTY = (*EMPTY_IF_ABSENT, "StudyDate", "StudyTime", "ReferringPhysicianName")
@@ -25,35 +29,27 @@ LEVELS = 255  # of a fractional segment: 8 bits
 
 
 def write(job: dict[str, Any], folder: Path, allow: Callable[[int], None]) -> dict[str, Any]:
-    """Write `folder/segmentation.dcm` from `folder/masks.npy`, and return how many frames it has.
+    """Write `folder/made.dcm` from `folder/masks.npy`, and return how many frames it has.
 
     Args:
-        job: "name", "files", "frames" [[file, frame] | null, …], "segments" [name, …], "concepts", "kind", "algorithm",
-            "by", "description", "spacing_mm" (slices, rows, columns; null where it is not known).
+        job: "name", "files", "frames" [[file, frame] | null, …], "segments" [name, …], "concepts", "kind", "compress",
+            "algorithm", "by", "description", "spacing_mm" (slices, rows, columns; null where it is not known).
         folder: holds uint8 (segments, K, rows, columns): 0 and 1, or 0 to 255 for fractional.
         allow: told how many bytes this takes.
     """
     packed = np.load(folder / "masks.npy", mmap_mode="r", allow_pickle=False)
     allow(20 * packed.size + 40 * packed[0, 0].size)  # highdicom holds floats and copies of them
-    sources = [read_whole(path, stop_before_pixels=True) for path in job["files"]]
-    for source in sources:
-        for keyword in MAY_BE_EMPTY:
-            if keyword not in source:
-                setattr(source, keyword, "")
-    if len(sources) > 1 and any("NumberOfFrames" in s and int(s.NumberOfFrames or 1) > 1 for s in sources):
-        raise ScanError(
-            f"{job['name']}: a SEG belongs to single images or to one multi-frame file, found several of these"
-        )
+    sources = sources_of(job)
     stored, places = _by_source(packed, job["frames"], sources)
-    fractional = job["kind"] == "fractional"
+    kind, fractional = SegmentationTypeValues[job["kind"].upper()], job["kind"] == "fractional"
     values = stored.astype(np.float32) / LEVELS if fractional else stored.astype(bool)
     made = highdicom.seg.Segmentation(
         source_images=sources,
         pixel_array=values,
-        segmentation_type=SegmentationTypeValues.FRACTIONAL if fractional else SegmentationTypeValues.BINARY,
+        segmentation_type=kind,
         segment_descriptions=[_described(n, name, job) for n, name in enumerate(job["segments"], start=1)],
         series_instance_uid=highdicom.UID(),
-        series_number=_series_number(sources[0]),
+        series_number=series_number(sources[0]),
         sop_instance_uid=highdicom.UID(),
         instance_number=1,
         manufacturer="delineate",
@@ -67,12 +63,31 @@ def write(job: dict[str, Any], folder: Path, allow: Callable[[int], None]) -> di
         specific_character_set="ISO_IR 192",  # UTF-8: names may be written in any script
         series_description=job["description"],
         omit_empty_frames=bool(stored.any()),
+        transfer_syntax_uid=RLELossless if job["compress"] and job["kind"] != "binary" else ExplicitVRLittleEndian,
     )
-    path = folder / "segmentation.dcm"
+    path = folder / MADE
     made.preamble = b"\0" * 128
     made.save_as(path)
     _compare(job["name"], path, stored, places, sources, made)
     return {"frames": int(made.NumberOfFrames), "sop_instance_uid": str(made.SOPInstanceUID)}
+
+
+def sources_of(job: dict[str, Any]) -> list[FileDataset]:
+    """The headers of a series, what may be empty there filled with nothing.
+
+    Raises:
+        ScanError: several multi-frame files.
+    """
+    sources = [read_whole(path, stop_before_pixels=True) for path in job["files"]]
+    for source in sources:
+        for keyword in MAY_BE_EMPTY:
+            if keyword not in source:
+                setattr(source, keyword, "")
+    if len(sources) > 1 and any("NumberOfFrames" in s and int(s.NumberOfFrames or 1) > 1 for s in sources):
+        raise ScanError(
+            f"{job['name']}: what is drawn belongs to single images or to one multi-frame file, found several of these"
+        )
+    return sources
 
 
 def _by_source(
@@ -102,6 +117,7 @@ def _described(number: int, name: str, job: dict[str, Any]) -> SegmentDescriptio
         algorithm_type=by,
         algorithm_identification=None if by == "MANUAL" else identification,
         anatomic_regions=regions or None,
+        display_color=highdicom.color.CIELabColor.from_rgb(*rgb_of(job["concepts"].get(name, name))),
     )
     if modifier is not None:
         coded = highdicom.sr.CodedConcept.from_code(modifier)
@@ -132,7 +148,15 @@ def _measures(spacing_mm: Sequence[float] | None, source: Dataset) -> highdicom.
     return highdicom.PixelMeasuresSequence((rows, columns), told[0] if told[0] > 0 else between, between)
 
 
-def _series_number(source: Dataset) -> int:
+def describe_equipment(made: Dataset) -> None:
+    """Say in an object that highdicom did not make what made it, and when."""
+    now = datetime.now()
+    made.Manufacturer = made.ManufacturerModelName = "delineate"
+    made.SoftwareVersions, made.DeviceSerialNumber = __version__, "0"
+    made.InstanceCreationDate, made.InstanceCreationTime = now.strftime("%Y%m%d"), now.strftime("%H%M%S")
+
+
+def series_number(source: Dataset) -> int:
     """Behind the source's own, as scanners number what they derive."""
     try:
         return min(100 * int(source.get("SeriesNumber") or 0) + 99, 99_999)
