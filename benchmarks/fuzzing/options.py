@@ -100,6 +100,8 @@ def baseline(command: str, world: World, rng: Random) -> list[str]:
         "evaluate": lambda: ["evaluate", dataset, "-m", model, "-n", "2", "-o", "out"],
         "study": lambda: ["study", "ubench", dataset, *small, "--system", "unet", "-o", "out"],
         "adapt": lambda: ["adapt", model, dataset, *small, "--shots", "1", "-o", "out"],
+        "export": lambda: ["export", model, "--format", rng.choice(("hub", "monai")), "-o", "out"],
+        "import": lambda: ["import", model, "-o", "out"],
         "merge": lambda: ["merge", model, str(world["adapter"]), "-o", "out"],
         "calibrate": lambda: ["calibrate", model, dataset, "-n", "2", "-o", "out"],
         "review": lambda: ["review", scan, "-m", model, "--no-browser", "-o", "out"],

@@ -16,7 +16,8 @@ from delineate.errors import DelineateError
 from delineate.jobs.statistics import STATISTICS, figures_of, rows_of, write_table
 from delineate.prompts.listing import asks_all
 from delineate.proposals.description import describe
-from delineate.proposals.proposals import Outcome, Proposals
+from delineate.proposals.proposals import Proposals
+from delineate.proposals.target import Outcome
 from delineate.scans.channels import read_channels
 from delineate.scans.finding import Found, Kind
 from delineate.scans.reading import read_scan
