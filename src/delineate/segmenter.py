@@ -115,14 +115,10 @@ class Segmenter:
         calibrated: bool = True,
         token: str | bool | None = None,
     ) -> "Segmenter":
-        """As `load`, from a model folder, a MONAI bundle of ours, or the Hugging Face Hub.
+        """As `load`, from a model folder, a MONAI bundle of ours, or `hf://ORGANISATION/NAME[@REVISION]`.
 
-        Args:
-            name: a folder; or `hf://ORGANISATION/NAME[@REVISION]`, and this alone is fetched.
-            device: as the others, like `load`.
-            adapter: likewise.
-            calibrated: likewise.
-            token: of an account of the Hub; None for the one that `hf auth login` stored.
+        That address alone is fetched, from the Hugging Face Hub; `token` is of an account there, None for the one that
+        `hf auth login` stored.
 
         Raises:
             ModelError: as `load`; or the Hub cannot be reached, or has no such model.

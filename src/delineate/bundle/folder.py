@@ -24,7 +24,8 @@ from delineate.storage.files import write_json, write_text
 from delineate.storage.swapping import swapping
 
 SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
-NIFTI_CODES = {"CT": ("hounsfield", "CT"), "MR": ("magnitude", "MR")}  # of MONAI's formats; all else is magnitude
+MEANT = ("$", "@", "%")  # what begins with these MONAI evaluates, resolves or reads from a file
+FORMATS = {"CT": ("hounsfield", "CT"), "MR": ("magnitude", "MR")}  # of MONAI's formats; all else is magnitude
 
 
 def write_bundle(
@@ -50,11 +51,15 @@ def write_bundle(
         raise ModelError(f"{output}: exists and is no bundle of delineate; choose another name")
     kinds = [kind for kind in config["modalities"] if kind]
     modality = modality or (kinds[0] if len(kinds) == 1 else None)
+    channels = tuple(config.get("channels", ())) or ("image",)
+    if meant := [word for word in (*vocabulary.names, *channels, *kinds, modality or "") if word.startswith(MEANT)]:
+        raise ModelError(
+            f"{folder}: MONAI would take the name '{meant[0]}' for code; rename it, and save the model again"
+        )
     with swapping(output) as building:
         (building / BUNDLED).mkdir(parents=True)
         copy_files(folder, building / BUNDLED)
         (building / "configs").mkdir()
-        channels = tuple(config.get("channels", ())) or ("image",)
         write_json(building / "configs" / "metadata.json", metadata(vocabulary.names, channels, kinds, modality))
         write_json(building / "configs" / "inference.json", inference(targets, modality, n))
         (building / "docs").mkdir()
@@ -72,7 +77,7 @@ def metadata(
     names: tuple[str, ...], channels: tuple[str, ...], kinds: list[str], modality: str | None
 ) -> dict[str, Any]:
     """What `configs/metadata.json` holds."""
-    form, kind = NIFTI_CODES.get(modality or "", ("magnitude", modality or "n/a"))
+    form, kind = FORMATS.get(modality or "", ("magnitude", modality or "n/a"))
     anywhere = {"spatial_shape": ["*", "*", "*"], "dtype": "float32", "is_patch_data": False}
     return {
         "schema": SCHEMA,
@@ -121,7 +126,7 @@ def metadata(
 
 
 def inference(targets: tuple[str, ...], modality: str | None, n: int) -> dict[str, Any]:
-    """What `configs/inference.json` holds. Nothing in it comes from the model: a stranger's words are no code."""
+    """What `configs/inference.json` holds; no word of `targets` and `modality` begins as `MEANT` says."""
     network = {"folder": f"$@bundle_root + '/{BUNDLED.as_posix()}'"}
     network |= {name: f"@{name}" for name in ("targets", "modality", "proposals", "seed")}
     return {
