@@ -1,6 +1,6 @@
-"""Runs notebooks as they stand and stores them with what they show; Writes the same files.
+"""Runs notebooks as they stand and stores them with their pictures. Writes the files that are named.
 
-python recipes/notebooks.py docs/notebooks/*.ipynb
+As `python recipes/notebooks.py docs/notebooks/*.ipynb`; `make notebooks` does that.
 """
 
 import argparse

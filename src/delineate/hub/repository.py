@@ -11,9 +11,8 @@ import shutil
 from glob import escape
 from pathlib import Path
 
-import httpx
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download
-from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, RepositoryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HTTPError, RepositoryNotFoundError
 
 from delineate.errors import ModelError
 from delineate.hub.readme import readme
@@ -24,7 +23,7 @@ from delineate.storage.swapping import swapping
 
 SCHEME = "hf://"
 ADDRESS = re.compile(r"hf://(?P<repository>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
-FAULTS = (OSError, ValueError, httpx.HTTPError, EntryNotFoundError)  # what the library raises, its own among them
+FAULTS = (OSError, ValueError, HTTPError, EntryNotFoundError)  # what the library raises, and its client, whichever it is
 
 
 def fetch(address: str, *, token: str | bool | None = None) -> Path:
@@ -142,7 +141,7 @@ def _told(error: BaseException) -> str:
         return "its owners ask for consent on its page first; give it there, and log in with: hf auth login"
     if isinstance(error, RepositoryNotFoundError):
         return "no such repository, or a private one; check the name, or log in with: hf auth login"
-    if isinstance(error, EntryNotFoundError) and not isinstance(error, OSError | httpx.HTTPError):
+    if isinstance(error, EntryNotFoundError) and not isinstance(error, OSError | HTTPError):
         return f"holds no model of delineate (no {MANIFEST}); check the name"
     said = " ".join(str(error).split()) or type(error).__name__
     if "404" in said and MANIFEST in said:
