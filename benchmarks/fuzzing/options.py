@@ -31,6 +31,8 @@ COMMANDS = {  # how often each
     "split": 2,
     "review": 2,
     "merge": 1,
+    "export": 1,
+    "import": 1,
     "demo": 0.5,
     "samples": 0.2,
     "systems": 0.2,

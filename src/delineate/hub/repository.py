@@ -12,7 +12,14 @@ from glob import escape
 from pathlib import Path
 
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download
-from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HTTPError, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HTTPError,
+    RemoteEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 
 from delineate.errors import ModelError
 from delineate.hub.readme import readme
@@ -23,7 +30,7 @@ from delineate.storage.swapping import swapping
 
 SCHEME = "hf://"
 ADDRESS = re.compile(r"hf://(?P<repository>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
-FAULTS = (OSError, ValueError, HTTPError, EntryNotFoundError)  # what the library raises, and its client, whichever it is
+FAULTS = (OSError, ValueError, HTTPError, EntryNotFoundError)  # of the library, and of its client
 
 
 def fetch(address: str, *, token: str | bool | None = None) -> Path:
@@ -141,9 +148,9 @@ def _told(error: BaseException) -> str:
         return "its owners ask for consent on its page first; give it there, and log in with: hf auth login"
     if isinstance(error, RepositoryNotFoundError):
         return "no such repository, or a private one; check the name, or log in with: hf auth login"
-    if isinstance(error, EntryNotFoundError) and not isinstance(error, OSError | HTTPError):
+    if isinstance(error, RevisionNotFoundError):
+        return "has no such revision; name a branch, a tag or a commit that its page lists"
+    if isinstance(error, RemoteEntryNotFoundError):
         return f"holds no model of delineate (no {MANIFEST}); check the name"
     said = " ".join(str(error).split()) or type(error).__name__
-    if "404" in said and MANIFEST in said:
-        return f"holds no model of delineate (no {MANIFEST}), or no such revision; check the name"
     return f"the Hugging Face Hub cannot be reached or refuses ({said:.200}); check the connection, or hf auth login"
