@@ -21,12 +21,10 @@ demo: $(READY)
 
 # The documents as a site in build/site, with the Python reference; a warning stops it.
 docs: $(READY)
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[docs]'
 	$(BIN)/mkdocs build --strict --quiet
 
 # The notebooks, run as they stand and stored with their pictures: minutes.
 notebooks: $(READY)
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[docs]'
 	$(BIN)/python recipes/notebooks.py docs/notebooks/*.ipynb
 
 test: $(READY)

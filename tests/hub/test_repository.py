@@ -27,7 +27,7 @@ def model(tmp_path_factory) -> Path:
     """The folder of a model that knows nothing; do not write there."""
     folder = tmp_path_factory.mktemp("hub") / "model"
     system = build(PlainConfig(32, (8, 16)), Vocabulary.from_names(["liver", "spleen"], "CT"), seed=0)
-    training = {"datasets": ["ours: \n---\nlicense: mit", "btcv_ct"]}
+    training = {"datasets": ["ours: [x, # license: mit", "btcv_ct"]}
     save_model(folder, Segmenter(system, ("CT",)), "unet", training=training, card="# ours\n\nNot a medical device.\n")
     return folder
 
@@ -96,7 +96,7 @@ def test_a_repository_is_the_model_folder_and_a_card_that_machines_read(model, t
     assert card.data.license == "cc-by-4.0"
     assert (card.data.library_name, card.data.pipeline_tag) == ("delineate", "image-segmentation")
     assert {"medical", "unet", "CT", "liver", "spleen"} <= set(card.data.tags)
-    assert card.data.datasets == ["ours: --- license: mit", "btcv_ct"]  # a name is a name
+    assert card.data.datasets == ["ours: [x, # license: mit", "btcv_ct"]  # a name is a name
     assert "Not a medical device" in card.text
     again = Segmenter.from_pretrained(written)
     assert again.fingerprint == fingerprint(model)
