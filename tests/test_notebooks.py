@@ -9,7 +9,8 @@ import pytest
 
 BOOKS = sorted((Path(__file__).parent.parent / "docs" / "notebooks").glob("*.ipynb"))
 QUICK = {  # instead of what stands in the cell of parameters
-    "first-masks": "PROPOSALS = 2",
+    "first-masks": "from delineate import Scan\n"
+    "PROPOSALS, scan = 2, Scan(scan.voxels[..., 9:13], scan.affine, scan.modality)",  # four slices of it
     "own-data": "CASES, IMAGES = 3, 32",
     "ct-to-mr": "IMAGES, SHOTS, ADAPT_IMAGES = 32, 2, 16",
 }

@@ -167,7 +167,7 @@ def test_nothing_is_fetched_for_a_folder_that_is_not_there(hub):
 
 
 def test_without_a_connection_it_is_told_in_a_line():
-    with pytest.raises(ModelError, match="hf://me/liver: the Hugging Face Hub cannot be reached") as caught:
+    with pytest.raises(ModelError, match="hf://me/liver@v1: the Hugging Face Hub cannot be reached") as caught:
         fetch("hf://me/liver@v1")
     assert "\n" not in str(caught.value)
 
