@@ -4,7 +4,7 @@ DATA ?= ../shared/data
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test test-browser test-slow check fix fuzz fuzz-short bench lesions diffboost adapt doubt review house pictures clean
+.PHONY: setup demo test test-browser test-slow check fix fuzz fuzz-short bench lesions diffboost adapt doubt review house pictures docs notebooks clean
 
 setup: $(READY)
 
@@ -18,6 +18,14 @@ $(READY): pyproject.toml hatch_build.py
 
 demo: $(READY)
 	$(BIN)/delineate demo -o demo
+
+# The documents as a site in build/site, with the Python reference; a warning stops it.
+docs: $(READY)
+	$(BIN)/mkdocs build --strict --quiet
+
+# The notebooks, run as they stand and stored with their pictures: minutes.
+notebooks: $(READY)
+	$(BIN)/python recipes/notebooks.py docs/notebooks/*.ipynb
 
 test: $(READY)
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m 'not slow and not browser'

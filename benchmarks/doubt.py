@@ -30,7 +30,7 @@ from delineate.data.lidc import write_lidc
 from delineate.evaluation.protocols.calibration import box_around
 from delineate.evaluation.protocols.lines import answers
 from delineate.jobs.calibrate import calibrate, evidence_from
-from delineate.proposals.proposals import presence
+from delineate.proposals.target import presence
 from delineate.scans.geometry import orientation_of, to_canonical
 from delineate.segmenter import Segmenter
 from delineate.storage.files import write_json

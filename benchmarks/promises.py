@@ -43,7 +43,7 @@ from delineate.data.lidc import write_lidc
 from delineate.evaluation.protocols.lines import Answered, answers
 from delineate.jobs.calibrate import evidence_from
 from delineate.metrics.overlap import dice, mean_interval
-from delineate.proposals.proposals import Outcome
+from delineate.proposals.target import Outcome
 from delineate.scans.geometry import orientation_of
 from delineate.scans.scan import Scan
 from delineate.storage.files import sha256_of, write_json

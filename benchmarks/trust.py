@@ -29,7 +29,7 @@ from delineate.calibration.recogniser import TURNS
 from delineate.data.dataset import Dataset
 from delineate.data.lidc import write_lidc
 from delineate.metrics.overlap import mean_interval
-from delineate.proposals.proposals import Outcome
+from delineate.proposals.target import Outcome
 from delineate.scans.geometry import FLAT_AFFINE, orientation_of, to_canonical
 from delineate.scans.grid import View, turned, view_of
 from delineate.scans.reading import read_scan

@@ -18,7 +18,8 @@ from delineate.pictures import (
     write_figure,
 )
 from delineate.prompts.prompt import Prompt
-from delineate.proposals.proposals import Outcome, Proposals, TargetProposals
+from delineate.proposals.proposals import Proposals
+from delineate.proposals.target import Outcome, TargetProposals
 from delineate.scans.geometry import FLAT_AFFINE
 from delineate.scans.scan import Scan
 

@@ -5,7 +5,7 @@ import torch
 from delineate.data.dataset import open_dataset
 from delineate.errors import PromptError, ScanError
 from delineate.prompts.vocabulary import Vocabulary
-from delineate.proposals.proposals import Outcome
+from delineate.proposals.target import Outcome
 from delineate.scans.geometry import FLAT_AFFINE
 from delineate.scans.scan import Scan
 from delineate.segmenter import Segmenter

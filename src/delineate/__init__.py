@@ -19,15 +19,16 @@ logging.getLogger("delineate").addHandler(logging.NullHandler())
 
 _HOME = {
     "DelineateError": "delineate.errors",
-    "Outcome": "delineate.proposals.proposals",
+    "Outcome": "delineate.proposals.target",
     "Prompt": "delineate.prompts.prompt",
     "Proposals": "delineate.proposals.proposals",
     "Scan": "delineate.scans.scan",
     "Segmenter": "delineate.segmenter",
-    "TargetProposals": "delineate.proposals.proposals",
+    "TargetProposals": "delineate.proposals.target",
     "Vocabulary": "delineate.prompts.vocabulary",
     "open_dataset": "delineate.data.dataset",
     "read_scan": "delineate.scans.reading",
+    "segment": "delineate.notebook",
 }
 
 __all__ = ["__version__", *_HOME]

@@ -32,6 +32,7 @@ if TYPE_CHECKING:  # which import torch and SciPy
 
 FORMAT = 1
 MOST_VOCABULARY = 1 << 20  # bytes of a file
+BUNDLED = Path("models") / "delineate"  # where a MONAI bundle of ours holds the model folder
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,12 @@ def save_model(folder: Path, segmenter: Trained, system_name: str, *, training: 
 def is_model(folder: Path) -> bool:
     """Whether the files of a model are there."""
     return all((folder / name).is_file() for name in ("manifest.json", "config.json", "vocabulary.json"))
+
+
+def found_model(folder: Path) -> Path:
+    """The model folder in a folder: itself, or the one in a MONAI bundle of ours."""
+    inside = Path(folder) / BUNDLED
+    return inside if not is_model(Path(folder)) and is_model(inside) else Path(folder)
 
 
 def check_free(folder: Path) -> None:

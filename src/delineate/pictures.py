@@ -13,8 +13,10 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from delineate.proposals.description import why
-from delineate.proposals.proposals import Outcome, Proposals, TargetProposals
+from delineate.prompts.colours import CONSENSUS, DISTINCT
+from delineate.proposals.proposals import Proposals
+from delineate.proposals.reasons import why
+from delineate.proposals.target import Outcome, TargetProposals
 from delineate.scans.geometry import canonical_spacing, orientation_of, to_canonical
 from delineate.scans.intensity import intensity_range, normalise
 from delineate.scans.scan import Scan
@@ -22,11 +24,9 @@ from delineate.storage.files import replacing
 
 # Okabe and Ito's colours: told apart by the colour-blind.
 COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
-CONSENSUS = "#D55E00"
 WIDE = 58  # characters of a line of a panel's title
 MOST_PIXELS = 1200  # along a side of what is drawn: a panel shows some 300
 VEIL = 0.25  # how much of its colour lies over a mask: enough to tell it from its surroundings, and what is under it
-DISTINCT = ("#56B4E9", "#F0E442")  # on grey, on skin and beside the consensus told apart by everyone
 
 
 def montage(proposals: Proposals, path: Path, *, how: str = "mean") -> Path:
@@ -64,10 +64,7 @@ def montage(proposals: Proposals, path: Path, *, how: str = "mean") -> Path:
 def _draw_target(line: Any, target: TargetProposals, scan: Scan, ends: tuple[float, float], how: str):
     orientation = orientation_of(scan.affine)
     slices, axis = to_canonical(scan.voxels, orientation), orientation.order[0]
-    turn = slice(None, None, -1 if orientation.flips[0] else 1)  # the slices' order as they are seen
-    area = target.consensus_across(axis, how)[turn]
-    k = int(area.argmax()) if area.any() else int(target.peak_across(axis)[turn].argmax())
-    index = len(slices) - 1 - k if orientation.flips[0] else k
+    k, index = target.fullest(orientation, how)
     here, consensus = target.sliced(axis, index), target.consensus_in(axis, index, how)
 
     def seen(array: np.ndarray) -> np.ndarray:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from delineate.adapters.adapter import Adapted
@@ -11,7 +12,7 @@ from delineate.adapters.folder import load_adapter
 from delineate.calibration.guarantees import Calibration
 from delineate.calibration.presence import FOUND_FROM
 from delineate.calibration.recogniser import LIE, Recognised
-from delineate.errors import PromptError, ScanError
+from delineate.errors import ModelError, PromptError, ScanError
 from delineate.interaction.answer import answer_with_marks
 from delineate.interaction.clues import clues_of, refuse_what_it_does_not_take, voxels_of
 from delineate.interaction.marker import Marker, house_marker
@@ -22,10 +23,12 @@ from delineate.prompts.prompt import Prompt
 from delineate.prompts.understanding import Understood, understood
 from delineate.prompts.vocabulary import Vocabulary
 from delineate.proposals.fusion import mean_of
-from delineate.proposals.proposals import Outcome, Proposals, TargetProposals, presence
+from delineate.proposals.proposals import Proposals
+from delineate.proposals.target import Outcome, TargetProposals, presence
 from delineate.scans.grid import to_scan_voxels, turned, turned_back, view_of
 from delineate.scans.preparation import Habits
 from delineate.scans.scan import Scan
+from delineate.storage.shipped import house_folder
 from delineate.systems.system import Adaptable, Asked, Drawn, Seen
 
 UNCALIBRATED = "no held-out subject was asked; run: delineate calibrate MODEL DATASET"
@@ -56,6 +59,7 @@ class Segmenter:
         calibration: Calibration | None = None,
         marker: Marker | None = None,
         uncalibrated: str = UNCALIBRATED,
+        folder: Path | None = None,
     ):
         """A segmenter.
 
@@ -67,6 +71,7 @@ class Segmenter:
             calibration: what held-out subjects taught about its answers.
             marker: reads clicks and scribbles; None for the one that ships with the package.
             uncalibrated: why there is no calibration, where there is none, and what can be done.
+            folder: the model folder that all of it came from, and no more than that; None where it is in no folder.
         """
         self.system = system
         self.modalities = modalities
@@ -74,6 +79,7 @@ class Segmenter:
         self.habits = habits
         self.calibration = calibration
         self.marker = marker
+        self.folder = folder
         self.uncalibrated = "" if calibration is not None else uncalibrated
 
     @classmethod
@@ -95,8 +101,64 @@ class Segmenter:
         """
         model = read_model(folder, device, calibrated=calibrated)
         how = {"fingerprint": model.fingerprint, "calibration": model.calibration}
-        base = cls(model.system, model.modalities, habits=model.habits, **how)
+        where = house_folder() if folder is None else Path(folder)
+        base = cls(model.system, model.modalities, habits=model.habits, folder=where, **how)
         return base if adapter is None else base.with_adapter(adapter, calibrated=calibrated)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: Path | str,
+        device: str = "cpu",
+        adapter: Path | str | None = None,
+        *,
+        calibrated: bool = True,
+        token: str | bool | None = None,
+    ) -> "Segmenter":
+        """As `load`, from a model folder, a MONAI bundle of ours, or `hf://ORGANISATION/NAME[@REVISION]`.
+
+        That address alone is fetched, from the Hugging Face Hub; `token` is of an account there, None for the one that
+        `hf auth login` stored.
+
+        Raises:
+            ModelError: as `load`; or the Hub cannot be reached, or has no such model.
+        """
+        from delineate.hub.repository import place_of
+
+        return cls.load(place_of(name, token=token), device, adapter, calibrated=calibrated)
+
+    def save_pretrained(self, folder: Path | str, *, licence: str | None = None) -> Path:
+        """Write the model folder that this came from in the Hub's layout, with a README.md (`hub.repository`).
+
+        Args:
+            folder: where to; an older model there is replaced.
+            licence: of the model, as the Hub names it, such as "cc-by-4.0"; "unknown" where nobody says.
+
+        Raises:
+            ModelError: it came from none, or has an adapter on; or the folder holds something else.
+        """
+        from delineate.hub.repository import write_repository
+
+        if self.folder is None:
+            raise ModelError(
+                "a segmenter that came from no model folder cannot be written; save it with "
+                "delineate.model_folder.save_model, or merge its adapter first with: delineate merge"
+            )
+        return write_repository(self.folder, Path(folder), licence=licence)
+
+    def push_to_hub(
+        self, repository: str, *, licence: str | None = None, private: bool = True, token: str | bool | None = None
+    ) -> str:
+        """Send what `save_pretrained` writes to ORGANISATION/NAME on the Hub; returns the address of its page.
+
+        Raises:
+            ModelError: as `save_pretrained`; or the Hub cannot be reached, or does not let this account write there.
+        """
+        from delineate.hub.repository import publish
+
+        with TemporaryDirectory() as held:
+            written = self.save_pretrained(Path(held) / "model", licence=licence)
+            return publish(written, repository, private=private, token=token)
 
     def with_adapter(self, folder: Path | str, *, calibrated: bool = True) -> "Segmenter":
         """Another segmenter, with the adapter in `folder` on; this one stays as it is and both share its weights.

@@ -19,7 +19,7 @@ from delineate.calibration.quality import probable_above
 from delineate.errors import ModelError
 from delineate.metrics.overlap import dice
 from delineate.prompts.prompt import Prompt
-from delineate.proposals.proposals import Outcome, TargetProposals, presence
+from delineate.proposals.target import Outcome, TargetProposals, presence
 
 
 def subject(generator, bias=0.0):

@@ -10,9 +10,11 @@ from delineate.calibration.presence import Presence
 from delineate.calibration.quality import Expected, fit_quality, probable_above
 from delineate.prompts.marks import Marks
 from delineate.prompts.prompt import Prompt
-from delineate.proposals.description import describe, why
+from delineate.proposals.description import describe
 from delineate.proposals.ordering import probable_dice
-from delineate.proposals.proposals import Outcome, Proposals, TargetProposals
+from delineate.proposals.proposals import Proposals
+from delineate.proposals.reasons import why
+from delineate.proposals.target import Outcome, TargetProposals
 from delineate.scans.geometry import FLAT_AFFINE
 from delineate.scans.scan import Scan
 from delineate.scans.sparse import Sparse

@@ -12,7 +12,8 @@ from delineate.interaction.marker import Marker, MarkerConfig, build
 from delineate.prompts.marks import MarkError, Marks
 from delineate.prompts.prompt import Prompt
 from delineate.prompts.vocabulary import Vocabulary
-from delineate.proposals.proposals import Outcome, Proposals, TargetProposals
+from delineate.proposals.proposals import Proposals
+from delineate.proposals.target import Outcome, TargetProposals
 from delineate.scans.geometry import FLAT_AFFINE
 from delineate.scans.scan import Scan
 from delineate.segmenter import Segmenter

@@ -10,7 +10,7 @@ from delineate.prompts.clues import Box, Example, Region
 from delineate.prompts.marks import Marks
 from delineate.prompts.prompt import Prompt
 from delineate.prompts.vocabulary import Vocabulary
-from delineate.proposals.proposals import Outcome
+from delineate.proposals.target import Outcome
 from delineate.scans.scan import Scan
 from delineate.segmenter import Segmenter
 from delineate.systems.system import Clue, Drawn

@@ -23,7 +23,7 @@ from delineate.model_folder import calibration_hash, check_model, fingerprint, s
 from delineate.prompts.clues import Box
 from delineate.prompts.prompt import Prompt
 from delineate.prompts.vocabulary import Vocabulary
-from delineate.proposals.proposals import Outcome
+from delineate.proposals.target import Outcome
 from delineate.scans.scan import Scan
 from delineate.segmenter import FOUND_FROM, Segmenter
 from delineate.systems.system import Drawn

@@ -12,7 +12,8 @@ from delineate.jobs.watch import Nobody
 from delineate.metrics.overlap import dice
 from delineate.prompts.prompt import Prompt
 from delineate.prompts.vocabulary import Vocabulary
-from delineate.proposals.proposals import Outcome, Proposals, TargetProposals
+from delineate.proposals.proposals import Proposals
+from delineate.proposals.target import Outcome, TargetProposals
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted([*(ROOT / "recipes").glob("*.py"), *(ROOT / "benchmarks").glob("*.py")])

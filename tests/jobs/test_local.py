@@ -35,7 +35,7 @@ from delineate.prompts.clues import Box
 from delineate.prompts.marks import Marks
 from delineate.prompts.prompt import Prompt
 from delineate.proposals.description import describe
-from delineate.proposals.proposals import Outcome
+from delineate.proposals.target import Outcome
 from delineate.scans.grid import turned, turned_back
 from delineate.scans.reading import read_scan
 from delineate.segmenter import Segmenter

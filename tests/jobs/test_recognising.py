@@ -21,7 +21,7 @@ from delineate.prompts.marks import Marks
 from delineate.prompts.prompt import Prompt
 from delineate.prompts.vocabulary import Vocabulary
 from delineate.proposals.description import describe
-from delineate.proposals.proposals import Outcome
+from delineate.proposals.target import Outcome
 from delineate.segmenter import Segmenter
 from delineate.systems import SYSTEMS
 

@@ -6,7 +6,7 @@ from hypothesis.extra.numpy import arrays
 from delineate.calibration.guarantees import Calibration
 from delineate.prompts.prompt import Prompt
 from delineate.proposals.islands import without_islands
-from delineate.proposals.proposals import Outcome, TargetProposals
+from delineate.proposals.target import Outcome, TargetProposals
 
 
 def organ_with(*sizes):

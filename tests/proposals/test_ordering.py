@@ -20,7 +20,7 @@ from delineate.proposals.ordering import (
     overlaps,
     probable_dice,
 )
-from delineate.proposals.proposals import Outcome, TargetProposals
+from delineate.proposals.target import Outcome, TargetProposals
 from delineate.scans.geometry import FLAT_AFFINE
 
 STACKS = arrays(bool, st.tuples(st.integers(1, 7), st.integers(1, 4), st.integers(1, 5), st.integers(1, 6)))

@@ -11,7 +11,8 @@ from PIL import Image
 from delineate.prompts.colours import colour_of
 from delineate.prompts.prompt import Prompt
 from delineate.proposals.fusion import FUSIONS
-from delineate.proposals.proposals import Outcome, Proposals, TargetProposals, presence
+from delineate.proposals.proposals import Proposals
+from delineate.proposals.target import Outcome, TargetProposals, presence
 from delineate.scans.geometry import FLAT_AFFINE
 from delineate.scans.reading import read_labels
 from delineate.scans.scan import Scan

@@ -22,7 +22,7 @@ from tests.review_world import AFFINE, SHAPE, Bright, desk_for, write_picture, w
 
 from delineate.interaction.marker import Marker, MarkerConfig
 from delineate.interaction.network import MarksNetwork
-from delineate.proposals.proposals import Outcome
+from delineate.proposals.target import Outcome
 from delineate.review.app import create_app
 from delineate.review.monai_desk import CLICKS, WORDS, MonaiDesk, Params
 from delineate.review.monai_label import FOLDER, LARGER

@@ -9,7 +9,7 @@ import torch
 from delineate.prompts.prompt import Prompt
 from delineate.proposals.fusion import FUSIONS, foreground
 from delineate.proposals.ordering import doubtful_slices
-from delineate.proposals.proposals import Outcome, TargetProposals, entropy, presence
+from delineate.proposals.target import Outcome, TargetProposals, entropy, presence
 from delineate.scans import grid
 from delineate.scans.geometry import orientation_of, to_canonical
 from delineate.scans.grid import canonical_fit, to_scan_grid, to_scan_voxels

@@ -28,7 +28,7 @@ class Presence:
     no strangers to each other, so they count once. What is counted here was cropped to where the target is not.
 
     Attributes:
-        threshold: a target is found where its score (`delineate.proposals.proposals.presence`) is at least this.
+        threshold: a target is found where its score (`delineate.proposals.target.presence`) is at least this.
         rate: the false-alarm rate that holds for it, in (0, 1); an estimate where it is not `promised`.
         asked: the rate that was asked for.
         absent: on how many subjects with a part that lacks a target it was set.

@@ -17,6 +17,7 @@ from delineate.cli import adapt as cli_adapt
 from delineate.cli import calibrate as cli_calibrate
 from delineate.cli import distance as cli_distance
 from delineate.cli import evaluate as cli_evaluate
+from delineate.cli import export as cli_export
 from delineate.cli import merge as cli_merge
 from delineate.cli import pretrain as cli_pretrain
 from delineate.cli import review as cli_review
@@ -324,6 +325,8 @@ def doctor(as_json: JsonOption = False) -> None:
 
 command()(tells(cli_adapt.adapt))
 command()(cli_merge.merge)
+command()(cli_export.export)
+command("import")(cli_export.import_)
 command()(tells(cli_calibrate.calibrate))
 command()(cli_review.review)
 command()(tells(cli_serve.serve))

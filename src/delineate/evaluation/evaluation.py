@@ -10,7 +10,7 @@ import numpy as np
 from delineate.data.dataset import IGNORED, Case, Dataset
 from delineate.metrics.overlap import dice, ged_squared, iou, mean_interval, score
 from delineate.proposals.fusion import FUSIONS
-from delineate.proposals.proposals import Outcome
+from delineate.proposals.target import Outcome
 from delineate.scans.geometry import orientation_of, to_canonical
 from delineate.segmenter import Segmenter
 

@@ -26,7 +26,7 @@ from delineate.interaction.clues import voxels_of
 from delineate.interaction.marker import Marker
 from delineate.prompts.marks import Marks, Voxel
 from delineate.prompts.prompt import Prompt
-from delineate.proposals.proposals import Outcome, TargetProposals, presence
+from delineate.proposals.target import Outcome, TargetProposals, presence
 from delineate.scans.geometry import orientation_of, to_canonical
 from delineate.scans.grid import Fit, canonical_fit, stack_of
 from delineate.scans.scan import Scan

@@ -34,7 +34,7 @@ from delineate.metrics.overlap import dice
 from delineate.model_folder import check_model, is_model
 from delineate.proposals.fusion import FOREGROUND
 from delineate.proposals.islands import without_islands
-from delineate.proposals.proposals import presence
+from delineate.proposals.target import presence
 from delineate.scans.finding import digest_of
 from delineate.scans.geometry import canonical_spacing, orientation_of, to_canonical
 from delineate.segmenter import Segmenter

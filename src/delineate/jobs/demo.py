@@ -16,7 +16,8 @@ from delineate.jobs.adapt import AdaptRequest, adapt
 from delineate.jobs.watch import Watch
 from delineate.metrics.overlap import dice
 from delineate.pictures import montage, tiles, tiles_of
-from delineate.proposals.proposals import Outcome, Proposals
+from delineate.proposals.proposals import Proposals
+from delineate.proposals.target import Outcome
 from delineate.samples import sample
 from delineate.scans.scan import Scan
 from delineate.segmenter import Segmenter

@@ -19,6 +19,7 @@ from delineate.jobs.parts import Part, begin_part, end_part, report_name
 from delineate.jobs.statistics import STATISTICS, figures_of, rows_of, write_table
 from delineate.prompts.listing import asks_all
 from delineate.proposals.description import describe
+from delineate.proposals.proposals import Proposals
 from delineate.scans.channels import read_channels
 from delineate.scans.finding import Found, Kind
 from delineate.scans.reading import read_scan

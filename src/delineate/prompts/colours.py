@@ -7,6 +7,9 @@ of the table are nearer than 14, or 10 without such cones, where 2.3 can just be
 
 import hashlib
 
+CONSENSUS = "#D55E00"  # of what is outlined as the answer
+DISTINCT = ("#56B4E9", "#F0E442")  # of proposals: on grey, on skin and beside the consensus told apart by everyone
+
 COLOURS: dict[str, str] = {
     "spleen": "#E69F00",
     "right kidney": "#56B4E9",

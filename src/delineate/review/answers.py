@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from delineate.errors import ScanError
-from delineate.proposals.proposals import entropy
+from delineate.proposals.target import entropy
 from delineate.review.runs import mask_of, toggles_of
 from delineate.review.schema import AnswerInfo, Mark
 from delineate.review.work import NotHere
@@ -28,7 +28,8 @@ from delineate.storage.places import mask_stems
 from delineate.storage.schema import read_json
 
 if TYPE_CHECKING:
-    from delineate.proposals.proposals import Proposals, TargetProposals
+    from delineate.proposals.proposals import Proposals
+    from delineate.proposals.target import TargetProposals
 
 ANSWER = "answer.json"
 MASKS = "masks.npz"  # toggles of "consensus" and "proposal_00", ..., uint32; "doubt" in 255 steps, uint8 (I, J, K)

@@ -16,7 +16,8 @@ from delineate.review.answers import Answer, save_answer
 from delineate.review.schema import Ask, AskRequest, Model
 
 if TYPE_CHECKING:
-    from delineate.proposals.proposals import Proposals, TargetProposals
+    from delineate.proposals.proposals import Proposals
+    from delineate.proposals.target import TargetProposals
     from delineate.scans.scan import Scan
     from delineate.segmenter import Segmenter
     from delineate.systems.system import Seen

@@ -34,7 +34,7 @@ from delineate.storage.files import safe_name
 from delineate.storage.places import REVIEWS
 
 if TYPE_CHECKING:
-    from delineate.proposals.proposals import TargetProposals
+    from delineate.proposals.target import TargetProposals
 
 WORDS, CLICKS = "delineate", "delineate-clicks"  # models: all names at once; one name with clicks
 TOOL = "MONAI Label client"  # what history calls the tool that drew a label map

@@ -112,19 +112,20 @@ def checked_spacing(spacing_mm: Sequence[float]) -> tuple[float, float, float]:
     return i, j, k
 
 
-def implausible_notes(path: Path, spacing_mm: Sequence[float]) -> list[str]:
+def implausible_notes(path: Path | str, spacing_mm: Sequence[float]) -> list[str]:
     """A note where voxels are no size that scanners make; a `ScanError` where they are none that anything makes."""
     if not (POSSIBLE_MM[0] <= min(spacing_mm) and max(spacing_mm) <= POSSIBLE_MM[1]):
         raise ScanError(
-            f"{path}: voxels of {_sizes(spacing_mm)} mm cannot be, so no volume or distance would be true; repair the "
+            f"{path}: voxels of {lengths(spacing_mm)} mm cannot be, so no volume or distance would be true; repair the "
             "header, or convert the scan again from its source"
         )
     if PLAUSIBLE_MM[0] <= min(spacing_mm) and max(spacing_mm) <= PLAUSIBLE_MM[1]:
         return []
-    return [f"voxels of {_sizes(spacing_mm)} mm are implausible: see that the header counts in the unit it names"]
+    return [f"voxels of {lengths(spacing_mm)} mm are implausible: see that the header counts in the unit it names"]
 
 
-def _sizes(spacing_mm: Iterable[float]) -> str:
+def lengths(spacing_mm: Iterable[float]) -> str:
+    """As people write them: "0.8 x 0.8 x 5"."""
     return " x ".join(f"{size:.4g}" for size in spacing_mm)
 
 
@@ -160,7 +161,7 @@ def affine_of_header(
     if sform_code > 0:
         affine, code = _in_mm(header, np.asarray(header.get_sform())), sform_code
         _check_affine(path, affine, "sform")
-        notes += _shear_notes(path, affine) + _pixdim_notes(header, affine)
+        notes += shear_notes(path, affine) + _pixdim_notes(header, affine)
         if qform_code > 0:
             notes += _compare_forms(path, header, affine, shape)
     elif qform_code > 0:
@@ -200,7 +201,7 @@ def affine_of_axes(
     affine += 0.0  # no zero is negative
     _check_affine(path, affine, "grid")
     notes = implausible_notes(path, spacing_of(affine))
-    return affine, [*_shear_notes(path, affine), *notes]
+    return affine, [*shear_notes(path, affine), *notes]
 
 
 def assumed_affine(path: Path, assume_spacing_mm: Sequence[float] | None, found: str) -> tuple[np.ndarray, list[str]]:
@@ -232,7 +233,7 @@ def _pixdim_notes(header: nibabel.Nifti1Header, sform: np.ndarray) -> list[str]:
     if np.allclose(told, used, rtol=0.01):
         return []
     return [
-        f"pixdim says that voxels are {_sizes(told)} mm, the sform {_sizes(used)} mm: the sform is used; if it is "
+        f"pixdim says that voxels are {lengths(told)} mm, the sform {lengths(used)} mm: the sform is used; if it is "
         "wrong, so are all volumes and distances"
     ]
 
@@ -303,7 +304,8 @@ def _compare_forms(
     return [f"sform and qform differ by up to {distance:.3g} mm ({voxels:.3g} voxels): the sform is used"]
 
 
-def _shear_notes(path: Path, affine: np.ndarray) -> list[str]:
+def shear_notes(path: Path | str, affine: np.ndarray) -> list[str]:
+    """A note where axes are not quite orthogonal; a `ScanError` where they are far from it."""
     directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
     cosine = float(np.abs(directions.T @ directions - np.eye(3)).max())
     degrees = float(np.degrees(np.arcsin(min(cosine, 1.0))))

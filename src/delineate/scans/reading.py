@@ -84,7 +84,7 @@ def read_scan(
         raise ScanError(f"{path}: a scan must be an image, this holds segments; name the scan they were drawn on")
     modality = modality_code(modality)
     stored = _read(path, volume, assume_spacing_mm, max_voxels, measured=modality in HAVE_UNITS)
-    voxels, notes = _finite(path, _scaled(stored))
+    voxels, notes = finite(path, _scaled(stored))
     voxels, modality, more = in_hounsfield_units(voxels, modality, stored.has_spacing)
     notes = (*stored.notes, *notes, *more)
     return Scan(voxels, stored.affine, modality, path, stored.has_spacing, notes, stored.space_code, stored.forms)
@@ -196,7 +196,8 @@ def _scaled(stored: Stored) -> np.ndarray:
     return voxels
 
 
-def _finite(path: Path, voxels: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
+def finite(source: Path | str, voxels: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
+    """The voxels, changed in place: what is not finite becomes the smallest finite value; a note if there was any."""
     if voxels.dtype.kind != "f":
         return voxels, ()
     slabs = np.array_split(voxels, max(1, voxels.nbytes >> 26), axis=-1 if voxels.flags.f_contiguous else 0)
@@ -205,7 +206,7 @@ def _finite(path: Path, voxels: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]
     broken = ~np.isfinite(voxels)
     count = int(broken.sum())
     if count == voxels.size:
-        raise ScanError(f"{path}: a scan must hold finite values, found only NaN or infinity; convert it again")
+        raise ScanError(f"{source}: a scan must hold finite values, found only NaN or infinity; convert it again")
     smallest = voxels[~broken].min()
     voxels[broken] = smallest
     return voxels, (f"{count} NaN or infinite voxels replaced by the smallest finite value, {smallest:g}",)

@@ -13,12 +13,14 @@ from delineate.scans.flat_images import PICTURE_SUFFIXES, TIFF_SUFFIXES
 from delineate.scans.geometry import (
     Orientation,
     axis_codes,
+    lengths,
     orientation_of,
     spacing_of,
 )
 from delineate.scans.metaimage import META_SUFFIXES
 from delineate.scans.nifti import NIFTI_SUFFIXES, PAIR_SUFFIX
 from delineate.scans.nrrd import NRRD_SUFFIXES, SEGMENTATION_SUFFIX
+from delineate.storage.hidden import without_hidden
 
 MAX_VOXELS = 1_000_000_000  # of a scan that is read
 VOLUME_SUFFIXES = (*NIFTI_SUFFIXES, PAIR_SUFFIX, *NRRD_SUFFIXES, *META_SUFFIXES)
@@ -26,7 +28,7 @@ SCAN_SUFFIXES = (*VOLUME_SUFFIXES, *PICTURE_SUFFIXES, *TIFF_SUFFIXES)
 _DOUBLE_SUFFIXES = (".nii.gz", SEGMENTATION_SUFFIX)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Scan:
     """An image with its geometry.
 
@@ -65,6 +67,14 @@ class Scan:
         if self.voxels.shape[3:] not in wanted or self.voxels.ndim < 3:
             also = f"{len(self.channels)}), one a channel" if self.channels else "3)"
             raise ScanError(f"voxels must have shape (I, J, K) or (I, J, K, {also}, got {self.voxels.shape}")
+
+    def __repr__(self) -> str:
+        size = " x ".join(map(str, self.shape[self.is_flat :]))
+        place = f" voxels of {lengths(self.spacing_mm)} mm, {self.axis_codes}"
+        told = [size + (" pixels" if self.is_flat else place), *["colour"] * self.is_colour]
+        told += [" + ".join(self.channels) or self.modality or "no modality told"]
+        told += [self.source.name] if self.source else []
+        return f"Scan({without_hidden(', '.join(told))})"
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -13,6 +13,7 @@ from delineate.storage.schema import Name, Sha256, read_json
 from delineate.storage.swapping import swapping
 
 MANIFEST = "manifest.json"
+README = "README.md"  # what the Hugging Face Hub shows; people change it there, so it may lie beside and is not read
 
 
 def _is_inside(name: str) -> bool:
@@ -65,9 +66,9 @@ def verify(folder: Path, needed: set[str], what: str) -> None:
     for name in sorted(expected.keys() | found.keys()):
         if name not in found:
             raise ModelError(f"{folder}: '{name}' is missing; copy the {what} again")
-        if name not in expected:
+        if name not in expected and name != README:
             raise ModelError(f"{folder}: '{name}' is not part of the {what}; remove it or copy the {what} again")
-        if expected[name] != found[name]:
+        if name in expected and expected[name] != found[name]:
             raise ModelError(f"{folder}: '{name}' was changed or damaged since it was saved; copy the {what} again")
 
 

@@ -21,7 +21,7 @@ from delineate.metrics.overlap import dice
 from delineate.metrics.raters import risk_coverage_area
 from delineate.pictures import new_figure, write_figure
 from delineate.proposals.ordering import probable_dice
-from delineate.proposals.proposals import Outcome
+from delineate.proposals.target import Outcome
 from delineate.segmenter import Segmenter
 
 __all__ = ["draw", "rows", "show", "summarise", "write"]

@@ -13,7 +13,7 @@ import numpy as np
 
 from delineate.data.dataset import IGNORED, Case, Dataset
 from delineate.metrics.overlap import mean_interval
-from delineate.proposals.proposals import TargetProposals
+from delineate.proposals.target import TargetProposals
 from delineate.scans.scan import Scan
 from delineate.segmenter import Segmenter
 from delineate.storage.files import write_text
