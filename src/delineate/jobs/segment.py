@@ -77,7 +77,8 @@ class SegmentRequest:
     @classmethod
     def of_json(cls, told: Mapping[str, Any]) -> "SegmentRequest":
         """What `to_json` told."""
-        return cls(**{name: tuple(one) if isinstance(one, list) else one for name, one in told.items()})
+        values: dict[str, Any] = {name: tuple(one) if isinstance(one, list) else one for name, one in told.items()}
+        return cls(**values)
 
 
 @dataclass(frozen=True)
