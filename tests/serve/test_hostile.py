@@ -111,7 +111,12 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize("what", HOSTILE)
+@pytest.mark.parametrize(
+    "what",
+    [  # a child process each
+        pytest.param(one, marks=pytest.mark.slow if one == "a mark and nothing else" else ()) for one in HOSTILE
+    ],
+)
 def test_a_hostile_file_is_refused_in_a_line(what, server):
     name, data, words = HOSTILE[what]
     line = refused(server.segment(data, name, prompt="liver"), 422)
