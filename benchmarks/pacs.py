@@ -209,7 +209,7 @@ def by_simpleitk(path: Path, masks: dict[str, np.ndarray], scan: Scan) -> dict[s
     for frame, groups in zip(frames, told.PerFrameFunctionalGroupsSequence, strict=True):
         place = inverse @ [*map(float, groups.PlanePositionSequence[0].ImagePositionPatient), 1.0]
         got[groups.SegmentIdentificationSequence[0].ReferencedSegmentNumber][round(float(place[0]))] = frame
-    return {"equal": all(np.array_equal(g, m) for g, m in zip(got.values(), masks.values(), strict=True))}
+    return {"voxels_that_differ": sum(int((g != m).sum()) for g, m in zip(got.values(), masks.values(), strict=True))}
 
 
 def draw(path: Path, masks: dict[str, np.ndarray], scan: Scan) -> None:

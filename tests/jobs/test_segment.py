@@ -106,6 +106,8 @@ def test_the_run_says_what_made_it(system, scans, tmp_path):
         "series": None,
         "fill_gaps": False,
         "seg": "binary",
+        "compress_seg": True,
+        "dicom": ["seg"],
         "anyway": False,
         "turn": False,
     }

@@ -47,7 +47,7 @@ def write_objects(
         asked: of `OBJECTS`, in their order.
         folder: of the case.
         how: proposals are fused.
-        seg: the kind of SEG.
+        seg: the kind of SEG; None for none, and no report on it.
         compress: whether it may be stored in runs.
         algorithm: what drew them.
         targets: what is told of each of the proposals' targets, and measured of it.
@@ -58,6 +58,7 @@ def write_objects(
 
     scan, masks, maps, measured, notes = proposals.scan, {}, {}, [], []
     concepts: dict[str, str] = {}
+    asked = [name for name in asked if name == "rtstruct" or seg is not None]
     if scan.dicom is None or not asked:
         return [], []
     if scan.dicom.missing:

@@ -65,9 +65,8 @@ def test_what_was_written_is_read_again_voxel_by_voxel(world, name):
     assert [one.code[2] for one in read.regions] == ["Kidney", "Liver"]
 
 
-@pytest.mark.parametrize("name", ["rt", "seg"])
-def test_the_child_reads_it_too(world, name):
-    same(world[0] / f"{name}.dcm", *world[1:])
+def test_the_child_reads_it_too(world):
+    same(world[0] / "rt.dcm", *world[1:])
 
 
 @pytest.mark.parametrize("kind", ["labelmap", "fractional"])
@@ -220,6 +219,12 @@ def changed(world, tmp_path, change, name="rt"):
     return tmp_path / "odd.dcm"
 
 
+def redraw(contour, scan, voxels):
+    """Give a contour other points, which are counted in voxels."""
+    points = in_lps(scan, np.asarray(voxels, float))
+    contour.ContourData, contour.NumberOfContourPoints = [f"{v:.4f}" for v in points.ravel()], len(points)
+
+
 def first(data):
     return data.ROIContourSequence[0].ContourSequence[0]
 
@@ -239,7 +244,7 @@ def test_separate_contours_in_one_another_are_holes_too(tmp_path, world):
         square = np.array([[-1.5, -1.5], [-1.5, 8.5], [8.5, 8.5], [8.5, -1.5]])
         for n, (contour, side) in enumerate(zip(data.ROIContourSequence[1].ContourSequence, (1.0, 0.3), strict=True)):
             points = np.c_[np.full(4, 2), square * side + 4]
-            contour.ContourData = [f"{v:.4f}" for v in in_lps(scan, points).ravel()]
+            redraw(contour, scan, points)
             contour.ContourGeometricType = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")[n]
 
     _, scan, _ = world
@@ -293,9 +298,7 @@ def test_points_and_open_contours_are_left_out_and_told(tmp_path, world):
 
 def test_contours_across_the_slices_are_refused(tmp_path, world):
     def change(data):
-        first(data).ContourData = [
-            f"{v:.4f}" for v in in_lps(world[1], np.array([[0, 1, 1], [4, 5, 9], [2, 9, 3]])).ravel()
-        ]
+        redraw(first(data), world[1], np.array([[0, 1, 1], [4, 5, 9], [2, 9, 3]]))
 
     refusal(changed(world, tmp_path, change), world[1], "must lie in the slices", "read it on the series")
 
@@ -304,8 +307,8 @@ def test_contours_beside_the_scan_and_between_its_slices_are_told(tmp_path, worl
     def change(data):
         (one, other) = data.ROIContourSequence[1].ContourSequence
         triangle = np.array([[0, 1, 1], [0, 5, 9], [0, 9, 3]])
-        one.ContourData = [f"{v:.4f}" for v in in_lps(world[1], triangle + np.array([50, 0, 0])).ravel()]
-        other.ContourData = [f"{v:.4f}" for v in in_lps(world[1], triangle + np.array([2.3, 0, 0])).ravel()]
+        redraw(one, world[1], triangle + np.array([50, 0, 0]))
+        redraw(other, world[1], triangle + np.array([2.3, 0, 0]))
 
     notes = read_regions(changed(world, tmp_path, change), world[1]).notes
     assert "1 contours lie outside of the scan" in notes

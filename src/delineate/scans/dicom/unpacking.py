@@ -47,15 +47,15 @@ def read(job: dict[str, Any], folder: Path, allow: Callable[[int], None]) -> dic
                 f"{path}: deflated DICOM is not read, since it can expand a thousandfold before any check; convert it, "
                 "for example with dcmconv +te"
             )
-        for raw in map(data.get_item, list(data.keys())):  # pydicom reads on over the end of a file
-            if isinstance(raw, RawDataElement) and raw.value is not None and len(raw.value) < raw.length < UNDEFINED:
-                raise ScanError(f"{path}: a file must be readable to its end, this one was cut short; copy it again")
         kind = printable(data.get("Modality"))
         if kind not in ("SEG", "RTSTRUCT"):
             raise ScanError(
                 f"{path}: masks are read from a DICOM SEG or an RT Structure Set, found {kind or 'no modality'}; name "
                 "another file"
             )
+        for raw in map(data.get_item, list(data.keys())):  # pydicom reads on over the end of a file
+            if isinstance(raw, RawDataElement) and raw.value is not None and len(raw.value) < raw.length < UNDEFINED:
+                raise ScanError(f"{path}: a file must be readable to its end, this one was cut short; copy it again")
         notes += _same_frame(path, data, job["series"])
         found = _segments(path, data, syntax, job, allow, notes) if kind == "SEG" else _contours(path, data, job, notes)
     except (ScanError, MemoryError):
@@ -172,6 +172,10 @@ def _header(path: Path, data: Dataset, syntax: UID, max_voxels: int) -> Header:
             f"{path}: the header asks for {frames} x {rows} x {columns} at {bits} bits, but a file of {size} bytes "
             "cannot hold them; it was cut short or its header is wrong: copy it again"
         )
+    if not syntax.is_encapsulated:
+        pixels: Any = read_whole(path, specific_tags=["PixelData"]).get("PixelData") or b""
+        if 8 * len(pixels) < frames * rows * columns * bits:
+            raise ScanError(f"{path}: the pixels must be there to the last, some are lacking; copy it again")
     return Header(path, 0, data, syntax, True, frames, rows, columns, 1)
 
 
@@ -248,14 +252,14 @@ def _points(path: Path, contour: Dataset, name: str) -> np.ndarray:
         points = values.reshape(-1, 3)
     except ValueError:
         points = np.full((1, 3), np.nan)
-    if len(points) < whole(contour, "NumberOfContourPoints", 0):
-        raise ScanError(
-            f"{path}: a contour must have as many points as it says, one of '{name}' has fewer; export it again"
-        )
     if not (np.abs(points) <= FARTHEST_MM).all():  # NaN is not
         raise ScanError(
             f"{path}: a contour must be points of three numbers within a kilometre, one of '{name}' is not; export it "
             "again"
+        )
+    if len(points) < whole(contour, "NumberOfContourPoints", 0):
+        raise ScanError(
+            f"{path}: a contour must have as many points as it says, one of '{name}' has fewer; export it again"
         )
     return points
 
