@@ -11,7 +11,7 @@ three parts and the last are done, and what the others would write is made of co
 of a large cohort cost more than the first, and what ends it, in a fraction of the time.
 
 `workers`: copies of the CT that ships, by the model that ships, by that many processes of one thread each
-(`jobs.processes`). Seconds of the clock, and of processors: those of a scan, measured in this process alone, and those of
+(`jobs.processes`). Seconds of the clock, and of processors: those of a scan, measured in this process, and those of
 the command that hands out; scans an hour of more workers are computed from these. Computed figures are called so.
 
 Writes benchmarks/results/cohort.json, a part for each of the two.
