@@ -11,7 +11,7 @@ three parts and the last are done, and what the others would write is made of co
 of a large cohort cost more than the first, and what ends it, in a fraction of the time.
 
 `workers`: copies of the CT that ships, by the model that ships, by that many processes of one thread each
-(`jobs.processes`). Seconds of the clock, and of processors: those of a scan, measured in this process alone, and those of
+(`jobs.processes`). Seconds of the clock, and of processors: those of a scan, measured in this process, and those of
 the command that hands out; scans an hour of more workers are computed from these. Computed figures are called so.
 
 Writes benchmarks/results/cohort.json, a part for each of the two.
@@ -248,7 +248,7 @@ def draw(told: dict[str, Any], path: Path) -> None:
     label = f"computed: a processor each, {own['a_scan_cpu_seconds']:.1f} s a scan"
     axis.plot(list(computed), list(computed.values()), "--", color=COLOURS[0], label=label)
     measured = [(row["workers"], row["scans_an_hour"]) for row in own["rows"]]
-    label = f"measured, {own['processors_used']} processor for all, shared with other work"
+    label = f"measured, beginning included, {own['processors_used']} processor for all, shared with others"
     axis.plot(*zip(*measured, strict=True), "o", color=COLOURS[1], label=label)
     axis.set(xlabel="workers", ylabel="scans an hour", xscale="log", yscale="log")
     axis.grid(alpha=0.3)

@@ -92,7 +92,7 @@ OTHERS: dict[str, tuple[str, str]] = {  # how each is made, and the page that te
         "docs/lab/2026-11-21-doubt.md",
     ),
     "doubt_nodules.png": ("make doubt", "README.md"),
-    "lesions.png": ("make lesions, of its day", "docs/lab/2026-11-21-unisegdiff.md"),
+    "lesions.png": ("make lesions, of its day", "README.md"),
     "marks.png": ("make review", "docs/lab/2026-11-22-marks.md"),
     "review.png": ("SCREENSHOTS=docs/pictures make test-browser", "docs/how-to/review.md"),
     "review_tablet.png": ("SCREENSHOTS=docs/pictures make test-browser", "docs/how-to/review.md"),

@@ -124,7 +124,7 @@ def test_a_worker_is_killed_and_nothing_is_lost_or_done_twice(many, model, tmp_p
         assert addresses_of(crew.crew) == {"127.0.0.1"}
     report = run_cohort(crew, scans, REQUEST, tmp_path / "crew", model_hash=fingerprint(model))
     assert crew.killed == ["case00"]
-    assert len(crew.pids) == 3  # the lost one was replaced
+    assert crew.hired == 3  # the lost one was replaced
     assert Counter(name for name, _ in crew.given) == {f"case{k:02d}": 1 + (k == 0) for k in range(MANY)}
     assert [name for name, again in crew.given if again] == ["case00"]
     whole(tmp_path / "crew", report)

@@ -43,7 +43,11 @@ class Killing:
 
     def __init__(self, crew, folder):
         self.crew, self.folder, self.pids, self.killed, self.given, self.over = crew, folder, {}, [], [], False
-        self.workers, self.threads, self.device, self.hire = crew.workers, crew.threads, crew.device, crew.hire
+        self.workers, self.threads, self.device, self.hired = crew.workers, crew.threads, crew.device, 0
+
+    def hire(self, worker, doing):
+        self.hired += 1
+        self.crew.hire(worker, doing)
 
     def hear(self):
         heard = self.crew.hear()

@@ -69,7 +69,7 @@ class OnRay:
         check_address(address)
         os.environ.update(QUIET)  # read when Ray is imported, as is what follows
         if address == LOCAL and os.environ.get(FIRST) != ALONE[FIRST]:
-            if "ray" in sys.modules:
+            if sys.modules.get("ray") is not None:
                 raise DelineateError("--ray local has to import Ray itself, or its cluster would listen to the network")
             os.environ.update(ALONE | {"RAY_AUTH_TOKEN": secrets.token_hex(32)})
         try:
