@@ -47,7 +47,7 @@ def test_the_first_notebook_shows_masks():
     assert "<b>flux capacitor</b>: unknown prompt" in pages[0]
 
 
-@pytest.mark.parametrize("name", ["own-data", "ct-to-mr"])
+@pytest.mark.parametrize("name", ["own-data", pytest.param("ct-to-mr", marks=pytest.mark.slow)])
 def test_the_notebooks_that_train_run_with_little_to_learn(name, capsys):
     (book,) = (one for one in BOOKS if one.stem == name)
     pages = shown(run(book, QUICK[name]))

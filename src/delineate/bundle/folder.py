@@ -144,7 +144,9 @@ def inference(targets: tuple[str, ...], modality: str | None, n: int) -> dict[st
         "network": "$@network_def.to(@device)",
         "preprocessing": {
             "_target_": "Compose",
-            "transforms": [{"_target_": "LoadImaged", "keys": "image", "ensure_channel_first": True}],
+            "transforms": [
+                {"_target_": "LoadImaged", "keys": "image", "reader": "NibabelReader", "ensure_channel_first": True}
+            ],
         },
         "dataset": {
             "_target_": "Dataset",

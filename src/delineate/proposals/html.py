@@ -59,7 +59,7 @@ def page(scan: Scan, targets: Sequence[TargetProposals]) -> str:
 
 def words(text: str) -> str:
     """Text of others as HTML: escaped, cut where it is very long, without characters that are not seen."""
-    seen = without_hidden(text)
+    seen = without_hidden(text[: 4 * MOST_WORDS])
     return escape(seen if len(seen) <= MOST_WORDS else seen[: MOST_WORDS - 1] + "…")
 
 
@@ -143,7 +143,7 @@ def outlined(picture: Image.Image, mask: np.ndarray, colour: str) -> Image.Image
     """A picture of few colours with the edge of a mask in one more; of small things a quarter of a pixel counts."""
     share = np.array(Image.fromarray(mask.astype(np.float32)).resize(picture.size, Image.Resampling.BOX))
     inside = np.pad(share >= 0.25, 2)
-    edge = (binary_dilation(inside) & ~binary_erosion(inside))[2:-2, 2:-2]
+    edge = np.not_equal(binary_dilation(inside), binary_erosion(inside))[2:-2, 2:-2]
     pixels = np.array(picture)
     pixels[edge] = SHADES
     out = Image.fromarray(pixels)
