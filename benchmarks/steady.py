@@ -1,11 +1,15 @@
 """A clock of processor time that is worth the same whatever else the machine does: how benchmarks budget trainings.
 
+    python benchmarks/steady.py --kept runs/company/clock.json       on an idle machine, once: what it can do at best
+
 A second of processor time buys less where neighbours share caches and memory: the same network saw 11,848 images in
 1,200 s of an idle machine and 6,800 beside other work. So a fixed piece of work is timed every half minute, and seconds
 count by how long it takes now against how long it takes here at best. Its best is kept beside the runs, `clock.json`
-in their folder; a machine has one. Seconds can only become shorter than processor time, never longer.
+in their folder; a machine has one. Seconds can only become shorter than processor time, never longer. Writes the file
+that it is told.
 """
 
+import argparse
 import json
 import time
 from collections.abc import Callable
@@ -66,3 +70,20 @@ class SteadyClock:
         """For the figures: what seconds were worth on average, and at the worst."""
         worth = [self.best / look for look in self.looks]
         return {"worth": round(sum(worth) / len(worth), 3), "worst": round(min(worth), 3)}
+
+
+def main() -> None:
+    """Look at the machine for half a minute, and keep the best."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kept", type=Path, required=True, help="file that holds the best that this machine has shown")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    args.kept.parent.mkdir(parents=True, exist_ok=True)
+    clock, until = SteadyClock(args.kept), time.monotonic() + 30
+    while time.monotonic() < until:
+        clock._look()
+    print(f"{args.kept}: {1000 * clock.best:.1f} ms at best, {1000 * max(clock.looks):.1f} ms at worst")
+
+
+if __name__ == "__main__":
+    main()

@@ -85,6 +85,7 @@ MADE: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
 }
 OTHERS: dict[str, tuple[str, str]] = {  # how each is made, and the page that tells of it
     "adapt_slices.png": ("make adapt", "docs/lab/2026-11-21-adapt.md"),
+    "contours.png": ("python benchmarks/pacs.py", "docs/lab/2026-11-29-hospital.md"),
     "dicom_seg.png": ("make review", "docs/lab/2026-11-22-review.md"),
     "doubt.png": (
         "nothing any more: it is of its note; python benchmarks/doubt_pictures.py --picture FILE draws two of its "

@@ -9,7 +9,7 @@ from tests.cli.test_app import one_line
 from delineate.cli import app as cli
 from delineate.cli.config import NEVER, ONLY_ASKED_FOR, settable
 
-CALLBACKS = {one.callback.__name__: one.callback for one in cli.app.registered_commands}
+CALLBACKS = {one.name or one.callback.__name__: one.callback for one in cli.app.registered_commands}
 
 
 @pytest.fixture

@@ -48,7 +48,7 @@ def brains(tmp_path_factory):
 @pytest.fixture(scope="module")
 def model(brains, tmp_path_factory):
     output = tmp_path_factory.mktemp("model") / "unet"
-    train_system(TrainRequest("unet", [brains], images=500, calibrate=False), output)
+    train_system(TrainRequest("unet", [brains], images=700, calibrate=False), output)
     return output
 
 

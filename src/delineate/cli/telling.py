@@ -162,7 +162,7 @@ def tells(command: Callable[..., None]) -> Callable[..., None]:
     def told(verbose: bool, quiet: bool, log_file: Path | None, **given: Any) -> None:
         if verbose and quiet:
             raise typer.BadParameter("give --verbose or --quiet, not both")
-        HERE.command = command.__name__
+        HERE.command = command.__name__.rstrip("_")
         listen(verbose, quiet, log_file)
         command(**given)
 
