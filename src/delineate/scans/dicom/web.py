@@ -131,7 +131,7 @@ def fetch(address: Address, folder: Path) -> Path:
             wanted = [
                 uid for uid, (kind, _) in counts.items() if kind not in NOT_IMAGES and re.fullmatch(UID, uid or "")
             ]
-        if len(told) > MOST_SERIES or not wanted:
+        if (address.series is None and len(told) > MOST_SERIES) or not wanted:
             found = f"more than {MOST_SERIES} series" if wanted else "no series of images"
             raise WebError(f"{address.root}: found {found} in study {address.study}; name a series")
         make_folder(folder)
