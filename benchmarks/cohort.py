@@ -248,7 +248,7 @@ def draw(told: dict[str, Any], path: Path) -> None:
     label = f"computed: a processor each, {own['a_scan_cpu_seconds']:.1f} s a scan"
     axis.plot(list(computed), list(computed.values()), "--", color=COLOURS[0], label=label)
     measured = [(row["workers"], row["scans_an_hour"]) for row in own["rows"]]
-    label = f"measured, beginning included, {own['processors_used']} processor for all, shared with others"
+    label = f"measured, beginning included, {own['processors_used']} processors"
     axis.plot(*zip(*measured, strict=True), "o", color=COLOURS[1], label=label)
     axis.set(xlabel="workers", ylabel="scans an hour", xscale="log", yscale="log")
     axis.grid(alpha=0.3)
