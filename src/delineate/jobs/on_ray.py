@@ -7,6 +7,7 @@ begun here listens to this machine alone, to those who know its token, has no da
 that goes when it ends.
 """
 
+import importlib
 import logging
 import os
 import re
@@ -73,7 +74,7 @@ class OnRay:
                 raise DelineateError("--ray local has to import Ray itself, or its cluster would listen to the network")
             os.environ.update(ALONE | {"RAY_AUTH_TOKEN": secrets.token_hex(32)})
         try:
-            import ray
+            ray: Any = importlib.import_module("ray")  # an extra; where it is not, its types are not either
         except ImportError as error:
             raise DelineateError(INSTALL) from error
         if ":" in address:
