@@ -21,7 +21,7 @@ demo: $(READY)
 
 # The documents as a site in build/site, with the Python reference; a warning stops it.
 docs: $(READY)
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # The notebooks, run as they stand and stored with their pictures: minutes.
 notebooks: $(READY)

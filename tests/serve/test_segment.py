@@ -101,16 +101,22 @@ def series(tmp_path_factory):
     return packed.getvalue()
 
 
-def test_a_zip_of_dicom_comes_back_with_a_seg_and_no_name_of_it_is_used(server, series, tmp_path, nothing_left):
-    told, files = taken_apart(server.segment(series, "export.zip", prompt="liver", n=2, modality="CT"))
-    seg = pydicom.dcmread(io.BytesIO(files["segmentation.dcm"]))
-    assert seg.Modality == "SEG"
-    assert seg.PatientID == "p1"
+def test_a_zip_of_dicom_comes_back_with_objects_and_no_name_of_it_is_used(server, series, tmp_path, nothing_left):
+    fields = {"prompt": "liver", "n": 2, "modality": "CT", "dicom": "seg,rtstruct,report"}
+    told, files = taken_apart(server.segment(series, "export.zip", **fields))
+    for name, kind in (("segmentation.dcm", "SEG"), ("rtstruct.dcm", "RTSTRUCT"), ("report.dcm", "SR")):
+        made = pydicom.dcmread(io.BytesIO(files[name]))
+        assert (made.Modality, made.PatientID) == (kind, "p1")
     text = json.dumps(told)
     assert "script" not in text
     assert "evil" not in text
     assert str(server.folder) not in text
     assert told["file"] == "export.zip"
+
+
+def test_objects_that_there_are_not_are_refused(server, series, nothing_left):
+    answer = server.segment(series, "export.zip", prompt="liver", dicom="seg,dance")
+    assert "DICOM objects are seg, rtstruct, report or none" in refused(answer, 422)
 
 
 def test_a_job_is_asked_for_now_and_fetched_later_by_its_own_user(server, volume, nothing_left):

@@ -9,6 +9,7 @@ from starlette.background import BackgroundTask
 
 from delineate import __version__
 from delineate.errors import PromptError
+from delineate.jobs.dicom import parsed
 from delineate.jobs.segment import SegmentRequest
 from delineate.prompts.listing import ALL, listed
 from delineate.prompts.modality import modality_code
@@ -41,7 +42,7 @@ PROBLEMS: dict[int | str, Any] = {
 }
 ANSWER: dict[int | str, Any] = {
     200: {
-        "description": "Masks, their label map, `case.json` and, for DICOM, a DICOM SEG",
+        "description": "Masks, their label map, `case.json` and, for DICOM, the objects that were asked for",
         "content": {ZIPPED: {"schema": {"type": "string", "format": "binary"}}},
     }
 }
@@ -93,7 +94,12 @@ def router(service: Service, jobs: Jobs) -> APIRouter:
         anyway: Annotated[bool, Form(description="Also what was not learnt in such scans.")] = False,
         volume: Annotated[int | None, Form(ge=0, le=10**6, description="Which volume of several.")] = None,
         series: Annotated[Text | None, Form(description="Which DICOM series of several, by number or UID.")] = None,
-        seg: Annotated[Literal["binary", "fractional", "none"], Form(description="The DICOM SEG.")] = "binary",
+        seg: Annotated[
+            Literal["binary", "fractional", "labelmap", "none"], Form(description="What a DICOM SEG holds.")
+        ] = "binary",
+        dicom: Annotated[
+            Words, Form(description="What is written of a DICOM series, with commas: seg, rtstruct, report; or none.")
+        ] = "seg",
     ) -> SegmentRequest:
         kind = modality_code(modality or None)
         words = listed([one for one in prompt or [] if one.strip()] or [ALL], vocabulary, kind)
@@ -103,7 +109,9 @@ def router(service: Service, jobs: Jobs) -> APIRouter:
         lost = {one: told.nearest for one, told in meant.items() if not told.targets and not told.by_scan}
         if len(lost) == len(words):
             raise PromptError(" ".join(unknown_prompt_message(one, near, "") for one, near in lost.items()))
-        more: dict[str, Any] = {"seg": None if seg == "none" else seg, "series": series or None, "anyway": anyway}
+        kind_of_seg = None if seg == "none" else seg
+        more: dict[str, Any] = {"seg": kind_of_seg, "dicom": parsed(dicom, kind_of_seg)}
+        more |= {"series": series or None, "anyway": anyway}
         return SegmentRequest(words, n, seed, consensus, maps, kind, volume, montage, **more)
 
     @routes.get("/about")
