@@ -98,6 +98,12 @@ def two_organ_bank(phantom_dataset) -> SliceBank:
 
 
 @pytest.fixture(scope="session")
+def larger_bank(phantom_dataset) -> SliceBank:
+    """`two_organ_bank` at 64 pixels."""
+    return build_slices([open_dataset(phantom_dataset, targets=["liver", "spleen"])], "train", 64)
+
+
+@pytest.fixture(scope="session")
 def foundation_folder(two_organ_bank, tmp_path_factory) -> Path:
     """A tiny foundation, pre-trained for seconds, as `delineate pretrain` writes one; do not write there."""
     corpus = caption_corpus(two_organ_bank.vocabulary, two_organ_bank.modalities)
@@ -117,7 +123,12 @@ def edges_base(phantom_dataset, tmp_path_factory) -> Path:
 
 
 IMAGES = 900  # enough for most families to find a liver in the phantom
-MORE = {"ensemble": 2, "sdseg": 3, "unisegdiff": 0.8}  # members share them; a latent far from pixels takes longer
+MORE = {
+    "ensemble": 3,
+    "mcdropout": 2.4,
+    "sdseg": 3.1,
+    "unisegdiff": 0.8,
+}  # members share them; a latent far from pixels takes longer
 
 
 class Trained(dict):
@@ -126,9 +137,10 @@ class Trained(dict):
     Of several processes that run tests the first trains one, and the others load it.
     """
 
-    def __init__(self, bank: SliceBank, foundation: Callable[[], Path], folder: Path):
+    def __init__(self, bank: SliceBank, larger: SliceBank, foundation: Callable[[], Path], folder: Path):
         super().__init__()
         self.bank, self.foundation, self.folder = bank, foundation, folder
+        self.banks = {"sdseg": larger}  # of 32 pixels its latents keep four a side
 
     def __missing__(self, name: str) -> Segmenter:
         with FileLock(self.folder / f"{name}.lock"):
@@ -143,7 +155,7 @@ class Trained(dict):
     def _train(self, name: str) -> Any:
         work = self.folder / f"{name}-{os.getpid()}"
         return SYSTEMS[name].train(
-            self.bank,
+            self.banks.get(name, self.bank),
             "tiny",
             Run(Budget(images=int(IMAGES * MORE.get(name, 1))), work, seed=0),
             foundation=self.foundation() if name == "progidiff" else None,
@@ -152,9 +164,9 @@ class Trained(dict):
 
 
 @pytest.fixture(scope="session")
-def trained(two_organ_bank, request, tmp_path_factory) -> Trained:
+def trained(two_organ_bank, larger_bank, request, tmp_path_factory) -> Trained:
     """See `Trained`."""
     own = tmp_path_factory.getbasetemp()
     folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "trained-systems"
     folder.mkdir(exist_ok=True)
-    return Trained(two_organ_bank, lambda: request.getfixturevalue("foundation_folder"), folder)
+    return Trained(two_organ_bank, larger_bank, lambda: request.getfixturevalue("foundation_folder"), folder)

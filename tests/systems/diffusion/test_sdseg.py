@@ -48,9 +48,9 @@ def stack(two_organ_bank):
 
 
 @pytest.fixture(scope="module")
-def liver(two_organ_bank):
-    """Which pixels of `stack` are liver."""
-    return two_organ_bank.labels == 1 + two_organ_bank.vocabulary.index("liver")
+def larger(larger_bank):
+    """The pictures that `learnt` has learnt from, and which of their pixels are liver."""
+    return larger_bank.images.float() / 127.5 - 1, larger_bank.labels == 1 + larger_bank.vocabulary.index("liver")
 
 
 @pytest.fixture
@@ -81,7 +81,8 @@ def test_the_scan_is_encoded_once(system, stack):
 
 
 @pytest.mark.slow  # that a trained one heeds label and scan: a contract knows that they change something
-def test_the_label_is_heeded(learnt, stack, liver):
+def test_the_label_is_heeded(learnt, larger):
+    stack, liver = larger
     seen = learnt.see(View(stack))
     right, wrong = (learnt.propose(seen, target(learnt, n), 1, 0).probabilities[0] >= 0.5 for n in ("liver", "spleen"))
     assert dice(right, liver) > 0.5
@@ -89,7 +90,8 @@ def test_the_label_is_heeded(learnt, stack, liver):
 
 
 @pytest.mark.slow  # that a trained one heeds label and scan: a contract knows that they change something
-def test_without_its_scan_the_organ_is_lost(learnt, stack, liver):
+def test_without_its_scan_the_organ_is_lost(learnt, larger):
+    stack, liver = larger
     other = (
         learnt.propose(learnt.see(View(stack.roll(7, dims=0))), target(learnt, "liver"), 1, 0).probabilities[0] >= 0.5
     )
