@@ -43,17 +43,17 @@ class SteadyClock:
         self.kept, self.work, self.now = kept, work, now or time.process_time
         self.seconds = 0.0
         self.looks: list[float] = []
-        self._look()
+        self.look()
 
     def monotonic(self) -> float:
         """Seconds, from 0; what the looks themselves take is not counted."""
         if (since := self.now() - self.last) >= EVERY:
             self.seconds += since * self._worth()
-            self._look()
+            self.look()
             return self.seconds
         return self.seconds + since * self._worth()
 
-    def _look(self) -> None:
+    def look(self) -> None:
         """See what a second is worth now."""
         self.looks.append(self.work())
         known = json.loads(self.kept.read_text())["best"] if self.kept.exists() else self.looks[-1]
@@ -81,7 +81,7 @@ def main() -> None:
     args.kept.parent.mkdir(parents=True, exist_ok=True)
     clock, until = SteadyClock(args.kept), time.monotonic() + 30
     while time.monotonic() < until:
-        clock._look()
+        clock.look()
     print(f"{args.kept}: {1000 * clock.best:.1f} ms at best, {1000 * max(clock.looks):.1f} ms at worst")
 
 

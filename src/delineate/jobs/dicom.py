@@ -61,8 +61,9 @@ def write_objects(
     asked = [name for name in asked if name == "rtstruct" or seg is not None]
     if scan.dicom is None or not asked:
         return [], []
+    none = f"no DICOM {'SEG' if 'seg' in asked else 'objects'}"
     if scan.dicom.missing:
-        return [], [f"no DICOM SEG: the source lacks {', '.join(scan.dicom.missing)}"]
+        return [], [f"{none}: the source lacks {', '.join(scan.dicom.missing)}"]
     for target, told in zip(proposals, targets, strict=True):
         if target.outcome is not Outcome.FOUND or target.name is None or not (mask := target.consensus(how)).any():
             continue
@@ -73,7 +74,7 @@ def write_objects(
         figures = {k: v for k, v in told.get("measured", {}).items() if k in Measurements.__dataclass_fields__}
         measured.append(Measurements(name=name, volume_ml=told.get("consensus_ml"), **figures))
     if not masks:
-        return [], ["no DICOM SEG: nothing was found"]
+        return [], [f"{none}: nothing was found"]
     kind, options = seg or "binary", {"algorithm": algorithm, "concepts": concepts}
     if kind == "labelmap" and (pair := overlapping(masks)) is not None:
         kind = "binary"

@@ -51,12 +51,14 @@ class Worker:
         import torch
 
         from delineate import __version__
+        from delineate.adapters.folder import fingerprint as adapter_fingerprint
+        from delineate.model_folder import fingerprint
         from delineate.segmenter import Segmenter
 
         if begin["release"] != __version__:
             raise ModelError(f"the command is of delineate {begin['release']}, a worker of {__version__}; install one")
         if not Path(begin["current"]).is_dir():
-            raise DelineateError(f"a worker has no folder {begin['folder']}; all machines need the same paths")
+            raise DelineateError(f"a worker has no folder {begin['current']}; all machines need the same paths")
         os.chdir(begin["current"])
         torch.set_num_threads(begin["threads"])
         device = begin["device"]
@@ -65,8 +67,11 @@ class Worker:
         adapter = begin["adapter"]
         self.segmenter = Segmenter.load(begin["model"], device, adapter)
         self.doing = doing_of(begin)
-        if adapter is None and self.segmenter.fingerprint != self.doing.signature["model_sha256"]:
-            raise ModelError(f"{begin['model']}: a worker finds another model there; copy it to all machines")
+        own = fingerprint(begin["model"]), None if adapter is None else adapter_fingerprint(adapter)
+        if own != (self.doing.signature["model_sha256"], self.doing.signature["adapter_sha256"]):
+            raise ModelError(
+                f"{adapter or begin['model']}: a worker finds another model there; copy it to all machines"
+            )
 
     @property
     def ready(self) -> dict[str, Any]:

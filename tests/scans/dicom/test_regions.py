@@ -315,6 +315,22 @@ def test_contours_beside_the_scan_and_between_its_slices_are_told(tmp_path, worl
     assert "contours lie up to 0.30 slices beside the scan's: the nearest are taken" in notes
 
 
+@pytest.mark.parametrize("start", [0, 0.4])
+def test_contours_on_thinner_slices_than_the_scan_s_are_those_of_the_nearest(tmp_path, start):
+    """Two planes of one region in a slice are no hole in one another."""
+    write_series(tmp_path / "s", np.zeros((6, 8, 8), np.int16))
+    scan = read_series(tmp_path / "s")
+    mask = np.zeros(scan.shape, bool)
+    mask[:, 2:6, 2:6] = True
+    mask[:, 3, 3] = False
+    file = write_rtstruct(tmp_path / "rt.dcm", {"liver": mask}, scan, algorithm="t")
+    affine = scan.affine @ np.diag([2.0, 1, 1, 1])
+    affine[:3, 3] += start * scan.affine[:3, 0]
+    read = read_regions(file, Scan(scan.voxels[::2], affine))
+    assert np.array_equal(read.regions[0].mask(), mask[::2])
+    assert any("drawn on thinner slices than the scan's" in note for note in read.notes)
+
+
 def test_contours_on_every_second_slice_leave_gaps_that_are_told(tmp_path):
     write_series(tmp_path / "s", np.zeros((6, 8, 8), np.int16))
     scan = read_series(tmp_path / "s")

@@ -193,11 +193,11 @@ def _contours(path: Path, data: Dataset, job: dict[str, Any], notes: list[str]) 
     back, shape = np.linalg.inv(np.array(job["affine"])), tuple(job["shape"])
     found: list[Found] = []
     left: Counter[str] = Counter()
-    count, between, outside, apart = 0, 0.0, 0, []
+    count, between, outside, thinner, apart = 0, 0.0, 0, 0, []
     for one in drawn:
         number = whole(one, "ReferencedROINumber", -1)
         name = named.get(number, "")
-        polygons: dict[tuple[int, int], list[np.ndarray]] = {}
+        drawn_at: dict[tuple[int, int], list[tuple[float, np.ndarray]]] = {}  # of a slice: how far beside it, and what
         contours: Any = one.get("ContourSequence") or ()
         for contour in contours:
             count += 1
@@ -221,13 +221,16 @@ def _contours(path: Path, data: Dataset, job: dict[str, Any], notes: list[str]) 
             if not 0 <= k < shape[axis]:
                 outside += 1
                 continue
-            between = max(between, abs(middle - k))
-            polygons.setdefault((axis, k), []).append(np.delete(at, axis, axis=1))
-        voxels = [
-            _voxels(filled(own, tuple(np.delete(shape, axis))), axis, k, shape) for (axis, k), own in polygons.items()
-        ]
+            drawn_at.setdefault((axis, k), []).append((middle - k, np.delete(at, axis, axis=1)))
+        voxels = []
+        for (axis, k), own in drawn_at.items():
+            # contours of one plane are holes in one another, those of two are not: the plane nearest to a slice counts
+            beside = min((off for off, _ in own), key=abs)
+            polygons = [polygon for off, polygon in own if abs(off - beside) <= BETWEEN]
+            between, thinner = max(between, abs(beside)), thinner + len(own) - len(polygons)
+            voxels.append(_voxels(filled(polygons, tuple(np.delete(shape, axis))), axis, k, shape))
         found.append({"name": name, "code": coded.get(number), "voxels": voxels})
-        slices = sorted(k for _, k in polygons)
+        slices = sorted(k for _, k in drawn_at)
         if len(slices) > 2 and min(np.diff(slices)) > 1:
             apart.append(name)
     notes += [f"left out: {number} x contours {what}" for what, number in left.most_common(5)]
@@ -235,6 +238,8 @@ def _contours(path: Path, data: Dataset, job: dict[str, Any], notes: list[str]) 
         notes.append(f"{outside} contours lie outside of the scan")
     if between > BETWEEN:
         notes.append(f"contours lie up to {between:.2f} slices beside the scan's: the nearest are taken")
+    if thinner:
+        notes.append(f"drawn on thinner slices than the scan's: {thinner} contours between them are left out")
     if apart:
         notes.append(f"contours on some slices only, those between them stay empty: {', '.join(apart[:5])}")
     return found
